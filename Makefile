@@ -1,0 +1,83 @@
+# Everything a developer does here; `make` lists it. Needs make and one Python 3.11-3.13 (tools/environment.sh says which).
+# Variables: PYTHON=interpreter for the virtual environment, VENV=its folder, ARGS=more arguments for pytest,
+# ONCE=1, CASES="names", OUT=file (each target says which it reads).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+ONCE ?=
+CASES ?=
+OUT ?=
+
+BIN := $(VENV)/bin
+# -P keeps a folder of the caller's called `services` from hiding ours.
+RUN := $(BIN)/python -P
+STAMP := $(VENV)/.complete
+WRITTEN := $(wildcard carrel servicekit services gateway examples tests benchmarks tools)
+
+.PHONY: help
+help: ## what there is to make (this list)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: setup
+setup: $(STAMP) ## makes .venv from the hashed constraints.txt; quick when nothing changed
+
+$(STAMP): pyproject.toml constraints.txt tools/environment.sh
+	@python="$$(tools/environment.sh $(PYTHON))"; \
+	 [ -x $(BIN)/pip ] || "$$python" -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: run
+run: setup ## starts the five processes and runs two users' agents; ONCE=1 ends with the runs
+	@$(RUN) -m carrel.cli demo $(if $(ONCE),--once)
+
+.PHONY: test
+test: setup ## the tests, naming each one skipped and why; ARGS="tests/unit -x"
+	$(RUN) -m pytest -ra $(ARGS)
+
+.PHONY: check
+check: setup ## format, lint, types, layers, file layout, protos and stubs; changes nothing
+	$(BIN)/ruff format --check $(WRITTEN)
+	$(BIN)/ruff check $(WRITTEN)
+	$(BIN)/mypy $(WRITTEN)
+	$(BIN)/lint-imports --no-logo --cache-dir .import_linter_cache
+	$(RUN) -m tools.check_layout
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(if $(wildcard protos/baseline.binpb),$(BIN)/buf breaking --against protos/baseline.binpb)
+	$(RUN) -m tools.protos --check
+
+.PHONY: protos
+protos: setup ## regenerates the stubs under carrel/v1 from protos/
+	$(RUN) -m tools.protos
+
+.PHONY: baseline
+baseline: setup ## makes today's contract the one that `make check` compares with (when an issue closes)
+	$(BIN)/buf build -o protos/baseline.binpb
+
+.PHONY: fmt
+fmt: setup ## formats Python and protos, and mends what ruff can mend
+	$(BIN)/ruff check --fix-only --quiet $(WRITTEN)
+	$(BIN)/ruff format $(WRITTEN)
+	$(BIN)/buf format --write
+
+.PHONY: bench
+bench: setup ## measures; CASES="events first_event" OUT=file.json
+	$(RUN) -m benchmarks $(if $(CASES),--cases "$(CASES)") $(if $(OUT),--out "$(OUT)")
+
+.PHONY: lock
+lock: setup ## brings constraints.txt in line with pyproject.toml; ARGS=--upgrade for newer versions (needs the network)
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --quiet --output-file constraints.txt $(ARGS)
+
+.PHONY: clean
+clean: ## removes caches, build results and the development state; keeps .venv
+	rm -rf build dist .carrel .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(WRITTEN) -name __pycache__ -type d -prune -exec rm -rf {} +

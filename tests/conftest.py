@@ -1,0 +1,109 @@
+"""What every test gets: a clean environment, a watch for tasks left behind, and ways to wait without sleeping.
+
+Not here: fakes and servers. Those stand beside what they replace, or in a conftest nearer to the tests that use them.
+"""
+
+import asyncio
+import inspect
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol, TypeVar, overload
+
+import pytest
+from hypothesis import settings
+
+T = TypeVar("T")
+
+# No deadline per example: the machine is shared, and pytest-timeout bounds the test as a whole.
+settings.register_profile("carrel", deadline=None)
+settings.load_profile("carrel")
+
+
+class Eventually(Protocol):
+    """The type of the fixture `eventually`: waits until a condition holds and returns what it returned."""
+
+    @overload
+    async def __call__(self, condition: Callable[[], Awaitable[T]], *, within: float = ..., what: str = ...) -> T: ...
+    @overload
+    async def __call__(self, condition: Callable[[], T], *, within: float = ..., what: str = ...) -> T: ...
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """`await eventually(lambda: log.offset == 3)`: polls until the result is true, fails after `within` seconds.
+
+    The condition may be a plain function or one that returns an awaitable. `what` names it in the failure.
+    """
+    return _eventually
+
+
+async def _eventually(condition: Callable[[], Any], *, within: float = 5.0, what: str = "") -> Any:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within
+    pause = 0.001
+    while True:
+        result = condition()
+        value = await result if inspect.isawaitable(result) else result
+        if value:
+            return value
+        if loop.time() >= deadline:
+            pytest.fail(f"not within {within} s: {what or inspect.getsource(condition).strip()}; last seen: {value!r}")
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """`free_port()` is a TCP port on localhost that was free a moment ago; two calls never give the same one.
+
+    Only for a process that cannot be told to take port 0 and say what it got.
+    """
+    given: set[int] = set()
+
+    def find() -> int:
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port: int = probe.getsockname()[1]
+            if port not in given:
+                given.add(port)
+                return port
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An unknown or leftover CARREL_* of the developer's shell would be an error, or worse, change what is tested.
+    for name in [name for name in os.environ if name.startswith("CARREL_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_tasks_left(request: pytest.FixtureRequest) -> None:
+    # Asked for here, before the test's own fixtures, so that it ends after them and sees what they forgot.
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("_watch_tasks")
+
+
+@pytest.fixture
+async def _watch_tasks() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    # A task that was cancelled or told to stop needs a few turns of the loop; one that nobody told does not end.
+    for _ in range(20):
+        if not _unended(before):
+            return
+        await asyncio.sleep(0.005)
+    left = _unended(before)
+    for task in left:
+        task.cancel()
+    await asyncio.wait(left, timeout=1)
+    names = "\n  ".join(f"{task.get_name()}: {task.get_coro()!r}" for task in left)
+    pytest.fail(f"the test left {len(left)} asyncio tasks running; whoever starts one must await it:\n  {names}")
+
+
+def _unended(before: set[asyncio.Task[object]]) -> set[asyncio.Task[object]]:
+    mine = {asyncio.current_task()}
+    return {task for task in asyncio.all_tasks() if task not in before and task not in mine and not task.done()}
