@@ -1,0 +1,266 @@
+"""One long-lived stream of batches to the next hop, kept open whatever happens to that hop.
+
+It coalesces: whatever its source has when a write ends goes into the next message, so an idle process adds no delay
+and a busy one batches by itself. It promises nothing about events: the source keeps what is unacknowledged, and is told
+to begin again on every new connection. Emit and Publish are both such streams. It is neither a queue nor a retry policy
+for calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
+
+import grpc
+
+from carrel.v1.events_pb2 import ProducerAck, ProducerEvents
+from servicekit.logs import get_logger
+from servicekit.tasks import FailureHandler, TaskOwner, end_service
+
+__all__ = ["BidiCall", "ReliableStream", "Source", "StreamOptions", "StreamStatistics"]
+
+_log: Final = get_logger(__name__)
+
+Req = TypeVar("Req", contravariant=True)
+Resp = TypeVar("Resp", covariant=True)
+
+
+class Source(Protocol):
+    """What a stream carries: it holds the items until they are acknowledged. Every method runs on the loop, at once."""
+
+    def bind(self, wake: Callable[[], None]) -> None:
+        """Learn what to call when something new can be taken."""
+
+    def restart(self) -> None:
+        """A new connection: nothing of what was taken before is known to have arrived, so offer it again."""
+
+    def take(self, max_items: int, max_bytes: int) -> Sequence[ProducerEvents]:
+        """The items of the next message, one at least if there is any; empty when there is nothing to send."""
+        ...
+
+    def acknowledge(self, acks: Iterable[ProducerAck]) -> None:
+        """The next hop's word on items of the present connection."""
+
+
+class BidiCall(Protocol[Req, Resp]):
+    """The part of a grpc.aio bidirectional call that is used here; tests put a scripted one in its place."""
+
+    async def wait_for_connection(self) -> None: ...
+    async def write(self, request: Req) -> None: ...
+    async def read(self) -> Resp | Any: ...
+    async def done_writing(self) -> None: ...
+    def cancel(self) -> bool: ...
+
+
+class _Acks(Protocol):
+    @property
+    def acks(self) -> Iterable[ProducerAck]: ...
+
+
+AckResponse = TypeVar("AckResponse", bound=_Acks)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """Bounds of a message and times of a connection, in bytes and seconds.
+
+    A lost connection is opened again at once, then after ``first_delay_s``, doubling up to ``max_delay_s``, each delay
+    shortened by up to a half at random. After ``max_age_s`` a connection is replaced, so that load balancers and
+    certificates get their turn; ``close_grace_s`` is how long the next hop then has to acknowledge what it got.
+    ``alert_after`` failures in a row are an error to be looked at; trying goes on for ever.
+    """
+
+    max_items: int = 128
+    max_bytes: int = 512 * 1024
+    connect_timeout_s: float = 5.0
+    first_delay_s: float = 0.05
+    max_delay_s: float = 2.0
+    max_age_s: float = 25 * 60.0
+    close_grace_s: float = 1.0
+    alert_after: int = 3
+
+
+@dataclass(slots=True)
+class StreamStatistics:
+    """Counts since the start."""
+
+    messages: int = 0
+    items: int = 0
+    connections: int = 0
+    losses: int = 0
+
+
+class ReliableStream(Generic[Req, AckResponse]):
+    """Keeps one bidirectional call to the next hop open and moves a source's items over it.
+
+    Args:
+        open_call: Starts the call, for example ``stub.Emit``.
+        request: Builds one message from items, for example ``lambda items: EmitRequest(items=items)``.
+        source: What to send, and who hears the acknowledgements.
+        name: The next hop's name, for logs.
+        on_state: Called with True when a connection is there and with False when it is lost.
+        on_failure: Called when the stream ends by a fault of ours (never by the peer's).
+
+    Use it as an async context manager; on leaving, the call is cancelled; what is unacknowledged stays with the source.
+    """
+
+    def __init__(
+        self,
+        open_call: Callable[[], BidiCall[Req, AckResponse]],
+        request: Callable[[Sequence[ProducerEvents]], Req],
+        source: Source,
+        *,
+        name: str,
+        options: StreamOptions | None = None,
+        on_state: Callable[[bool], None] | None = None,
+        on_failure: FailureHandler = end_service,
+    ) -> None:
+        self._open = open_call
+        self._request = request
+        self._source = source
+        self._name = name
+        self._options = options or StreamOptions()
+        self._on_state = on_state
+        self._wake = asyncio.Event()
+        self._up = asyncio.Event()
+        self._heard = False
+        self._half_close = False
+        self._told = False
+        self._tasks = TaskOwner(on_failure)
+        self._runner: asyncio.Task[None] | None = None
+        self.statistics = StreamStatistics()
+        source.bind(self._wake.set)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open now."""
+        return self._up.is_set()
+
+    async def wait_connected(self) -> None:
+        """Wait until a connection is open."""
+        await self._up.wait()
+
+    async def __aenter__(self) -> Self:
+        self._runner = self._tasks.start(self._run(), f"stream to {self._name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the connection and stops reconnecting. Legal before the start, and more than once."""
+        await self._tasks.aclose()
+
+    async def _run(self) -> None:
+        clock = asyncio.get_running_loop().time
+        failures = 0
+        while True:
+            opened = clock()
+            await self._connection()
+            # A connection that opens only to break at once must not reset the delay, or it is retried in a tight loop.
+            if self._heard or clock() - opened > self._options.max_delay_s:
+                failures = 0
+            failures += 1
+            if failures == self._options.alert_after:
+                _log.error("the next hop stays away", peer=self._name, failures=failures)
+            await asyncio.sleep(self._delay(failures))
+
+    def _delay(self, failures: int) -> float:
+        if failures <= 1:
+            return 0.0
+        longest = min(self._options.max_delay_s, self._options.first_delay_s * 2.0 ** min(failures - 2, 16))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads load, guards nothing
+
+    async def _connection(self) -> None:
+        """One connection from its opening to its end."""
+        self._heard = self._half_close = False
+        call = self._open()
+        # In a task of its own: a call that the peer cancels raises CancelledError, which here must not mean us.
+        talk = asyncio.create_task(self._talk(call))
+        try:
+            await asyncio.wait({talk})
+        finally:
+            call.cancel()
+            await _stop(talk)
+            if self._up.is_set():
+                self._set_up(False)
+        error = None if talk.cancelled() else talk.exception()
+        if error is not None and not isinstance(error, grpc.RpcError | asyncio.InvalidStateError | TimeoutError):
+            raise error
+        if not self._half_close:
+            self._lost(error)
+
+    def _lost(self, error: BaseException | None) -> None:
+        self.statistics.losses += 1
+        # Once for each time it was there: an absent peer is tried again every two seconds.
+        if not self._told:
+            self._told = True
+            _log.warning("stream lost", peer=self._name, reason=_reason(error))
+
+    async def _talk(self, call: BidiCall[Req, AckResponse]) -> None:
+        async with asyncio.timeout(self._options.connect_timeout_s):
+            await call.wait_for_connection()
+        self._source.restart()
+        self.statistics.connections += 1
+        self._set_up(True)
+        self._told = False
+        writer = asyncio.create_task(self._write(call))
+        reader = asyncio.create_task(self._read(call))
+        try:
+            age = self._options.max_age_s * random.uniform(0.9, 1.0)  # noqa: S311 -- spreads load, guards nothing
+            done, _ = await asyncio.wait({writer, reader}, timeout=age, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                self._half_close = True
+                self._wake.set()
+                await asyncio.wait({reader}, timeout=self._options.close_grace_s)
+        finally:
+            await _stop(reader)
+            await _stop(writer)
+        # The reader knows the call's status; the writer knows only that it is over.
+        errors = [task.exception() for task in (reader, writer) if not task.cancelled()]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    async def _write(self, call: BidiCall[Req, AckResponse]) -> None:
+        take, wake, statistics = self._source.take, self._wake, self.statistics
+        max_items, max_bytes = self._options.max_items, self._options.max_bytes
+        while not self._half_close:
+            items = take(max_items, max_bytes)
+            if items:
+                statistics.messages += 1
+                statistics.items += len(items)
+                await call.write(self._request(items))
+            else:
+                wake.clear()
+                await wake.wait()
+        await call.done_writing()
+
+    async def _read(self, call: BidiCall[Req, AckResponse]) -> None:
+        acknowledge = self._source.acknowledge
+        while (response := await call.read()) is not grpc.aio.EOF:
+            self._heard = True
+            acknowledge(response.acks)
+
+    def _set_up(self, up: bool) -> None:
+        (self._up.set if up else self._up.clear)()
+        if self._on_state is not None:
+            self._on_state(up)
+
+
+async def _stop(task: asyncio.Task[Any]) -> None:
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def _reason(error: BaseException | None) -> str:
+    if error is None:
+        return "ended by the peer"
+    return error.code().name if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__

@@ -1,0 +1,306 @@
+"""Tickets: the signed proof, carried in every context, of who a call is for. Minted here and verified here.
+
+A ticket is a JWT (EdDSA, ``typ`` ``txntoken+jwt``) of one of three scopes. A verifier takes a whole context message and
+gives a principal, or an error: there is no way to have the ids of a message without the comparison. Not login tokens.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import jwt
+
+from carrel.errors import IdentityMismatchError, ScopeError, TicketError, TicketExpiredError, TooLargeError
+from servicekit.identity.claims import AUDIENCE, MAX_TICKET_BYTES, TYPE, principal_from_claims, read_claims
+from servicekit.identity.keys import KeySet, SigningKey
+from servicekit.identity.principals import ANY_SCOPE, Principal, RunPrincipal, Scope, ServicePrincipal, SessionPrincipal
+from servicekit.logs import get_logger
+
+__all__ = ["ContextMessage", "TicketMinter", "TicketVerifier"]
+
+_log = get_logger("servicekit.identity")
+
+# A name of its own, so that tests can move this module's clock and no other.
+_now = time.time
+_CACHE_SIZE: Final = 20_000
+_NEW_TICKET: Final = "get a fresh ticket and send the call again"
+
+
+class ContextMessage(Protocol):
+    """The fields of ``carrel.v1.UserExecutionContext`` that say who a call is for."""
+
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def thread_id(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def parent_request_id(self) -> str: ...
+    @property
+    def operation_depth(self) -> int: ...
+    @property
+    def ticket(self) -> str: ...
+
+
+class TicketMinter:
+    """Signs tickets in the name of ``issuer``, for callers that have authenticated the user and chosen permissions."""
+
+    def __init__(self, signing_key: SigningKey, issuer: str) -> None:
+        if signing_key.issuer and signing_key.issuer != issuer:
+            raise ValueError(f"the key {signing_key.kid} belongs to {signing_key.issuer}, not to {issuer}")
+        self._key = signing_key
+        self._issuer = issuer
+        self._headers = {"typ": TYPE, "kid": signing_key.kid}
+
+    def mint_run(  # noqa: PLR0917 -- the four ids have one well-known order
+        self,
+        user_id: str,
+        thread_id: str,
+        run_id: str,
+        request_id: str,
+        permissions: Iterable[str] = (),
+        limits: Mapping[str, int] | None = None,
+        lifetime_s: float = 1200.0,
+    ) -> str:
+        """A ticket for one run; ``request_id`` is its root request's and holds no ``_``."""
+        if "_" in request_id:
+            raise ValueError("a root request's id holds no '_'")
+        ids = {"sub": user_id, "thread": thread_id, "run": run_id, "req": request_id}
+        return self._mint(Scope.RUN, ids, permissions, limits, lifetime_s)
+
+    def mint_session(
+        self,
+        user_id: str,
+        permissions: Iterable[str] = (),
+        limits: Mapping[str, int] | None = None,
+        lifetime_s: float = 600.0,
+    ) -> str:
+        """A ticket for a user's connections and questions."""
+        return self._mint(Scope.SESSION, {"sub": user_id}, permissions, limits, lifetime_s)
+
+    def mint_service(self, service: str, permissions: Iterable[str] = (), lifetime_s: float = 600.0) -> str:
+        """A ticket for a service that acts for no user."""
+        return self._mint(Scope.SERVICE, {"sub": service}, permissions, None, lifetime_s)
+
+    def _mint(
+        self,
+        scope: Scope,
+        ids: Mapping[str, str],
+        permissions: Iterable[str],
+        limits: Mapping[str, int] | None,
+        lifetime_s: float,
+    ) -> str:
+        if scope not in self._key.scopes:
+            raise ValueError(f"the key {self._key.kid} may not sign tickets of the scope {scope.value}")
+        if not all(ids.values()):
+            raise ValueError(f"a {scope.value} ticket needs {', '.join(ids)}, none of them empty")
+        now = int(_now())
+        claims: dict[str, Any] = {
+            "iss": self._issuer,
+            "aud": AUDIENCE,
+            "iat": now,
+            "exp": now + max(1, round(lifetime_s)),
+            "txn": secrets.token_urlsafe(12),
+            "scope": scope.value,
+            **ids,
+            "perms": sorted(set(permissions)),
+        }
+        if limits:
+            claims["limits"] = dict(limits)
+        ticket = jwt.encode(claims, self._key.key, algorithm="EdDSA", headers=self._headers)
+        if len(ticket) > MAX_TICKET_BYTES:
+            raise TooLargeError(
+                "the permissions do not fit into a ticket",
+                advice="grant fewer permissions, or ones with shorter names",
+                limit="ticket",
+                limit_value=MAX_TICKET_BYTES,
+                use=len(ticket),
+            )
+        return ticket
+
+
+@dataclass(slots=True)
+class _Known:
+    """A verified ticket, with its principal's fields at hand for the comparison."""
+
+    principal: Principal
+    scope: Scope
+    ends: float
+    user_id: str
+    thread_id: str
+    run_id: str
+    request_id: str
+    child_prefix: str
+
+
+class TicketVerifier:
+    """Turns a context message into a principal. Synchronous; a ticket's signature is checked once, its fields always.
+
+    Not for use from several threads. ``identity_mismatch_total`` counts contexts that said another identity than their
+    ticket.
+    """
+
+    def __init__(self, keyset: KeySet, leeway_s: float = 5.0, *, cache_size: int = _CACHE_SIZE) -> None:
+        self._keys = keyset
+        self._leeway = leeway_s
+        self._cache: dict[str, _Known] = {}
+        self._cache_size = cache_size
+        self._generation = keyset.generation
+        self._next_look = 0.0
+        self._next_line = 0.0
+        self.identity_mismatch_total = 0
+
+    def verify(self, message: ContextMessage, allow: Collection[Scope] = ANY_SCOPE) -> Principal:
+        """The verified principal of a context.
+
+        Args:
+            message: The context as it came.
+            allow: The scopes that this call takes.
+
+        Raises:
+            TicketError: No ticket, or one that is malformed or not signed by a known key.
+            TicketExpiredError: The ticket is past its end.
+            ScopeError: The ticket is good, but of a scope that this call does not take.
+            IdentityMismatchError: An identity field differs from the ticket.
+        """
+        # The hot path: every event passes here. Each attribute of a protobuf message costs about 80 ns.
+        ticket = message.ticket
+        now = _now()
+        if now >= self._next_look:
+            self._look_at_keys(now)
+        known = self._cache.get(ticket)
+        if known is None:
+            known = self._learn(ticket, now)
+        elif now >= known.ends:
+            del self._cache[ticket]
+            raise _expired()
+        if known.scope not in allow:
+            raise _wrong_scope(known.scope, allow)
+        if message.user_id != known.user_id:
+            raise self._mismatch("user_id", known)
+        if message.thread_id != known.thread_id:
+            raise self._mismatch("thread_id", known)
+        if message.run_id != known.run_id:
+            raise self._mismatch("run_id", known)
+        request_id = message.request_id
+        if request_id == known.request_id:
+            # The root request, or (session, service) none at all.
+            if message.operation_depth:
+                raise self._mismatch("operation_depth", known)
+            if message.parent_request_id:
+                raise self._mismatch("parent_request_id", known)
+        else:
+            self._check_child(message, request_id, known)
+        return known.principal
+
+    def verify_ticket(self, ticket: str) -> Principal:
+        """The principal of a bare ticket, for those who build a context around one.
+
+        Raises:
+            TicketError: As ``verify``.
+        """
+        now = _now()
+        if now >= self._next_look:
+            self._look_at_keys(now)
+        known = self._cache.get(ticket) or self._learn(ticket, now)
+        if now >= known.ends:
+            raise _expired()
+        return known.principal
+
+    def _check_child(self, message: ContextMessage, request_id: str, known: _Known) -> None:
+        prefix = known.child_prefix
+        if not prefix or not request_id.startswith(prefix) or len(request_id) == len(prefix):
+            raise self._mismatch("request_id", known)
+        depth, parent = message.operation_depth, message.parent_request_id
+        if not depth:
+            raise self._mismatch("operation_depth", known)
+        if depth == 1:
+            right = parent == known.request_id
+        else:
+            # An operation's name may hold "_", so the ids bound the depth from above and do not fix it.
+            right = parent.startswith(prefix) and parent.count("_") >= depth - 1
+        if not right or not request_id.startswith(parent + "_") or len(request_id) == len(parent) + 1:
+            raise self._mismatch("parent_request_id", known)
+
+    def _learn(self, ticket: str, now: float) -> _Known:
+        if not ticket:
+            raise TicketError("the context carries no ticket", advice="put a ticket into context.ticket")
+        principal = principal_from_claims(read_claims(ticket, self._keys, self._leeway))
+        # A key that was unknown may have just been read from the file: what older keys signed is judged anew.
+        self._forget_if_keys_changed()
+        known = _known(principal, self._leeway)
+        if now >= known.ends:
+            raise _expired()
+        if len(self._cache) >= self._cache_size:
+            self._make_room(now)
+        self._cache[ticket] = known
+        return known
+
+    def _make_room(self, now: float) -> None:
+        live = {ticket: known for ticket, known in self._cache.items() if known.ends > now}
+        if len(live) >= self._cache_size:
+            # The oldest quarter in one go: dropping one at a time from a dict's front costs a scan each.
+            live = dict(list(live.items())[self._cache_size // 4 or 1 :])
+        self._cache = live
+
+    def _look_at_keys(self, now: float) -> None:
+        self._next_look = now + 1.0
+        self._keys.refresh()
+        self._forget_if_keys_changed()
+
+    def _forget_if_keys_changed(self) -> None:
+        if self._generation != self._keys.generation:
+            self._generation = self._keys.generation
+            self._cache.clear()
+
+    def _mismatch(self, field: str, known: _Known) -> IdentityMismatchError:
+        self.identity_mismatch_total += 1
+        now = _now()
+        if now >= self._next_line:
+            # One line a second at most: a flood of wrong contexts must not become a flood of lines.
+            self._next_line = now + 1.0
+            _log.warning("identity mismatch", field=field, scope=known.scope.value, total=self.identity_mismatch_total)
+        return IdentityMismatchError(
+            f"the context's {field} is not its ticket's",
+            advice=_ADVICE[known.scope],
+            field=field,
+            scope=known.scope.value,
+        )
+
+
+_ADVICE: Final[Mapping[Scope, str]] = {
+    Scope.RUN: "send the ids that the run ticket was made for; a child's request_id extends its parent's",
+    Scope.SESSION: "under a session ticket set user_id and no other id",
+    Scope.SERVICE: "under a service ticket leave every id empty",
+}
+
+
+def _known(principal: Principal, leeway: float) -> _Known:
+    ends = principal.expires_at + leeway
+    match principal:
+        case RunPrincipal(user_id=user, thread_id=thread, run_id=run, request_id=request):
+            return _Known(principal, Scope.RUN, ends, user, thread, run, request, request + "_")
+        case SessionPrincipal(user_id=user):
+            return _Known(principal, Scope.SESSION, ends, user, "", "", "", "")
+        case ServicePrincipal():
+            return _Known(principal, Scope.SERVICE, ends, "", "", "", "", "")
+
+
+def _expired() -> TicketExpiredError:
+    return TicketExpiredError("the ticket has expired", advice=_NEW_TICKET)
+
+
+def _wrong_scope(scope: Scope, allow: Collection[Scope]) -> ScopeError:
+    allowed = " or ".join(sorted(s.value for s in allow)) or "no"
+    return ScopeError(
+        f"this call takes a {allowed} ticket, not a {scope.value} ticket",
+        advice=f"call with a {allowed} ticket",
+        scope=scope.value,
+    )

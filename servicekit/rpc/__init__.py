@@ -1,0 +1,1 @@
+"""gRPC as every service speaks it: server, channels, and what surrounds a call. Knows no service's rules."""

@@ -1,0 +1,232 @@
+"""Channels to the other services: deadlines that shrink, errors of the tree, retries where they do no harm.
+
+The retry rule is one table (``IDEMPOTENT``). Streams get no deadline and no retry here: whoever keeps one open decides
+when to open the next, and reads it through ``responses``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import grpc
+from grpc import aio
+
+from carrel.errors import CarrelError, DeadlineError, Status, UnavailableError
+from carrel.rpc_errors import from_rpc_error
+from servicekit.rpc.context import remaining_deadline_s
+
+__all__ = ["IDEMPOTENT", "open_channel", "responses"]
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S: Final = 5.0
+_ATTEMPTS: Final = 4
+_FIRST_WAIT_S: Final = 0.05
+_LONGEST_WAIT_S: Final = 1.0
+_MAX_MESSAGE: Final = 4 * 1024 * 1024
+
+
+def _always(_request: Any) -> bool:
+    return True
+
+
+def _has_client_ref(request: Any) -> bool:
+    return bool(request.client_ref)
+
+
+# Calls that do no harm when they arrive twice: only these are sent again. The value decides for one request.
+IDEMPOTENT: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "/carrel.v1.ExecutionService/ExecutePipeline": _has_client_ref,
+    **dict.fromkeys(
+        (
+            "/carrel.v1.ExecutionService/GetRun",
+            "/carrel.v1.ExecutionService/ListRuns",
+            "/carrel.v1.ExecutionService/CancelRun",
+            "/carrel.v1.ExecutionService/CleanupEngine",
+            "/carrel.v1.ExecutionService/ListEngines",
+            "/carrel.v1.ExecutionService/ListThreads",
+            "/carrel.v1.ExecutionService/GetThread",
+            "/carrel.v1.ExecutionService/DeleteThread",
+            "/carrel.v1.ExecutionService/ListAuditRecords",
+            "/carrel.v1.ExecutionService/GetFactoryMetrics",
+            "/carrel.v1.AgentInstanceService/ListAgents",
+            "/carrel.v1.AgentInstanceService/ReleaseInstance",
+            "/carrel.v1.AgentInstanceService/GetPoolStatistics",
+            "/carrel.v1.EmitterService/Notify",
+            "/carrel.v1.EmitterService/GetEmitterStatistics",
+            "/carrel.v1.BridgeService/ResolveRun",
+            "/carrel.v1.BridgeService/GetState",
+        ),
+        _always,
+    ),
+}
+
+
+def open_channel(
+    target: str,
+    *,
+    tls: grpc.ChannelCredentials | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    interceptors: Sequence[aio.ClientInterceptor] = (),
+    max_message_bytes: int = _MAX_MESSAGE,
+) -> aio.Channel:
+    """A channel for the generated stubs; connects when it is first used, and again by itself.
+
+    A unary call gets the smaller of its own timeout (``timeout_s`` when it names none) and what remains of the call
+    being served. Every failure of a unary call is raised as a ``CarrelError``.
+
+    Args:
+        target: ``host:port``, ``dns:///…`` or ``unix:/path``.
+        tls: Credentials; None means no encryption.
+        timeout_s: Default deadline of unary calls.
+        interceptors: The telemetry seam.
+        max_message_bytes: Largest message in either direction.
+    """
+    options = [
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        # Above the 10 s that servers permit, so that no connection ends in too_many_pings.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A service that was killed is back within a second or two; the library's defaults look again after up to 120 s.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # Its own connection: a stream full of events does not hold up another channel's calls.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    seam = list(interceptors) or None
+    if tls is None:
+        inner = aio.insecure_channel(target, options=options, interceptors=seam)
+    else:
+        inner = aio.secure_channel(target, tls, options=options, interceptors=seam)
+    return _Channel(inner, timeout_s)
+
+
+async def responses(call: AsyncIterable[T]) -> AsyncIterator[T]:
+    """Iterate over a stream's responses, raising a ``CarrelError`` where grpc raises its own.
+
+    Raises:
+        CarrelError: The stream ended with a status that is not OK.
+    """
+    try:
+        async for response in call:
+            yield response
+    except asyncio.CancelledError:
+        if _is_ours():
+            raise
+        raise _closed() from None
+    except aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+
+
+def _is_ours() -> bool:
+    # grpc.aio cancels the calls of a channel that is closed, which looks like a cancellation of whoever awaits them.
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _closed() -> UnavailableError:
+    return UnavailableError("the channel was closed", advice="open another channel")
+
+
+class _Channel(aio.Channel):
+    """Wraps unary calls. By hand, because a grpc.aio interceptor costs a task and three objects for each call."""
+
+    def __init__(self, inner: aio.Channel, timeout_s: float) -> None:
+        self._inner = inner
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        await self._inner.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._inner.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._inner.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._inner.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._inner.channel_ready()
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        call = self._inner.unary_unary(method, *args, **kwargs)
+        return _Unary(method, call, self._timeout_s, IDEMPOTENT.get(method))
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._inner.unary_stream(method, *args, **kwargs)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._inner.stream_unary(method, *args, **kwargs)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._inner.stream_stream(method, *args, **kwargs)
+
+
+class _Unary:
+    """The callable that a stub holds for one unary method. The call runs when it is awaited, not before."""
+
+    __slots__ = ("_call", "_method", "_repeatable", "_timeout_s")
+
+    def __init__(
+        self, method: str, call: Callable[..., Any], timeout_s: float, repeatable: Callable[[Any], bool] | None
+    ) -> None:
+        self._method = method
+        self._call = call
+        self._timeout_s = timeout_s
+        self._repeatable = repeatable
+
+    def __call__(self, request: Any, *, timeout: float | None = None, **options: Any) -> Coroutine[Any, Any, Any]:
+        own = self._timeout_s if timeout is None else timeout
+        remaining = remaining_deadline_s()
+        return self._run(request, own if remaining is None else min(own, remaining), options)
+
+    async def _run(self, request: Any, timeout: float, options: Mapping[str, Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout
+        attempt = 1
+        while True:
+            left = ends - loop.time()
+            if left <= 0:
+                raise DeadlineError(f"no time is left to call {self._method}", method=self._method)
+            try:
+                return await self._call(request, timeout=left, **options)
+            except aio.UsageError:
+                raise _closed() from None
+            except asyncio.CancelledError:
+                if _is_ours():
+                    raise
+                raise _closed() from None
+            except aio.AioRpcError as raised:
+                error = from_rpc_error(raised)
+            wait = self._wait_before_next(error, attempt, request)
+            if wait is None or loop.time() + wait >= ends:
+                raise error
+            attempt += 1
+            await asyncio.sleep(wait)
+
+    def _wait_before_next(self, error: CarrelError, attempt: int, request: Any) -> float | None:
+        # A limit that is reached or a time that is up does not get better by asking at once again.
+        if attempt >= _ATTEMPTS or not error.retryable or error.status is not Status.UNAVAILABLE:
+            return None
+        if self._repeatable is None or not self._repeatable(request):
+            return None
+        if error.retry_after_s is not None:
+            return error.retry_after_s if error.retry_after_s <= _LONGEST_WAIT_S else None
+        # Full jitter, so that callers of a service that came back do not come back together.
+        return random.uniform(0.5, 1) * min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**attempt)  # noqa: S311
