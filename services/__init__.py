@@ -1,0 +1,1 @@
+"""The four deployable services; no service imports another, they meet in the generated stubs only."""

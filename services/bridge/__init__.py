@@ -1,0 +1,1 @@
+"""The bridge: each user's event log, the thread-run map, and the fan-out of new entries to gateways."""

@@ -1,0 +1,306 @@
+"""Messages of the contract to the bridge's models and back. No rule is decided here but what a message may hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import orjson
+
+from carrel.errors import (
+    CarrelError,
+    EventGapError,
+    InvalidRequestError,
+    SealedLogError,
+    StaleFenceError,
+    TooLargeError,
+)
+from carrel.events import TERMINAL
+from carrel.ids import new_id
+from carrel.v1 import bridge_pb2, events_pb2
+from servicekit.delivery.refusals import detail_of, refusal_of
+from servicekit.identity.principals import RunPrincipal
+from services.bridge.domain.bridge import Bridge
+from services.bridge.models import (
+    Append,
+    AppendResult,
+    Bye,
+    Entries,
+    Entry,
+    GatewayItem,
+    Page,
+    ReadItem,
+    Refusal,
+    RefusalReason,
+    Refused,
+    Reset,
+    ResetReason,
+    ResumePoint,
+    RunInfo,
+    StoredEvent,
+    Subscribed,
+)
+
+__all__ = [
+    "ack_of",
+    "append_of",
+    "attach_response",
+    "entry_filter",
+    "read_response",
+    "refused_ack",
+    "resume_of",
+    "run_response",
+    "state_response",
+]
+
+MAX_EVENTS: Final = 100
+MAX_DATA: Final = 262_144
+_MAX_INT: Final = (1 << 63) - 1
+_PRODUCER_ID: Final = re.compile(r"[!-.0-~]{1,200}")
+
+_RESETS: Final = {
+    ResetReason.EPOCH_CHANGED: events_pb2.RESET_REASON_EPOCH_CHANGED,
+    ResetReason.TRIMMED: events_pb2.RESET_REASON_TRIMMED,
+    ResetReason.BEYOND_TOP: events_pb2.RESET_REASON_BEYOND_TOP,
+    ResetReason.EVENT_MISMATCH: events_pb2.RESET_REASON_EVENT_MISMATCH,
+}
+
+
+def append_of(item: events_pb2.ProducerEvents, principal: RunPrincipal) -> Append:
+    """An item under its verified principal, whose ids are the ones that count.
+
+    Raises:
+        InvalidRequestError: The item is malformed.
+    """
+    producer_id, fence, events = item.producer_id, item.fence, item.events
+    if not _PRODUCER_ID.fullmatch(producer_id):
+        raise InvalidRequestError("producer_id must be 1 to 200 printable ASCII characters without '/' and space")
+    if not 0 < len(events) <= MAX_EVENTS:
+        raise InvalidRequestError(f"an item must hold 1 to {MAX_EVENTS} events")
+    first = number = events[0].number
+    if not 1 <= first <= _MAX_INT - MAX_EVENTS or fence > _MAX_INT:
+        raise InvalidRequestError("numbers begin at 1, and neither they nor the fence reach 2^63")
+    shared = _shared_fields(item, principal).SerializeToString()
+    stored: list[StoredEvent] = []
+    event_type = ""
+    for event in events:
+        if event_type == TERMINAL:
+            raise InvalidRequestError(f"nothing may follow {TERMINAL} in an item")
+        event_type = event.event_type
+        stored.append(_stored(event, number, shared))
+        number += 1
+    gap = _gap_event(producer_id, first, shared) if item.declare_gap else None
+    return Append(
+        principal.user_id,
+        principal.run_id,
+        principal.thread_id,
+        producer_id,
+        fence,
+        first,
+        tuple(stored),
+        event_type == TERMINAL,
+        gap,
+    )
+
+
+def _shared_fields(item: events_pb2.ProducerEvents, principal: RunPrincipal) -> events_pb2.LogEntry:
+    context = item.context
+    return events_pb2.LogEntry(
+        thread_id=principal.thread_id,
+        run_id=principal.run_id,
+        request_id=context.request_id,
+        parent_request_id=context.parent_request_id,
+        attempt=item.attempt,
+        producer_id=item.producer_id,
+    )
+
+
+def _stored(event: events_pb2.Event, number: int, shared: bytes) -> StoredEvent:
+    # Measured: assignments take 1.6 µs an event, keyword arguments 2.0.
+    event_id, data = event.event_id, event.data
+    if event.number != number:
+        raise InvalidRequestError("the events of an item must be numbered without a hole")
+    if not (0 < len(event_id) <= 128 and event_id.isascii() and event_id.isprintable()):
+        raise InvalidRequestError("event_id must be 1 to 128 printable ASCII characters")
+    if len(data) > MAX_DATA:
+        raise TooLargeError(
+            "an event's data is over the hard limit",
+            advice="make it an artifact and send the reference",
+            limit="event_bytes",
+            limit_value=MAX_DATA,
+            use=len(data),
+        )
+    entry = events_pb2.LogEntry()
+    entry.event_id = event_id
+    entry.event_type = event.event_type
+    entry.agent_name = event.agent_name
+    entry.data = data
+    entry.number = number
+    if event.HasField("timestamp"):
+        entry.timestamp.CopyFrom(event.timestamp)
+    if event.traceparent:
+        entry.traceparent = event.traceparent
+    # Messages concatenated are messages merged: the fields that all events of the item share are encoded once.
+    return StoredEvent(event_id, shared + entry.SerializeToString())
+
+
+def _gap_event(producer_id: str, first: int, shared: bytes) -> StoredEvent:
+    event_id = new_id("gap")
+    entry = events_pb2.LogEntry(
+        event_id=event_id,
+        event_type="log_gap",
+        data=orjson.dumps(
+            {"producer_id": producer_id, "last": first - 1, "reason": "events were lost before they reached the log"}
+        ),
+    )
+    entry.timestamp.GetCurrentTime()
+    return StoredEvent(event_id, shared + entry.SerializeToString())
+
+
+def ack_of(append: Append, result: AppendResult) -> events_pb2.ProducerAck:
+    """What the producer learns about an append."""
+    events = result.events
+    ack = events_pb2.ProducerAck(
+        user_id=append.user,
+        producer_id=append.producer_id,
+        through=result.through,
+        offset=result.first_offset + len(events) - 1 if events else 0,
+        epoch=result.epoch,
+    )
+    if result.refusal is not None:
+        ack.refusal.CopyFrom(refusal_of(_refusal_error(result.refusal), result.refusal.last_number))
+    return ack
+
+
+def refused_ack(user_id: str, producer_id: str, error: CarrelError) -> events_pb2.ProducerAck:
+    """The answer to an item that never reached the log; the producer goes back to what is acknowledged."""
+    return events_pb2.ProducerAck(user_id=user_id, producer_id=producer_id, refusal=refusal_of(error, 0))
+
+
+def _refusal_error(refusal: Refusal) -> CarrelError:
+    match refusal.reason:
+        case RefusalReason.GAP:
+            return EventGapError(
+                "events before these are missing in the log",
+                advice="send again from the one after last_number, or declare the gap",
+                last_number=refusal.last_number,
+            )
+        case RefusalReason.STALE_FENCE:
+            return StaleFenceError("a newer holder of the run has written to the log")
+        case RefusalReason.SEALED:
+            return SealedLogError("the run's terminal event is in the log")
+        case RefusalReason.MISMATCH:
+            return InvalidRequestError("the run is known under another thread, or the producer under another run")
+
+
+def attach_response(items: Iterable[GatewayItem]) -> bridge_pb2.AttachResponse:
+    """Items for a gateway as one message."""
+    response = bridge_pb2.AttachResponse()
+    for item in items:
+        match item:
+            case Entries():
+                _fill_entries(response.items.add().entries, item)
+            case Subscribed(user, generation, position, recovered):
+                begun = response.items.add().subscribed
+                begun.user_id, begun.generation, begun.recovered = user, generation, recovered
+                begun.top.epoch, begun.top.offset, begun.top.event_id = position.epoch, position.top, position.event_id
+                begun.oldest_offset = position.oldest if position.oldest <= position.top else 0
+            case Reset():
+                reset = response.items.add().reset
+                reset.user_id, reset.generation = item.user, item.generation
+                reset.reset.CopyFrom(_reset(item))
+            case Refused(user, generation, error):
+                refused = response.items.add().refused
+                refused.user_id, refused.generation = user, generation
+                refused.error.CopyFrom(detail_of(error))
+            case Bye(reason, retry_after_s):
+                bye = response.items.add().bye
+                bye.reason = reason
+                bye.retry_after.FromMilliseconds(int(retry_after_s * 1000))
+    return response
+
+
+def _fill_entries(message: bridge_pb2.UserEntries, item: Entries) -> None:
+    message.user_id, message.generation, message.epoch = item.user, item.generation, item.epoch
+    offset = item.first_offset
+    for _, blob in item.events:
+        entry = message.entries.add()
+        entry.ParseFromString(blob)
+        entry.offset = offset
+        offset += 1
+
+
+def read_response(user_id: str, item: ReadItem) -> bridge_pb2.ReadEventsResponse:
+    """One item of a read."""
+    match item:
+        case Page(epoch, entries):
+            response = bridge_pb2.ReadEventsResponse()
+            response.entries.user_id, response.entries.epoch = user_id, epoch
+            for offset, _, blob in entries:
+                entry = response.entries.entries.add()
+                entry.ParseFromString(blob)
+                entry.offset = offset
+            return response
+        case Reset():
+            return bridge_pb2.ReadEventsResponse(reset=_reset(item))
+    return bridge_pb2.ReadEventsResponse(through=_position(item.point))
+
+
+def resume_of(position: events_pb2.Position) -> ResumePoint:
+    """A position as it came."""
+    return ResumePoint(position.epoch, position.offset, position.event_id)
+
+
+def entry_filter(run_id: str, thread_id: str) -> Callable[[Entry], bool] | None:
+    """Which entries are of this run and this thread; None for all."""
+    if not run_id and not thread_id:
+        return None
+
+    def keep(entry: Entry) -> bool:
+        message = events_pb2.LogEntry.FromString(entry.blob)
+        return (not run_id or message.run_id == run_id) and (not thread_id or message.thread_id == thread_id)
+
+    return keep
+
+
+def run_response(run: RunInfo, epoch: str, connections: int) -> bridge_pb2.ResolveRunResponse:
+    """A row of the thread-run map."""
+    return bridge_pb2.ResolveRunResponse(
+        run_id=run.run_id,
+        thread_id=run.thread_id,
+        first_offset=run.first_offset,
+        last_offset=run.last_offset,
+        sealed=run.sealed,
+        fence=run.fence,
+        epoch=epoch,
+        connections=connections,
+    )
+
+
+def state_response(bridge: Bridge, identity_mismatches: int) -> bridge_pb2.GetStateResponse:
+    """The bridge's state and counts."""
+    monitor, hub, counts = bridge.monitor, bridge.hub, bridge.counts
+    response = bridge_pb2.GetStateResponse(
+        state=bridge_pb2.IntegrationState.Value(f"INTEGRATION_STATE_{monitor.state.name}"),
+        recovery_attempts=monitor.attempts,
+        last_error=monitor.last_error,
+        gateways=hub.gateways,
+        subscriptions=hub.subscriptions,
+        connections=hub.connections(),
+        events_appended=counts.appended,
+        events_duplicate=counts.duplicate,
+        commits=bridge.commits,
+        users_behind=hub.users_behind,
+        identity_mismatch_total=identity_mismatches,
+    )
+    response.since.FromMilliseconds(int(monitor.since * 1000))
+    return response
+
+
+def _reset(item: Reset) -> events_pb2.Reset:
+    return events_pb2.Reset(reason=_RESETS[item.reason], position=_position(item.point))
+
+
+def _position(point: ResumePoint) -> events_pb2.Position:
+    return events_pb2.Position(epoch=point.epoch, offset=point.offset, event_id=point.event_id)

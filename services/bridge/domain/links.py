@@ -1,0 +1,157 @@
+"""One attached gateway: the bounded queue of what it is to get, and which of its users are behind.
+
+At the bound nothing is queued any more and nothing is lost: the users concerned are "behind", and the hub reads the log
+for them as soon as the gateway takes what is queued. A gateway that stopped reading costs its bound and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from services.bridge.models import Bye, Entries, GatewayItem, ResumePoint, StoredEvent
+
+__all__ = ["GatewayLink", "Subscription"]
+
+_NOTICE_BYTES = 200  # about what an item without entries takes
+
+
+class Subscription:
+    """One user at one gateway.
+
+    ``cursor`` is the offset of the last entry queued for the gateway. While ``live``, new entries are queued as they
+    are committed; otherwise the hub reads them from the log, and ``known_top`` tells it what was committed meanwhile.
+    """
+
+    __slots__ = (
+        "closed",
+        "connections",
+        "cursor",
+        "epoch",
+        "event_id",
+        "generation",
+        "known_top",
+        "link",
+        "live",
+        "resume",
+        "started",
+        "user",
+    )
+
+    def __init__(
+        self, link: GatewayLink, user: str, generation: int, resume: ResumePoint | None, connections: int
+    ) -> None:
+        self.link = link
+        self.user = user
+        self.generation = generation
+        self.resume = resume
+        self.connections = connections
+        self.epoch = ""
+        self.cursor = 0
+        self.event_id = ""
+        self.known_top = 0
+        self.started = False
+        self.live = False
+        self.closed = False
+
+
+class GatewayLink:
+    """The bridge's side of one Attach stream.
+
+    Args:
+        gateway_id: The gateway's name, for logs and counts only: two streams of one gateway are two links.
+        max_bytes: Entries queued at most, in bytes; the last one queued may exceed it.
+    """
+
+    def __init__(self, gateway_id: str, max_bytes: int) -> None:
+        self.gateway_id = gateway_id
+        self.subscriptions: dict[str, Subscription] = {}
+        self.behind: deque[Subscription] = deque()
+        self._max_bytes = max_bytes
+        self._items: deque[tuple[GatewayItem, int]] = deque()
+        self._size = 0
+        self._closing = False
+        self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._work = asyncio.Event()
+        self._drained.set()
+
+    @property
+    def queued_bytes(self) -> int:
+        """What is queued now."""
+        return self._size
+
+    @property
+    def full(self) -> bool:
+        """Whether the bound is reached."""
+        return self._size >= self._max_bytes
+
+    def put(self, item: GatewayItem, size: int = _NOTICE_BYTES) -> None:
+        """Queue an item; callers look at ``full`` before they queue entries."""
+        if self._closing:
+            return
+        self._items.append((item, size))
+        self._size += size
+        self._filled.set()
+        if self._size >= self._max_bytes:
+            self._drained.clear()
+
+    def offer(self, sub: Subscription, epoch: str, first: int, events: tuple[StoredEvent, ...], size: int) -> None:
+        """New entries of a subscribed user have been committed: queue them, or remember that they are to be read."""
+        last = first + len(events) - 1
+        if not sub.live:
+            sub.known_top = max(sub.known_top, last)
+            return
+        if epoch != sub.epoch or first != sub.cursor + 1 or self.full:
+            if last <= sub.cursor and epoch == sub.epoch:
+                return
+            sub.live = False
+            sub.known_top = last
+            self.add_behind(sub)
+            return
+        self.put(Entries(sub.user, sub.generation, epoch, first, events), size)
+        sub.cursor = last
+        sub.event_id = events[-1].event_id
+
+    def add_behind(self, sub: Subscription) -> None:
+        """Have the log read for this subscription."""
+        self.behind.append(sub)
+        self._work.set()
+
+    async def next_behind(self) -> Subscription:
+        """The next subscription to read the log for, once there is room for what is read."""
+        while True:
+            await self._drained.wait()
+            if self.behind:
+                return self.behind.popleft()
+            self._work.clear()
+            await self._work.wait()
+
+    async def room(self) -> None:
+        """Wait until less than half of the bound is queued, if the bound was reached."""
+        await self._drained.wait()
+
+    async def take(self, max_bytes: int) -> list[GatewayItem]:
+        """What is queued, up to about ``max_bytes``; waits until there is something. Empty when the link has ended."""
+        while not self._items:
+            if self._closing:
+                return []
+            self._filled.clear()
+            await self._filled.wait()
+        taken: list[GatewayItem] = []
+        size = 0
+        while self._items and size < max_bytes:
+            item, cost = self._items.popleft()
+            taken.append(item)
+            size += cost
+        self._size -= size
+        if self._size < self._max_bytes / 2:
+            self._drained.set()
+        return taken
+
+    def finish(self, bye: Bye | None = None) -> None:
+        """Take no more items; what is queued, ``bye`` last, is still handed out."""
+        if bye is not None:
+            self.put(bye)
+        self._closing = True
+        self._filled.set()

@@ -1,0 +1,138 @@
+"""Reading a user's log from a position and, if asked, following it: what ReadEvents does, without its messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from services.bridge.domain.hub import Hub
+from services.bridge.models import Entry, Page, ReadItem, Reset, ResetReason, ResumePoint, Through
+from services.bridge.store import EventLog
+
+__all__ = ["ReadQuery", "read_events"]
+
+_PAGE = 200
+# A follower looks again after this even if nothing was announced: another process may have written.
+_LOOK_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadQuery:
+    """What to read.
+
+    Args:
+        user: The verified user.
+        resume: Where to go on; None for the oldest entry.
+        run_id: The one run asked for, or empty.
+        keep: Which entries are asked for; None for all.
+        follow: Go on at the top; ends after the run's terminal event when ``run_id`` is set.
+        limit: At most this many entries; 0 for no bound.
+    """
+
+    user: str
+    resume: ResumePoint | None = None
+    run_id: str = ""
+    keep: Callable[[Entry], bool] | None = None
+    follow: bool = False
+    limit: int = 0
+
+
+async def read_events(log: EventLog, hub: Hub, query: ReadQuery) -> AsyncGenerator[ReadItem, None]:
+    """Entries in pages; a reset wherever the position stops being usable; ``Through`` at the top.
+
+    Ends at the top when the hub is ending, too.
+
+    Raises:
+        StoreUnavailableError: The log cannot be read; what was given so far is right.
+    """
+    reading = _Reading(log, query)
+    with hub.watch(query.user) as grown:
+        for item in await reading.begin():
+            yield item
+        while True:
+            grown.clear()
+            last = await reading.last_round()
+            while not reading.at_top and not reading.done:
+                for item in await reading.page():
+                    yield item
+            yield Through(reading.point)
+            if last or reading.done or hub.ending:
+                return
+            await _wait(grown)
+            reading.at_top = False
+
+
+class _Reading:
+    """Where one call of ``read_events`` stands."""
+
+    def __init__(self, log: EventLog, query: ReadQuery) -> None:
+        self._log = log
+        self._query = query
+        self._left = query.limit
+        self.point = ResumePoint("", 0, "")
+        self.at_top = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the limit is reached."""
+        return self._query.limit > 0 and self._left <= 0
+
+    async def begin(self) -> list[ReadItem]:
+        query, log = self._query, self._log
+        if query.resume is None:
+            position = await log.position(query.user)
+            run = await log.resolve_run(query.user, query.run_id) if query.run_id else None
+            start = max(position.oldest, run.first_offset if run else 1) - 1
+            self.point = ResumePoint(position.epoch, start, "")
+            return []
+        position, reason = await log.check_resume(query.user, query.resume)
+        if reason is None:
+            self.point = query.resume
+            return []
+        self.point = ResumePoint(position.epoch, position.oldest - 1, "")
+        return [Reset(query.user, 0, reason, self.point)]
+
+    async def last_round(self) -> bool:
+        """Whether nothing more is to come than what is in the log now."""
+        if not self._query.follow:
+            return True
+        if not self._query.run_id:
+            return False
+        run = await self._log.resolve_run(self._query.user, self._query.run_id)
+        return run is not None and run.sealed
+
+    async def page(self) -> list[ReadItem]:
+        read = await self._log.read(self._query.user, self.point.offset, _PAGE)
+        position, items = read.position, list[ReadItem]()
+        if position.epoch != self.point.epoch or read.trimmed:
+            lost = read.trimmed or position.top < self.point.offset
+            reason = ResetReason.TRIMMED if read.trimmed else ResetReason.EPOCH_CHANGED
+            if lost:
+                self.point = ResumePoint(position.epoch, position.oldest - 1, "")
+            else:
+                self.point = self.point._replace(epoch=position.epoch)
+            items.append(Reset(self._query.user, 0, reason, self.point))
+            if lost and not read.trimmed:
+                return items
+        if read.entries:
+            items += self._keep(position.epoch, read.entries)
+        self.at_top = self.point.offset >= position.top
+        return items
+
+    def _keep(self, epoch: str, entries: tuple[Entry, ...]) -> list[ReadItem]:
+        kept = tuple(filter(self._query.keep, entries)) if self._query.keep else entries
+        last = entries[-1]
+        if self._query.limit and len(kept) >= self._left:
+            kept = kept[: self._left]
+            last = kept[-1]
+        self._left -= len(kept)
+        self.point = ResumePoint(epoch, last.offset, last.event_id)
+        return [Page(epoch, kept)] if kept else []
+
+
+async def _wait(grown: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LOOK_EVERY_S):
+            await grown.wait()
