@@ -1,0 +1,107 @@
+"""Builds agent_instance's object graph: registry, pool, the stream to the emitter, the server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from carrel.context import UserExecutionContext
+from carrel.v1.agent_instance_pb2_grpc import add_AgentInstanceServiceServicer_to_server
+from servicekit.delivery import Outlet, ProducerStream
+from servicekit.identity.keys import KeySet
+from servicekit.identity.tickets import TicketVerifier
+from servicekit.lifecycle import Phase, Starter
+from servicekit.rpc.channel import open_channel
+from servicekit.rpc.server import RpcServer
+from servicekit.rpc.waiting import wait_ready
+from servicekit.tasks import TaskOwner
+from services.agent_instance.client_emitter import StageProducer
+from services.agent_instance.config import AgentInstanceSettings
+from services.agent_instance.domain.activity import TimePolicy
+from services.agent_instance.domain.core import AgentExecutionCore
+from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
+from services.agent_instance.domain.fallback import FallbackManager
+from services.agent_instance.domain.periodic import PeriodicUpdateManager
+from services.agent_instance.domain.pool import ResourcePool
+from services.agent_instance.domain.registry import AgentClassRegistry, AgentEntry
+from services.agent_instance.domain.stage import StageServices, StageTimes
+from services.agent_instance.domain.validation import DependencyChecker
+from services.agent_instance.service import AgentInstanceServicer, MakeProducer, StreamLimits
+from services.agent_instance.workers.in_loop import InLoopExecutor
+
+__all__ = ["app", "dependency_checker", "stage_services"]
+
+_SERVICE: Final = "carrel.v1.AgentInstanceService"
+
+
+def dependency_checker(settings: AgentInstanceSettings) -> DependencyChecker:
+    """Answers what agents may depend on in this deployment."""
+
+    async def model(_entry: AgentEntry) -> str:
+        return "this version has no model access"
+
+    async def tools(entry: AgentEntry) -> str:
+        return "" if entry.tools else "it declares no tools"
+
+    async def database(_entry: AgentEntry) -> str:
+        return "" if settings.database else "the operator has declared none (CARREL_AGENT_INSTANCE_DATABASE)"
+
+    return DependencyChecker({"llm": model, "tools": tools, "database": database})
+
+
+def stage_services(
+    settings: AgentInstanceSettings, registry: AgentClassRegistry, dependencies: DependencyChecker
+) -> StageServices:
+    """What every attempt of the process uses, as the settings say."""
+    times, tools = settings.times, settings.tools
+    pool = ResourcePool(lambda: InLoopExecutor(kill_s=times.kill), warm=settings.warm_workers)
+    strategy = DispatchStrategy.SEQUENTIAL if tools.sequential else DispatchStrategy.CONCURRENT
+    return StageServices(
+        core=AgentExecutionCore(registry, pool, dependencies, capacity=settings.max_workers, reserve_s=times.reserve),
+        fallbacks=FallbackManager(registry, limit=settings.max_fallbacks),
+        periodic=PeriodicUpdateManager(interval_s=times.periodic_update, limit=settings.max_periodic_updates),
+        dispatchers=UnifiedToolDispatcherFactory(strategy, concurrency=tools.concurrency, max_open=tools.max_open),
+        policy=TimePolicy(times.idle, times.idle_max, times.wall, times.wall_max),
+        times=StageTimes(grace_s=times.grace, kill_s=times.kill, log_wait_s=times.log_wait),
+    )
+
+
+def _producers(outlet: Outlet) -> MakeProducer:
+    def make(producer_id: str, context: UserExecutionContext, fence: int, attempt: int) -> StageProducer:
+        return StageProducer(outlet, producer_id, context, fence=fence, attempt=attempt)
+
+    return make
+
+
+@asynccontextmanager
+async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[RpcServer]:
+    """The service, ready to be started; leaving it ends every attempt and closes what it opened, in reverse."""
+    async with start.phase(Phase.CONFIGURATION, needs="agent classes that can be loaded, and the ticket keys"):
+        registry = AgentClassRegistry.load(settings.agents)
+        verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+    dependencies = dependency_checker(settings)
+    services = stage_services(settings, registry, dependencies)
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(open_channel(settings.emitter))
+        async with start.phase(
+            Phase.INTEGRATION,
+            needs=f"the emitter at {settings.emitter}",
+            advice="start the emitter, or set CARREL_AGENT_INSTANCE_EMITTER to where it is",
+        ):
+            await wait_ready(channel, f"the emitter at {settings.emitter}", settings.downstream_wait_seconds)
+        outlet = await stack.enter_async_context(ProducerStream.to_emitter(channel))
+        tasks = await stack.enter_async_context(TaskOwner())
+        stack.push_async_callback(services.core.aclose)
+        _ = tasks.start(services.core.housekeeping(), "instances' housekeeping")
+        servicer = AgentInstanceServicer(
+            services,
+            dependencies,
+            verifier,
+            _producers(outlet),
+            limits=StreamLimits(heartbeat_s=settings.times.heartbeat),
+        )
+        # Readiness says nothing of the emitter: events wait here while it is away, and nothing is lost.
+        yield RpcServer(
+            settings.listen, [(add_AgentInstanceServiceServicer_to_server, servicer, _SERVICE)], verifier, settings
+        )

@@ -1,0 +1,268 @@
+"""``AgentClassRegistry``: every agent class this process can run, checked once at the start and frozen from then on.
+
+Not the loading of modules (``loading``), and no instances: those are made anew for every attempt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from carrel.agents import Agent, Isolation
+from carrel.errors import CarrelError, StartupError, UnknownAgentError
+from carrel.tools import Tool
+from services.agent_instance.domain.loading import LoadedClass, load_classes
+
+__all__ = ["AgentClassRegistry", "AgentEntry"]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEntry:
+    """One agent class with its declarations as they were at the start; later changes to the class do not count."""
+
+    name: str
+    cls: type[Agent]
+    source: str
+    file: str
+    description: str
+    requires: tuple[str, ...]
+    tools: Mapping[str, Tool]
+    fallback: str | None
+    dependencies: tuple[str, ...]
+    isolation: Isolation
+    plans: bool
+    idle_timeout_s: float | None
+    timeout_s: float | None
+
+
+class AgentClassRegistry(Mapping[str, AgentEntry]):
+    """An immutable mapping from an agent's name to its entry. Make it with ``load`` or ``of``."""
+
+    __slots__ = ("_digest", "_entries")
+    _digest: str
+    _entries: Mapping[str, AgentEntry]
+
+    def __init__(self, loaded: Iterable[LoadedClass]) -> None:
+        """Check and freeze.
+
+        Raises:
+            StartupError: Any class breaks a rule. All problems at once, each with its class, file and what to do.
+        """
+        items = tuple(loaded)
+        problems = [problem for item in items for problem in _class_problems(item)]
+        problems += _name_problems(items)
+        if not items:
+            problems.append("no agent is registered; install one, or name a file or module in the setting `agents`")
+        if problems:
+            raise _startup_error(problems)
+        entries = {item.cls.name: _entry(item) for item in sorted(items, key=lambda i: i.cls.name)}
+        if problems := [p for entry in entries.values() for p in _link_problems(entry, entries)]:
+            raise _startup_error(problems)
+        object.__setattr__(self, "_entries", MappingProxyType(entries))
+        object.__setattr__(self, "_digest", _digest(entries.values()))
+
+    @classmethod
+    def load(cls, sources: Sequence[str] = ()) -> AgentClassRegistry:
+        """Load the sources (see ``loading.load_classes``) and freeze what they define.
+
+        Raises:
+            StartupError: A source cannot be loaded, or a class breaks a rule.
+        """
+        return cls(load_classes(sources))
+
+    @classmethod
+    def of(cls, *classes: type[Agent]) -> AgentClassRegistry:
+        """A registry of classes at hand, for tests and embedding."""
+        return cls(LoadedClass(c, c.__module__, inspect.getfile(c)) for c in classes)
+
+    @property
+    def digest(self) -> str:
+        """A hash over declarations and source files: two processes with the same one run the same agents."""
+        return self._digest
+
+    def entry(self, name: str) -> AgentEntry:
+        """The entry called ``name``.
+
+        Raises:
+            UnknownAgentError: There is none.
+        """
+        found = self._entries.get(name)
+        if found is None:
+            known = ", ".join(self._entries)
+            raise UnknownAgentError(
+                f"there is no agent {name[:64]!r}", advice=f"use one of {known}", agent_name=name[:64]
+            )
+        return found
+
+    def __getitem__(self, name: str) -> AgentEntry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _refuse(self, *args: object) -> NoReturn:
+        raise TypeError("the agent registry is frozen once it is loaded; restart the process to change it")
+
+    __setattr__ = __delattr__ = __setitem__ = __delitem__ = _refuse
+
+
+def _entry(item: LoadedClass) -> AgentEntry:
+    cls = item.cls
+    return AgentEntry(
+        name=cls.name,
+        cls=cls,
+        source=item.source,
+        file=item.file,
+        description=cls.description or _first_line(cls),
+        requires=tuple(cls.requires),
+        tools=MappingProxyType({tool.name: tool for tool in cls.tools}),
+        fallback=cls.fallback,
+        dependencies=tuple(cls.dependencies),
+        isolation=cls.isolation,
+        plans=cls.plans,
+        idle_timeout_s=cls.idle_timeout_s,
+        timeout_s=cls.timeout_s,
+    )
+
+
+def _first_line(cls: type[Agent]) -> str:
+    return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def _class_problems(item: LoadedClass) -> Iterator[str]:
+    cls = item.cls
+    where = f"class {cls.__qualname__} ({item.file})"
+    if "name" not in vars(cls) and not isinstance(getattr(cls, "name", None), str):
+        yield f'{where} has no name; write name = "…" in its body'
+        return
+    if cls.run is Agent.run:
+        yield f"{where} has no run; write `async def run(self, ctx, request)`"
+    elif not inspect.iscoroutinefunction(cls.run):
+        yield f"{where}: run is no coroutine function; write `async def run(self, ctx, request)`"
+    try:
+        inspect.signature(cls).bind()
+    except (TypeError, ValueError):
+        yield f"{where} cannot be made without arguments; give every parameter of __init__ a default"
+    for tool in cls.tools:
+        try:
+            _ = tool.input_schema
+        except CarrelError as error:
+            yield f"{where}: {error.message}; {error.advice}"
+
+
+def _name_problems(items: Sequence[LoadedClass]) -> Iterator[str]:
+    first: dict[str, LoadedClass] = {}
+    for item in items:
+        name = getattr(item.cls, "name", None)
+        if not isinstance(name, str):
+            continue
+        other = first.setdefault(name, item)
+        if other is not item:
+            yield (
+                f"class {item.cls.__qualname__} ({item.file}) has the name {name!r} of class "
+                f"{other.cls.__qualname__} ({other.file}); rename one of them"
+            )
+
+
+def _link_problems(entry: AgentEntry, entries: Mapping[str, AgentEntry]) -> Iterator[str]:
+    where = f"class {entry.cls.__qualname__} ({entry.file})"
+    for name in entry.requires:
+        if name not in entries:
+            yield f"{where} requires {name!r}, which is not registered; register it or correct `requires`"
+    if cycle := _cycle(entry.name, entries):
+        yield f"{where} requires itself through {' → '.join(cycle)}; break the circle in `requires`"
+    if entry.fallback is not None:
+        yield from (f"{where}: {problem}" for problem in _fallback_problems(entry, entries))
+
+
+def _fallback_problems(entry: AgentEntry, entries: Mapping[str, AgentEntry]) -> Iterator[str]:
+    fallback = entries.get(entry.fallback or "")
+    if fallback is None:
+        yield f"its fallback {entry.fallback!r} is not registered; register it or correct `fallback`"
+        return
+    seen = [entry.name]
+    link: AgentEntry | None = fallback
+    while link is not None and link.name not in seen:
+        seen.append(link.name)
+        link = entries.get(link.fallback or "")
+    if link is not None and link.name == entry.name:
+        yield f"its fallbacks go round in a circle, {' → '.join([*seen, entry.name])}; break it in `fallback`"
+    if fallback.plans != entry.plans:
+        yield f"its fallback {fallback.name!r} must {'' if entry.plans else 'not '}be a planner (`plans`), as it is"
+    if missing := set(fallback.requires) - _closure(entry.name, entries):
+        names = ", ".join(sorted(missing))
+        yield f"its fallback {fallback.name!r} requires {names}, which need not have run; add it to `requires`"
+
+
+def _closure(name: str, entries: Mapping[str, AgentEntry]) -> set[str]:
+    known: set[str] = set()
+    open_names = [name]
+    while open_names:
+        for required in entries[open_names.pop()].requires:
+            if required not in known and required in entries:
+                known.add(required)
+                open_names.append(required)
+    return known
+
+
+def _cycle(start: str, entries: Mapping[str, AgentEntry]) -> list[str]:
+    """A way along ``requires`` from ``start`` back to it; empty when there is none."""
+    stack = [[start]]
+    seen: set[str] = set()
+    while stack:
+        path = stack.pop()
+        for name in entries[path[-1]].requires:
+            if name == start:
+                return [*path, start]
+            if name in entries and name not in seen:
+                seen.add(name)
+                stack.append([*path, name])
+    return []
+
+
+def _startup_error(problems: Sequence[str]) -> StartupError:
+    if len(problems) == 1:
+        message = problems[0]
+    else:
+        message = f"{len(problems)} things are wrong with the agents:" + "".join(f"\n  - {p}" for p in problems)
+    return StartupError(
+        message, advice="correct the agent classes named and start again", phase="CONFIGURATION", what="agents"
+    )
+
+
+def _digest(entries: Iterable[AgentEntry]) -> str:
+    described: list[dict[str, Any]] = []
+    for entry in entries:
+        tools = [
+            [tool.name, tool.permission or "", tool.host, tool.timeout_s, tool.description, dict(tool.input_schema)]
+            for tool in entry.tools.values()
+        ]
+        described.append(
+            {
+                "name": entry.name,
+                "class": entry.cls.__qualname__,
+                "requires": entry.requires,
+                "tools": tools,
+                "links": [entry.fallback, entry.dependencies, entry.isolation, entry.plans],
+                "times": [entry.idle_timeout_s, entry.timeout_s],
+                "source": _source_hash(entry.file),
+            }
+        )
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _source_hash(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Executors: how one attempt's agent runs, each behind ``domain.executor.AgentExecutor``."""
