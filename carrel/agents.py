@@ -69,7 +69,8 @@ class Message:
 class Request:
     """What an agent is asked: the user's words, parameters, and the results of the stages before it.
 
-    All maps are read-only copies. ``attempt`` is above 1 when a stage is tried again: side effects may have happened.
+    All maps are read-only copies, and lists in them tuples (``carrel.frozen.thaw`` copies out). ``attempt`` is
+    above 1 when a stage is tried again: side effects may have happened.
     """
 
     message: str

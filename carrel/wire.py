@@ -15,7 +15,7 @@ from google.protobuf import struct_pb2
 
 from carrel.context import UserExecutionContext
 from carrel.errors import CarrelError, InvalidContextError, Status, from_dict
-from carrel.frozen import MAX_EXACT_INT, MAX_NESTING
+from carrel.frozen import MAX_EXACT_INT
 from carrel.v1 import context_pb2
 
 __all__ = ["context_from_proto", "context_to_proto", "error_from_proto", "error_to_proto"]
@@ -137,11 +137,12 @@ def _put(target: struct_pb2.Value, value: Any) -> None:
             _put(target.list_value.values.add(), item)
 
 
-def _read(struct: struct_pb2.Struct, depth: int = 0) -> dict[str, Any]:
-    return {name: _get(value, depth) for name, value in struct.fields.items()}
+def _read(struct: struct_pb2.Struct) -> dict[str, Any]:
+    # Protobuf's parser bounds the nesting at 100, and the context refuses a third of that.
+    return {name: _get(value) for name, value in struct.fields.items()}
 
 
-def _get(value: struct_pb2.Value, depth: int) -> Any:
+def _get(value: struct_pb2.Value) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
         return value.string_value
@@ -150,10 +151,8 @@ def _get(value: struct_pb2.Value, depth: int) -> Any:
         return int(number) if number.is_integer() and abs(number) <= MAX_EXACT_INT else number
     if kind == "bool_value":
         return value.bool_value
-    if depth > MAX_NESTING:
-        raise InvalidContextError(f"metadata nests more than {MAX_NESTING} levels deep")
     if kind == "struct_value":
-        return _read(value.struct_value, depth + 1)
+        return _read(value.struct_value)
     if kind == "list_value":
-        return [_get(item, depth + 1) for item in value.list_value.values]
+        return [_get(item) for item in value.list_value.values]
     return None

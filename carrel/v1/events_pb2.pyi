@@ -210,6 +210,7 @@ class ProducerAck(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user of the producer."""
     producer_id: _builtins.str
@@ -220,6 +221,10 @@ class ProducerAck(_message.Message):
     """The log offset of the event `through`; 0 when it is no longer known."""
     epoch: _builtins.str
     """The epoch that `offset` belongs to."""
+    fence: _builtins.int
+    """The fence of the refused item, so that a former holder of the run is not taken for its successor under the same
+    producer; 0 when nothing was refused.
+    """
     @_builtins.property
     def refusal(self) -> Global___Refusal:
         """Set when events after `through` were refused."""
@@ -233,10 +238,11 @@ class ProducerAck(_message.Message):
         offset: _builtins.int = ...,
         epoch: _builtins.str = ...,
         refusal: Global___Refusal | None = ...,
+        fence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "offset", b"offset", "producer_id", b"producer_id", "refusal", b"refusal", "through", b"through", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fence", b"fence", "offset", b"offset", "producer_id", b"producer_id", "refusal", b"refusal", "through", b"through", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import pytest
 
 from carrel.agent_messages import (
-    ROOT,
     DownMessage,
     EmitEvent,
     EventAccepted,
     Failure,
-    Heartbeat,
     Result,
     Start,
     UpMessage,
@@ -102,9 +100,6 @@ class ScriptedHost:
         await asyncio.gather(self.serving, return_exceptions=True)
 
 
-Hire = Callable[..., ScriptedHost]
-
-
 @pytest.fixture
 async def hire() -> Any:
     """`host = hire(AgentClass)`: a session that serves the agent, with the test as its host."""
@@ -117,6 +112,3 @@ async def hire() -> Any:
     yield make
     for host in hosts:
         await host.aclose()
-
-
-__all__ = ["ROOT", "RUN", "Awaitable", "Heartbeat", "Hire", "ScriptedHost"]

@@ -408,6 +408,47 @@ async def test_cancel_ends_agent_tools_and_every_later_call(hire: Hire) -> None:
     assert ended == ["call", "later"]
 
 
+async def test_a_task_that_the_agent_left_behind_can_reach_nothing_any_more(hire: Hire) -> None:
+    left: list[asyncio.Task[Any]] = []
+
+    async def body(ctx: AgentContext, request: Request) -> dict[str, Any]:
+        left.append(asyncio.create_task(ctx.call_tool("shout", text="wait")))
+        await ctx.thinking("the call is on its way")
+        return {}
+
+    host = hire(agent_of(body, shout))
+    host.start()
+    await host.hear(CallTool)
+    assert await host.end() == {}
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(left[0], 5)
+
+
+async def test_a_body_that_clings_to_life_ends_before_the_last_word(hire: Hire) -> None:
+    @tool
+    async def cling() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.01)
+        return "still here"
+
+    go = asyncio.Event()
+
+    async def body(ctx: AgentContext, request: Request) -> dict[str, Any]:
+        await go.wait()
+        return {}
+
+    host = hire(agent_of(body, cling, plain))
+    host.start()
+    host.say(RunToolBody("call-1", "cling", {}, 0, RUN.to_dict()))
+    host.say(RunToolBody("call-2", "plain", {"x": 1}, 0, RUN.to_dict()))
+    assert (await host.hear(ToolBodyResult)).tool_call_id == "call-2"
+    go.set()
+    assert (await host.hear(ToolBodyResult)).result == "still here"
+    assert await host.end() == {}
+
+
 async def test_an_agent_cancelled_by_its_own_hand_has_failed(hire: Hire) -> None:
     async def body(ctx: AgentContext, request: Request) -> dict[str, Any]:
         raise asyncio.CancelledError

@@ -105,8 +105,8 @@ def test_subclasses_become_plain_values() -> None:
     assert type(freeze(Colour.RED)) is str
     assert type(freeze(Level.HIGH)) is int
     assert is_frozen(FrozenDict())
-    for changeable in ({}, [1], (1, []), FrozenDict(a=[])):
-        assert not is_frozen(changeable)
+    changeable: list[object] = [{}, [1], (1, []), FrozenDict(a=[])]
+    assert not any(is_frozen(value) for value in changeable)
 
 
 def test_size_counts_utf8_bytes() -> None:
