@@ -39,7 +39,7 @@ The root and its branches are written in ``carrel.error_base``, the leaves below
     │   └── UnknownToolError                 NOT_FOUND          also a ToolError
     ├── ConflictError                        ABORTED
     │   ├── ThreadBusyError                  ABORTED            retryable
-    │   ├── IdempotencyConflictError         FAILED_PRECONDITION
+    │   ├── IdempotencyConflictError         ALREADY_EXISTS
     │   ├── AlreadyExistsError               ALREADY_EXISTS
     │   ├── RunEndedError                    FAILED_PRECONDITION
     │   ├── StaleFenceError                  FAILED_PRECONDITION
@@ -258,7 +258,7 @@ class ThreadBusyError(ConflictError):
 class IdempotencyConflictError(ConflictError):
     """The same ``client_ref`` was used for a request with other content."""
 
-    status = Status.FAILED_PRECONDITION
+    status = Status.ALREADY_EXISTS
     default_advice = "use a new client_ref for a new request"
 
 

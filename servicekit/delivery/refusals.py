@@ -25,10 +25,10 @@ from carrel.errors import (
 from carrel.v1.events_pb2 import Refusal, RefusalReason
 from carrel.wire import error_from_proto, error_to_proto
 
-__all__ = ["detail_of", "reason_of", "refusal_error", "refusal_of", "retry_after_s"]
+__all__ = ["reason_of", "refusal_error", "refusal_of", "retry_after_s"]
 
 _Reason = RefusalReason
-detail_of: Final = error_to_proto
+
 
 _CLASSES: Final[Mapping[int, type[CarrelError]]] = {
     _Reason.REFUSAL_REASON_GAP: EventGapError,

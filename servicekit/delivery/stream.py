@@ -258,6 +258,9 @@ async def _stop(task: asyncio.Task[Any]) -> None:
     if not task.done():
         task.cancel()
         await asyncio.wait({task})
+    if not task.cancelled():
+        # Seen, so that asyncio does not report it: whoever needs the reason has asked for it, or asks again.
+        task.exception()
 
 
 def _reason(error: BaseException | None) -> str:

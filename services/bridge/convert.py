@@ -19,7 +19,8 @@ from carrel.errors import (
 from carrel.events import TERMINAL
 from carrel.ids import new_id
 from carrel.v1 import bridge_pb2, events_pb2
-from servicekit.delivery.refusals import detail_of, refusal_of
+from carrel.wire import error_to_proto
+from servicekit.delivery.refusals import refusal_of
 from servicekit.identity.principals import RunPrincipal
 from services.bridge.domain.bridge import Bridge
 from services.bridge.models import (
@@ -170,12 +171,14 @@ def ack_of(append: Append, result: AppendResult) -> events_pb2.ProducerAck:
     )
     if result.refusal is not None:
         ack.refusal.CopyFrom(refusal_of(_refusal_error(result.refusal), result.refusal.last_number))
+        ack.fence = append.fence
     return ack
 
 
-def refused_ack(user_id: str, producer_id: str, error: CarrelError) -> events_pb2.ProducerAck:
+def refused_ack(user_id: str, producer_id: str, fence: int, error: CarrelError) -> events_pb2.ProducerAck:
     """The answer to an item that never reached the log; the producer goes back to what is acknowledged."""
-    return events_pb2.ProducerAck(user_id=user_id, producer_id=producer_id, refusal=refusal_of(error, 0))
+    refusal = refusal_of(error, 0)
+    return events_pb2.ProducerAck(user_id=user_id, producer_id=producer_id, refusal=refusal, fence=fence)
 
 
 def _refusal_error(refusal: Refusal) -> CarrelError:
@@ -213,7 +216,7 @@ def attach_response(items: Iterable[GatewayItem]) -> bridge_pb2.AttachResponse:
             case Refused(user, generation, error):
                 refused = response.items.add().refused
                 refused.user_id, refused.generation = user, generation
-                refused.error.CopyFrom(detail_of(error))
+                refused.error.CopyFrom(error_to_proto(error))
             case Bye(reason, retry_after_s):
                 bye = response.items.add().bye
                 bye.reason = reason

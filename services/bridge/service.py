@@ -100,13 +100,13 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
                 assert isinstance(principal, RunPrincipal)
                 appends.append(convert.append_of(item, principal))
             except CarrelError as error:
-                refused.append(convert.refused_ack(item.context.user_id, item.producer_id, error))
+                refused.append(convert.refused_ack(item.context.user_id, item.producer_id, item.fence, error))
         if not appends:
             return _Batch(appends, None, refused)
         try:
             return _Batch(appends, self._bridge.publish(appends), refused)
         except CarrelError as error:
-            refused += (convert.refused_ack(append.user, append.producer_id, error) for append in appends)
+            refused += (convert.refused_ack(append.user, append.producer_id, append.fence, error) for append in appends)
             return _Batch([], None, refused)
 
     async def Attach(
@@ -268,7 +268,11 @@ class _Acks:
         if not isinstance(error, CarrelError):
             raise error
         for append in batch.appends:
-            self._add(append.user, append.producer_id, convert.refused_ack(append.user, append.producer_id, error))
+            self._add(
+                append.user,
+                append.producer_id,
+                convert.refused_ack(append.user, append.producer_id, append.fence, error),
+            )
 
     def _add(self, user: str, producer_id: str, ack: events_pb2.ProducerAck) -> None:
         known = self._acks.setdefault((user, producer_id), ack)

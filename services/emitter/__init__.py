@@ -1,0 +1,1 @@
+"""The emitter: checks and cleans events, keeps users from delaying one another, hands events to the bridge's log."""

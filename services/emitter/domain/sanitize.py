@@ -1,0 +1,172 @@
+"""Removes secrets, and what policy withholds, from an event's data.
+
+A cheap look decides whether the data can hold anything of the kind; most cannot, and are forwarded as they came. What
+may is judged name by name and text by text. Not validation, which is ``guard``'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+import orjson
+
+from services.emitter.domain.secret_names import NameClass, classify, holds_secret
+from services.emitter.domain.secret_values import REDACTED, clean_text, may_hold_secret
+
+__all__ = ["DEFAULT_WITHHELD", "REDACTED", "WITHHELD", "Sanitizer"]
+
+WITHHELD: Final = "[withheld]"
+DEFAULT_WITHHELD: Final = (
+    "system_prompt",
+    "system_message",
+    "developer_prompt",
+    "prompt_template",
+    "raw_prompt",
+    "chain_of_thought",
+    "traceback",
+    "stack_trace",
+    "environ",
+)
+_MAX_DEPTH: Final = 64
+_TOO_DEEP: Final = "[too deep]"
+_MAX_KNOWN_NAMES: Final = 8192
+
+# A provider's key, a signature, a body of PEM or base64: one long run of these characters with a digit in it.
+_RUN_TABLE: Final = bytes(97 if chr(i).isascii() and (chr(i).isalnum() or chr(i) in "-_./") else 32 for i in range(256))
+_RUN: Final = b"a" * 16
+_DIGIT: Final = re.compile(rb"[0-9]")
+_PREFIX: Final = (
+    rb"(?:sk-|A(?:KIA|SIA|BIA|CCA|Iza|GE-|A[A-Za-z0-9_-]{32})|eyJ|g(?:h[pousr]_|ithub_pat_|l(?:pat|dt|rt|ptt)-|lsa_|sk_)|"
+    rb"xox[abeoprs]-|xapp-|hf_|[sr]k_|whsec_|SG\.|npm_|pypi-|ya29\.|GOCSPX|key-|do[opr]_v1|shp|r8_|pplx-|xai-|nvapi-|"
+    rb"dapi|tvly-|lsv2_|hvs\.|figd_|PMAK-|hooks\.slack|webhooks/)"
+)
+# A key begins its run or stands after one of these, as `secret_values` has it too; searching everywhere would cost
+# every id and hash in an event several microseconds.
+_AT_START: Final = re.compile(_PREFIX)
+_AFTER_SIGN: Final = re.compile(rb"[-_./]" + _PREFIX)
+# After an escape such as `\n` the run begins within the escape.
+_ANYWHERE: Final = re.compile(_PREFIX + rb"|KEY-----")
+_BEFORE: Final = 12
+_SPACE, _BACKSLASH = 0x20, 0x5C
+
+
+class Sanitizer:
+    """Cleans data; ``withheld`` are names of fields whose values policy keeps from users, whatever they hold."""
+
+    def __init__(self, withheld: Iterable[str] = DEFAULT_WITHHELD) -> None:
+        self._withheld = frozenset(_fold(name) for name in withheld)
+        self._plain: set[str] = set()
+
+    def is_suspect(self, data: bytes, value: Any) -> bool:
+        """Whether the data, and the value parsed from it, may hold something to remove; False is certain."""
+        # A repeated name, of which only the last value was parsed, makes the data longer than what was parsed.
+        return len(orjson.dumps(value)) != len(data) or _has_marked_run(data) or self._has_marks(value)
+
+    def clean(self, data: bytes, value: Any) -> bytes:
+        """The data without secrets, encoded anew; the same object when it needs no change."""
+        cleaned = orjson.dumps(self._clean(value, 0))
+        return data if cleaned == data else cleaned
+
+    def _has_marks(self, value: Any) -> bool:
+        plain, nodes = self._plain, [value]
+        while nodes:
+            node = nodes.pop()
+            if node.__class__ is dict:
+                for name in node:
+                    if name not in plain and not self._is_plain(name):
+                        return True
+                if "value" in node and _named_secret(node):
+                    return True
+                items = node.values()
+            else:
+                if len(node) == 2 and _is_secret_pair(node):
+                    return True
+                items = node
+            for item in items:
+                kind = item.__class__
+                if kind is str:
+                    if (":" in item or "=" in item) and may_hold_secret(item):
+                        return True
+                elif kind is dict or kind is list:
+                    nodes.append(item)
+        return False
+
+    def _is_plain(self, name: str) -> bool:
+        if classify(name) is not NameClass.PLAIN or _fold(name) in self._withheld:
+            return False
+        if (":" in name or "=" in name) and may_hold_secret(name):
+            return False
+        if len(self._plain) >= _MAX_KNOWN_NAMES:
+            self._plain.clear()
+        self._plain.add(name)
+        return True
+
+    def _clean(self, value: Any, depth: int) -> Any:
+        if isinstance(value, str):
+            return clean_text(value)
+        if isinstance(value, dict):
+            return self._clean_object(value, depth) if depth < _MAX_DEPTH else _TOO_DEEP
+        if isinstance(value, list):
+            return self._clean_list(value, depth) if depth < _MAX_DEPTH else _TOO_DEEP
+        return value
+
+    def _clean_object(self, value: dict[str, Any], depth: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        named = _named_secret(value)
+        for name, item in value.items():
+            kind = classify(name)
+            if (named and name == "value") or (kind is not NameClass.PLAIN and holds_secret(kind, item)):
+                result[name] = REDACTED
+            elif self._withheld and _fold(name) in self._withheld:
+                result[name] = WITHHELD
+            else:
+                result[clean_text(name)] = self._clean(item, depth + 1)
+        return result
+
+    def _clean_list(self, value: list[Any], depth: int) -> list[Any]:
+        if len(value) == 2 and _is_secret_pair(value):
+            return [value[0], REDACTED]
+        return [self._clean(item, depth + 1) for item in value]
+
+
+def _has_marked_run(data: bytes) -> bool:
+    runs = data.translate(_RUN_TABLE)
+    start = runs.find(_RUN)
+    while start >= 0:
+        end = runs.find(b" ", start)
+        end = len(runs) if end < 0 else end
+        if _DIGIT.search(data, start, end) is not None and _is_marked(data, start, end):
+            return True
+        start = runs.find(_RUN, end)
+    return False
+
+
+def _is_marked(data: bytes, start: int, end: int) -> bool:
+    if _AT_START.match(data, start) is not None or _AFTER_SIGN.search(data, start, end) is not None:
+        return True
+    before = data[start - 1]  # JSON begins with a brace, never with a run
+    if before == _SPACE:
+        return data[max(0, start - _BEFORE) : start].lower().rstrip().endswith((b"bearer", b"basic"))
+    return before == _BACKSLASH and _ANYWHERE.search(data, max(0, start - _BEFORE), end) is not None
+
+
+def _named_secret(value: dict[str, Any]) -> bool:
+    """``{"name": "Authorization", "value": "…"}``: whether one field names the secret that another one holds."""
+    item = value.get("value")
+    if not isinstance(item, str):
+        return False
+    return any(_is_secret_pair((value.get(field), item)) for field in ("name", "key", "header"))
+
+
+def _is_secret_pair(pair: Any) -> bool:
+    name, item = pair
+    if not isinstance(name, str) or not isinstance(item, str):
+        return False
+    kind = classify(name)
+    return kind is not NameClass.PLAIN and holds_secret(kind, item)
+
+
+def _fold(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()

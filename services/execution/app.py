@@ -1,0 +1,151 @@
+"""Builds execution's object graph, phase by phase, and takes it down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from carrel.errors import UnavailableError
+from carrel.v1 import execution_pb2_grpc as pb_grpc
+from servicekit.delivery import ProducerStream
+from servicekit.health import Readiness
+from servicekit.identity.keys import KeySet, load_signing_key
+from servicekit.identity.tickets import TicketMinter, TicketVerifier
+from servicekit.lifecycle import Phase, Running, Starter
+from servicekit.rpc.channel import open_channel
+from servicekit.rpc.server import RpcServer
+from servicekit.rpc.waiting import wait_ready
+from servicekit.tasks import TaskOwner
+from services.execution.client_agent_instance import GrpcAgentHost
+from services.execution.client_contexts import RunContexts
+from services.execution.client_emitter import EmitterSink
+from services.execution.config import ExecutionSettings
+from services.execution.domain.catalogue import AgentCatalogue
+from services.execution.domain.factory import ExecutionEngineFactory
+from services.execution.domain.loops import clean_up_for_ever, keep_leases, take_over
+from services.execution.domain.metrics import FactoryMetrics
+from services.execution.domain.services import RunServices
+from services.execution.domain.watch import Changes
+from services.execution.service import ExecutionServicer
+from services.execution.store import RunStore
+from services.execution.store_artifacts import LocalArtifactFolder
+from services.execution.store_sql import wall_clock
+from services.execution.store_sql_open import open_sqlite_store
+
+__all__ = ["app"]
+
+_SERVICE = "carrel.v1.ExecutionService"
+
+
+@asynccontextmanager
+async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Running]:
+    """The service, from its settings. Leaving it ends runs' tasks, hands their leases on and closes the stores."""
+    async with start.phase(Phase.CONFIGURATION, needs="the ticket keys", advice="`carrel up` makes them"):
+        minter = TicketMinter(load_signing_key(settings.ticket_key), "execution")
+        verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+    async with start.phase(Phase.INTEGRATION, needs=f"the data folder {settings.data_dir}"):
+        folder = LocalArtifactFolder(settings.artifacts_path)
+        await folder.probe()
+        store: RunStore = await open_sqlite_store(
+            settings.store_path,
+            migrate=settings.migrates,
+            engine_timeout_s=settings.engine_timeout_seconds,
+            lease_s=settings.lease_seconds,
+            synchronous=settings.synchronous,
+        )
+    try:
+        async with (
+            open_channel(settings.agent_instance) as agents,
+            open_channel(settings.emitter) as emitter,
+            ProducerStream.to_emitter(emitter) as outlet,
+            # A run's failing task is that run's failure: it is logged, and the others go on.
+            TaskOwner(on_failure=_ignore) as run_tasks,
+            TaskOwner() as loops,
+        ):
+            wait_s = settings.downstream_wait_seconds
+            async with start.phase(Phase.INTEGRATION, needs=f"agent_instance at {settings.agent_instance}"):
+                await wait_ready(agents, f"agent_instance at {settings.agent_instance}", wait_s)
+            async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
+                await wait_ready(emitter, f"the emitter at {settings.emitter}", wait_s)
+            contexts = RunContexts(minter)
+            host = GrpcAgentHost(agents, settings.agent_instance, contexts)
+            services = RunServices(
+                store=store,
+                folder=folder,
+                host=host,
+                sink=EmitterSink(outlet, contexts),
+                catalogue=AgentCatalogue(host, run_tasks),
+                tasks=run_tasks,
+                metrics=FactoryMetrics(),
+                changes=Changes(),
+                clock=wall_clock,
+                options=settings.run_options(),
+            )
+            factory = ExecutionEngineFactory(services)
+            async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
+                await services.catalogue.covering()
+                await take_over(store, factory)
+            _ = loops.start(keep_leases(store, factory, settings.lease_seconds / 3), "leases")
+            _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
+            yield _Execution(_server(settings, services, factory, verifier), factory, settings.drain_seconds)
+            factory.stop()
+    finally:
+        # Whoever is next takes over at once. If the store is away, it does when the leases expire.
+        with contextlib.suppress(UnavailableError):
+            await store.release_leases()
+        await store.close()
+
+
+class _Execution:
+    """The server, whose drain is also the runs'."""
+
+    def __init__(self, server: RpcServer, factory: ExecutionEngineFactory, drain_s: float) -> None:
+        self._server = server
+        self._factory = factory
+        self._drain_s = drain_s
+
+    @property
+    def address(self) -> str:
+        """See ``Running``."""
+        return self._server.address
+
+    async def start(self) -> int:
+        """See ``Running``."""
+        return await self._server.start()
+
+    async def drain(self) -> None:
+        """See ``Running``."""
+        await asyncio.gather(self._server.drain(), self._factory.shutdown(self._drain_s))
+
+    def hasten(self) -> None:
+        """See ``Running``."""
+        self._server.hasten()
+        self._factory.hasten()
+
+
+def _server(
+    settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory, verifier: TicketVerifier
+) -> RpcServer:
+    async def writable() -> bool:
+        await services.store.probe()
+        await services.folder.probe()
+        return True
+
+    readiness = Readiness()
+    readiness.add("run store", writable)
+    servicer = ExecutionServicer(factory, services, verifier)
+    server = RpcServer(
+        settings.listen,
+        [(pb_grpc.add_ExecutionServiceServicer_to_server, servicer, _SERVICE)],
+        verifier,
+        settings,
+        readiness=readiness,
+    )
+    servicer.draining = server.draining
+    return server
+
+
+def _ignore(name: str, error: BaseException) -> None:
+    """The owner has logged it."""

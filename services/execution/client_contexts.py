@@ -1,0 +1,111 @@
+"""Contexts under tickets of execution's own: for runs that it owns, and for its question to agent_instance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+from weakref import WeakValueDictionary
+
+from carrel.context import UserExecutionContext
+from carrel.ids import new_id
+from carrel.v1 import context_pb2
+from carrel.wire import context_to_proto
+from servicekit.identity.tickets import TicketMinter
+from services.execution.models import Micros, RunIdentity, UserKey
+
+__all__ = ["OUTLIVES_S", "RunContext", "RunContexts", "asking_context"]
+
+# A run ticket outlives its run's deadline by this, so that the last events still travel under it.
+OUTLIVES_S: Final = 900.0
+# Renewed this long before it ends.
+_MARGIN_S: Final = 120.0
+
+
+class RunContext:
+    """The context of one run, under a ticket minted from what was verified at admission. Call it for a fresh one."""
+
+    def __init__(
+        self,
+        minter: TicketMinter,
+        identity: RunIdentity,
+        deadline_at: Micros,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._minter = minter
+        self._identity = identity
+        self._deadline = deadline_at / 1_000_000
+        self._clock = clock
+        self._message = _message(identity)
+        self._ends = 0.0
+
+    def __call__(self) -> context_pb2.UserExecutionContext:
+        """The context; its ticket is good for ``_MARGIN_S`` at least."""
+        now = self._clock()
+        if now >= self._ends - _MARGIN_S:
+            identity = self._identity
+            lifetime = max(0.0, self._deadline - now) + OUTLIVES_S
+            # A new message: the former one may still wait to be sent.
+            fresh = context_pb2.UserExecutionContext()
+            fresh.CopyFrom(self._message)
+            fresh.ticket = self._minter.mint_run(
+                identity.user,
+                identity.thread_id,
+                identity.run_id,
+                identity.request_id,
+                identity.permissions,
+                identity.limits,
+                lifetime,
+            )
+            self._message, self._ends = fresh, now + lifetime
+        return self._message
+
+
+class RunContexts:
+    """One ``RunContext`` per run, shared by all that speak for it: each ticket costs a signature here and a check at
+    every service that it meets."""
+
+    def __init__(self, minter: TicketMinter) -> None:
+        self._minter = minter
+        # Held by those who use them: the outbox's channel and the attempts.
+        self._known: WeakValueDictionary[tuple[UserKey, str], RunContext] = WeakValueDictionary()
+
+    def of(self, identity: RunIdentity, deadline_at: Micros) -> RunContext:
+        """The run's context."""
+        key = (identity.user, identity.run_id)
+        context = self._known.get(key)
+        if context is None:
+            context = self._known[key] = RunContext(self._minter, identity, deadline_at)
+        return context
+
+    def asking(self) -> context_pb2.UserExecutionContext:
+        """See ``asking_context``."""
+        return asking_context(self._minter)
+
+
+def asking_context(minter: TicketMinter) -> context_pb2.UserExecutionContext:
+    """A context to ask agent_instance for its registry with, which no user's request stands behind.
+
+    Execution's key signs tickets of runs only, so this names a run that does not exist, of a user that nobody is.
+    """
+    user, thread, run, request = "carrel-execution", new_id("thread"), new_id("run"), new_id("req")
+    ticket = minter.mint_run(user, thread, run, request, lifetime_s=60.0)
+    return context_pb2.UserExecutionContext(
+        user_id=user, thread_id=thread, run_id=run, request_id=request, ticket=ticket
+    )
+
+
+def _message(identity: RunIdentity) -> context_pb2.UserExecutionContext:
+    return context_to_proto(
+        UserExecutionContext(
+            user_id=identity.user,
+            thread_id=identity.thread_id,
+            run_id=identity.run_id,
+            request_id=identity.request_id,
+            websocket_client_id=identity.websocket_client_id or None,
+            created_at=datetime.fromtimestamp(identity.created_at / 1_000_000, UTC),
+            agent_context=identity.agent_context,
+            audit_metadata=identity.audit_metadata,
+        )
+    )

@@ -1,0 +1,87 @@
+"""execution's settings: ``CARREL_EXECUTION_<FIELD>``, and the design documents' own names where they have one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from servicekit.settings import SharedSettings, alias_env
+from services.execution.domain.admission import UserLimits
+from services.execution.domain.services import RunOptions
+from services.execution.domain.uploads import ArtifactLimits
+
+__all__ = ["ExecutionSettings"]
+
+_MIB: Final = 1024 * 1024
+
+
+def _key_of(values: dict[str, Any]) -> Path:
+    return Path(values["state_dir"]) / "keys" / "execution.jwk.json"
+
+
+def _data_of(values: dict[str, Any]) -> Path:
+    return Path(values["state_dir"]) / "execution"
+
+
+class ExecutionSettings(SharedSettings):
+    """What the execution service can be told. Durations are seconds, sizes are bytes."""
+
+    listen: str = Field("127.0.0.1:50051", description="host:port that is served")
+    agent_instance: str = Field("127.0.0.1:50052", description="host:port of agent_instance")
+    emitter: str = Field("127.0.0.1:50053", description="host:port of the emitter")
+    ticket_key: Path = Field(default_factory=_key_of, description="private key that signs the tickets of runs")
+    data_dir: Path = Field(default_factory=_data_of, description="folder of the run store and the artifacts")
+    synchronous: Literal["NORMAL", "FULL"] = Field(
+        "NORMAL", description="FULL survives a power failure too, at an fsync for each commit"
+    )
+    migrate: bool | None = Field(
+        None, description="migrate an older run store at the start; by default outside production only"
+    )
+    default_agent: str = Field("supervisor", min_length=1, description="agent of a request that names none")
+    max_engines_per_user: Annotated[int, Field(ge=1), alias_env("MAX_ENGINES_PER_USER")] = 2
+    max_unended_runs_per_user: Annotated[int, Field(ge=1)] = 5
+    engine_timeout_seconds: Annotated[float, Field(gt=0), alias_env("ENGINE_TIMEOUT_SECONDS")] = 300.0
+    cleanup_interval: Annotated[float, Field(gt=0), alias_env("CLEANUP_INTERVAL")] = 60.0
+    lease_seconds: float = Field(15.0, ge=1, description="how long a run stays a process's that stopped renewing")
+    silence_seconds: float = Field(
+        15.0, gt=0, description="how long an attempt may give no sign of life before it counts as lost"
+    )
+    ticket_refresh_seconds: float = Field(300.0, gt=0, description="how often a long attempt gets a fresh ticket")
+    cancel_grace_seconds: float = Field(2.0, ge=0, description="how long a cancelled agent may take to end by itself")
+    artifact_max_bytes: int = Field(8 * _MIB, ge=1, description="largest artifact")
+    artifact_quota_per_user: int = Field(256 * _MIB, ge=1, description="bytes of all artifacts of one user")
+    artifact_retention_days: float = Field(30.0, gt=0, description="how long an artifact is kept")
+    history_messages: int = Field(50, ge=0, description="messages of the thread that an agent gets")
+    history_bytes: int = Field(65_536, ge=0, description="bytes of them")
+
+    @property
+    def migrates(self) -> bool:
+        """Whether an older run store is migrated at the start."""
+        return not self.production if self.migrate is None else self.migrate
+
+    @property
+    def store_path(self) -> Path:
+        """The run store's file."""
+        return self.data_dir / "runs.sqlite3"
+
+    @property
+    def artifacts_path(self) -> Path:
+        """The artifacts' folder."""
+        return self.data_dir / "artifacts"
+
+    def run_options(self) -> RunOptions:
+        """The part that the domain works with."""
+        return RunOptions(
+            limits=UserLimits(self.max_engines_per_user, self.max_unended_runs_per_user),
+            default_agent=self.default_agent,
+            silence_s=self.silence_seconds,
+            ticket_refresh_s=self.ticket_refresh_seconds,
+            cancel_grace_s=self.cancel_grace_seconds,
+            history_messages=self.history_messages,
+            history_bytes=self.history_bytes,
+            artifacts=ArtifactLimits(
+                self.artifact_max_bytes, self.artifact_quota_per_user, self.artifact_retention_days * 86_400
+            ),
+        )

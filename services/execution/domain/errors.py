@@ -1,0 +1,30 @@
+"""Errors that only execution raises; everything else is in ``carrel.errors``."""
+
+from __future__ import annotations
+
+from carrel.errors import ConflictError, Status, UnavailableError, WorkerLostError
+
+__all__ = ["AgentInstanceLostError", "RunInterruptedError", "RunNotEndedError"]
+
+
+class AgentInstanceLostError(WorkerLostError):
+    """The agent_instance that ran the stage broke off or stopped giving signs of life."""
+
+    code = "AGENT_INSTANCE_LOST"
+    default_advice = "send the request again"
+
+
+class RunNotEndedError(ConflictError):
+    """What was asked for needs a run to have ended first."""
+
+    code = "RUN_NOT_ENDED"
+    status = Status.FAILED_PRECONDITION
+    retryable = True
+    default_advice = "wait for the run to end, or cancel it"
+
+
+class RunInterruptedError(UnavailableError):
+    """The run's execution process ended before the run did."""
+
+    code = "INTERRUPTED"
+    default_advice = "send the request again"

@@ -1,0 +1,72 @@
+"""What goes on by itself beside the runs: leases are renewed, orphaned runs taken over, what is left over removed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NoReturn
+
+from carrel.errors import CarrelError
+from servicekit.logs import get_logger
+from services.execution.domain.factory import ExecutionEngineFactory
+from services.execution.domain.services import RunServices
+from services.execution.domain.uploads import remove_unused
+from services.execution.store import RunStore
+
+__all__ = ["clean_up", "clean_up_for_ever", "expire_artifacts", "keep_leases", "take_over"]
+
+_log = get_logger("execution.loops")
+
+
+async def take_over(store: RunStore, factory: ExecutionEngineFactory) -> int:
+    """Take up every run that nobody holds; how many there were."""
+    runs = await store.take_over()
+    for run in runs:
+        factory.resume(run)
+    if runs:
+        _log.info("runs taken over", runs=len(runs))
+    return len(runs)
+
+
+async def keep_leases(store: RunStore, factory: ExecutionEngineFactory, interval_s: float) -> NoReturn:
+    """Renew this process's leases and take over what others let expire, every ``interval_s``."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await store.renew_leases()
+            await take_over(store, factory)
+        except CarrelError as error:
+            _log.warning("leases not renewed", code=error.code)
+
+
+async def clean_up(store: RunStore, factory: ExecutionEngineFactory) -> int:
+    """Remove lapsed, orphaned and timed-out engines and old idempotency keys; how many of the first two."""
+    swept = await store.sweep()
+    for engine in swept.engines:
+        factory.drop_engine(engine.user, engine.engine_id)
+    for engine in swept.overdue:
+        await factory.time_out(engine.user, engine.run_id)
+    if swept.engines or swept.client_refs:
+        _log.info("cleaned up", engines=len(swept.engines), client_refs=swept.client_refs)
+    return len(swept.engines)
+
+
+async def expire_artifacts(services: RunServices) -> int:
+    """Remove artifacts that are past their retention; how many."""
+    before = services.clock() - round(services.options.artifacts.retention_s * 1_000_000)
+    total = 0
+    while expired := await services.store.expire_artifacts(before):
+        for user, artifact in expired:
+            await remove_unused(services.store, services.folder, user, artifact.run_id, artifact.sha256)
+        total += len(expired)
+    return total
+
+
+async def clean_up_for_ever(services: RunServices, factory: ExecutionEngineFactory, interval_s: float) -> NoReturn:
+    """``clean_up`` every ``cleanup_interval`` seconds."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await clean_up(services.store, factory)
+            await expire_artifacts(services)
+        except CarrelError as error:
+            _log.warning("clean-up failed", code=error.code)

@@ -1,0 +1,62 @@
+"""What all runs of this process share, handed down as one thing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from servicekit.tasks import TaskOwner
+from services.execution.domain.admission import UserLimits
+from services.execution.domain.catalogue import AgentCatalogue
+from services.execution.domain.metrics import FactoryMetrics
+from services.execution.domain.ports import AgentHost, EventSink
+from services.execution.domain.uploads import ArtifactLimits
+from services.execution.domain.watch import Changes
+from services.execution.models import Micros
+from services.execution.store import ArtifactFolder, RunStore
+
+__all__ = ["RunOptions", "RunServices"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Bounds and times of runs; the settings say what each means."""
+
+    limits: UserLimits = field(default_factory=UserLimits)
+    default_agent: str = "supervisor"
+    silence_s: float = 15.0
+    cancel_grace_s: float = 2.0
+    ticket_refresh_s: float = 300.0
+    retry_first_s: float = 0.1
+    retry_max_s: float = 5.0
+    busy_max_s: float = 0.5
+    history_messages: int = 50
+    history_bytes: int = 65_536
+    artifacts: ArtifactLimits = field(default_factory=ArtifactLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class RunServices:
+    """The object graph below the factory."""
+
+    store: RunStore
+    folder: ArtifactFolder
+    host: AgentHost
+    sink: EventSink
+    catalogue: AgentCatalogue
+    tasks: TaskOwner
+    metrics: FactoryMetrics
+    changes: Changes
+    clock: Callable[[], Micros]
+    options: RunOptions = field(default_factory=RunOptions)
+    # Runs outlive the call that began them, so their tasks must not inherit its deadline and caller.
+    home: Context = field(default_factory=copy_context)
+
+    def start(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
+        """Run ``work`` as an owned task, outside of the call being served."""
+        return self.home.run(self.tasks.start, work, name)

@@ -1,0 +1,167 @@
+"""One attempt of one stage, from execution's side: what comes up is kept or answered, silence is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import singledispatchmethod
+from typing import TypeVar
+
+from carrel.errors import NotImplementedYetError, StoreUnavailableError, UnavailableError
+from services.execution.domain.coalesce import Coalescer
+from services.execution.domain.errors import AgentInstanceLostError
+from services.execution.domain.ports import (
+    ArtifactChunk,
+    CancelStage,
+    Downlink,
+    Heartbeat,
+    InputRequired,
+    JournalStored,
+    RefreshTicket,
+    StageAccepted,
+    StageResult,
+    StageStart,
+    StageStream,
+    Uplink,
+)
+from services.execution.domain.retry import insist
+from services.execution.domain.services import RunServices
+from services.execution.domain.uploads import Uploads
+from services.execution.models import AuditEntry, JournalItem, RunRef
+
+__all__ = ["StageSession"]
+
+_T = TypeVar("_T")
+
+
+class StageSession:
+    """Runs one attempt to its result.
+
+    Args:
+        start: What the attempt needs.
+        services: What every run shares.
+    """
+
+    def __init__(self, start: StageStart, services: RunServices) -> None:
+        self._start = start
+        self._services = services
+        self._options = services.options
+        self._ref = RunRef(start.identity.user, start.identity.run_id, start.fence)
+        self._stream: StageStream | None = None
+        self._watch: asyncio.Timeout | None = None
+        self._cancel: CancelStage | None = None
+        self._stop_at: float | None = None
+        self._refresh_at = 0.0
+        self._uploads = Uploads(services.store, services.folder, self._ref, self._options.artifacts, services.clock)
+        self._journal = Coalescer[JournalItem](self._save_journal, services.start, "journal")
+        self._audit = Coalescer[AuditEntry](self._save_audit, services.start, "audit")
+
+    async def run(self) -> StageResult:
+        """Open the attempt and see it through.
+
+        Raises:
+            AgentInstanceLostError: It broke off, or gave no sign of life for ``silence_s``.
+            CarrelError: agent_instance refused it.
+        """
+        loop = asyncio.get_running_loop()
+        self._refresh_at = loop.time() + self._options.ticket_refresh_s
+        try:
+            async with asyncio.timeout(self._options.silence_s) as watch:
+                self._watch = watch
+                if self._stop_at is not None:
+                    watch.reschedule(self._stop_at)
+                async with self._services.host.run_stage(self._start) as stream:
+                    self._stream = stream
+                    if self._cancel is not None:
+                        await stream.send(self._cancel)
+                    result = await self._listen(stream)
+        except TimeoutError:
+            if self._watch is None or not self._watch.expired():  # another clock's
+                raise
+            raise AgentInstanceLostError(
+                f"agent_instance gave no sign of life for {self._options.silence_s:g} s"
+            ) from None
+        except StoreUnavailableError:
+            raise
+        except UnavailableError as error:
+            raise AgentInstanceLostError(f"agent_instance broke off: {error.message}") from error
+        finally:
+            # A finished watch can't be set anew, and a cancel may come at any moment.
+            self._stream = self._watch = None
+        await self._journal.drained()
+        await self._audit.drained()
+        return result
+
+    async def cancel(self, reason: str) -> None:
+        """Ask the attempt to end, and end it when the grace is over. Returns once asked."""
+        grace_s = self._options.cancel_grace_s
+        self._cancel = CancelStage(reason, grace_s)
+        # A little more than the grace: its last word, that it has ended, should still be heard.
+        self._stop_at = asyncio.get_running_loop().time() + grace_s + 0.5
+        if self._watch is not None and not self._watch.expired():
+            self._watch.reschedule(self._stop_at)
+        if self._stream is not None:
+            await self._stream.send(self._cancel)
+
+    async def _listen(self, stream: StageStream) -> StageResult:
+        loop = asyncio.get_running_loop()
+        assert self._watch is not None, "set before"
+        async for message in stream:
+            if isinstance(message, StageResult):
+                return message
+            if self._stop_at is None:
+                self._watch.reschedule(loop.time() + self._options.silence_s)
+            await self._take(message)
+        raise AgentInstanceLostError("agent_instance ended the attempt without a result")
+
+    @singledispatchmethod
+    async def _take(self, message: Uplink) -> None:
+        """What needs no answer: ``BudgetUse`` until budgets exist."""
+
+    @_take.register
+    async def _(self, message: Heartbeat) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._refresh_at:
+            self._refresh_at = now + self._options.ticket_refresh_s
+            await self._send(RefreshTicket())
+
+    @_take.register
+    async def _(self, message: StageAccepted) -> None:
+        self._services.metrics.layer("agent_instance", message.creation_s * 1000)
+
+    @_take.register
+    async def _(self, message: JournalItem) -> None:
+        await self._journal.add(message)
+
+    @_take.register
+    async def _(self, message: AuditEntry) -> None:
+        await self._audit.add(message)
+
+    @_take.register
+    async def _(self, message: ArtifactChunk) -> None:
+        answer = await self._uploads.take(message)
+        if answer is not None:
+            await self._send(answer)
+
+    @_take.register
+    async def _(self, message: InputRequired) -> None:
+        raise NotImplementedYetError(
+            "waiting for a person is not available yet", advice="give the agent what it needs in params"
+        )
+
+    async def _send(self, message: Downlink) -> None:
+        if self._stream is not None:
+            await self._stream.send(message)
+
+    async def _save_journal(self, entries: Sequence[JournalItem]) -> None:
+        store, stage = self._services.store, self._start.index
+        if await self._insist(lambda: store.save_journal(self._ref, stage, entries)):
+            await self._send(JournalStored(max(entry.number for entry in entries)))
+
+    async def _save_audit(self, entries: Sequence[AuditEntry]) -> None:
+        await self._insist(lambda: self._services.store.save_audit(entries))
+
+    async def _insist(self, write: Callable[[], Awaitable[_T]]) -> _T:
+        return await insist(
+            write, first_s=self._options.retry_first_s, max_s=self._options.retry_max_s, run_id=self._ref.run_id
+        )

@@ -1,0 +1,336 @@
+"""Values that pass between execution's layers: runs, stages, engines, threads, artifacts. No rules, no I/O.
+
+Times are whole microseconds since the epoch, UTC (``Micros``): exact in SQL, in protobuf and in comparisons.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, NewType, TypeVar
+
+__all__ = [
+    "TERMINAL_STATES",
+    "UNENDED_STATES",
+    "Admission",
+    "Admitted",
+    "ArtifactRecord",
+    "AuditEntry",
+    "AuditOutcome",
+    "Checkpoint",
+    "EngineRecord",
+    "Finish",
+    "Finished",
+    "JournalItem",
+    "MessageRecord",
+    "Micros",
+    "OutboxEvent",
+    "Page",
+    "RunIdentity",
+    "RunRecord",
+    "RunRef",
+    "RunState",
+    "StageRecord",
+    "StageState",
+    "Sweep",
+    "ThreadRecord",
+    "ThreadStrategy",
+    "UserKey",
+]
+
+Micros = int
+
+# Made in convert.py from a verified principal and nowhere else; every store method is addressed by it.
+UserKey = NewType("UserKey", str)
+
+
+class RunState(enum.StrEnum):
+    """Where a run is in its life; the last four are terminal."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    WAITING = "WAITING"
+    FINISHING = "FINISHING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+
+TERMINAL_STATES: Final = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.TIMED_OUT})
+UNENDED_STATES: Final = frozenset(RunState) - TERMINAL_STATES
+
+
+class StageState(enum.StrEnum):
+    """Where a stage is in its life; the last three are terminal."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    WAITING = "WAITING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    SKIPPED = "SKIPPED"
+
+
+class ThreadStrategy(enum.StrEnum):
+    """What a new run does about one that the thread already has."""
+
+    REJECT = "reject"
+    ENQUEUE = "enqueue"
+    INTERRUPT = "interrupt"
+    ROLLBACK = "rollback"
+
+
+class AuditOutcome(enum.StrEnum):
+    """How an audited act ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    DENIED = "denied"
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """Whose run it is and what it may do, as verified at admission; tickets for the run are minted from it."""
+
+    user: UserKey
+    thread_id: str
+    run_id: str
+    request_id: str
+    permissions: frozenset[str] = frozenset()
+    limits: Mapping[str, int] = field(default_factory=dict)
+    websocket_client_id: str = ""
+    created_at: Micros = 0
+    agent_context: Mapping[str, Any] = field(default_factory=dict)
+    audit_metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """A run as its present holder knows it; a write with an older fence has no effect."""
+
+    user: UserKey
+    run_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One agent's part of a run."""
+
+    index: int
+    agent_name: str
+    state: StageState = StageState.PENDING
+    attempt: int = 0
+    started_at: Micros | None = None
+    ended_at: Micros | None = None
+    answered_by: str = ""
+    result: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRecord:
+    """Stored bytes: ``sha256`` also names their file within the run's folder."""
+
+    run_id: str
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    created_at: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as it is in the store. ``result`` is JSON; ``error`` is a ``CarrelError.to_dict()``."""
+
+    identity: RunIdentity
+    state: RunState
+    agent_name: str
+    stages: tuple[StageRecord, ...]
+    message: str
+    params: bytes
+    created_at: Micros
+    fence: int
+    deadline_at: Micros
+    outcome: RunState | None = None
+    started_at: Micros | None = None
+    ended_at: Micros | None = None
+    client_ref: str = ""
+    engine_id: str = ""
+    result: bytes | None = None
+    error: Mapping[str, Any] | None = None
+    artifacts: tuple[ArtifactRecord, ...] = ()
+
+    @property
+    def ref(self) -> RunRef:
+        """What a write to this run is addressed with."""
+        return RunRef(self.identity.user, self.identity.run_id, self.fence)
+
+    @property
+    def running_stage(self) -> StageRecord | None:
+        """The stage that runs, if one does."""
+        return next((stage for stage in self.stages if stage.state is StageState.RUNNING), None)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """One of a user's places to run; its row is there exactly as long as it counts against the limit."""
+
+    engine_id: str
+    user: UserKey
+    run_id: str
+    created_at: Micros
+    expires_at: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEvent:
+    """An event of a run's own, numbered in the transaction that caused it. ``data`` is a JSON object."""
+
+    number: int
+    event_id: str
+    event_type: str
+    data: Mapping[str, Any]
+    created_at: Micros
+    agent_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Everything the store needs to admit a run in one transaction."""
+
+    identity: RunIdentity
+    message: str
+    params: bytes
+    stages: tuple[str, ...]
+    agent_name: str
+    content_hash: str
+    client_ref: str
+    strategy: ThreadStrategy
+    engine_id: str
+    new_engine_id: str
+    max_engines: int
+    max_unended: int
+    agent_instance: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The admitted run, or the one that was there already under the same ``client_ref``."""
+
+    run: RunRecord
+    existing: bool
+    thread_existed: bool = False
+    events: tuple[OutboxEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A stage that is done, the stages that its plan adds, and the next one begun: one transaction."""
+
+    index: int
+    result: bytes
+    answered_by: str
+    added: tuple[str, ...] = ()
+    params: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a run ends.
+
+    ``interrupts``: execution itself ends the stage that runs, so the stage's ``agent_error`` is execution's to write.
+    ``reference`` stands in the terminal event for a result that is too large for it.
+    """
+
+    outcome: RunState
+    result: bytes | None = None
+    error: Mapping[str, Any] | None = None
+    interrupts: bool = False
+    answered_by: str = ""
+    reply: str = ""
+    reference: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last events, in the outbox now."""
+
+    events: tuple[OutboxEvent, ...]
+    ended_at: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRecord:
+    """One message of a thread."""
+
+    role: str
+    text: str
+    run_id: str
+    created_at: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRecord:
+    """A conversation."""
+
+    thread_id: str
+    created_at: Micros
+    updated_at: Micros
+    message_count: int
+    unended_run_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalItem:
+    """A completed tool or model call of a stage, with which a later attempt answers the same call."""
+
+    number: int
+    call_id: str
+    kind: str
+    name: str
+    arguments_hash: str
+    result: bytes
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Who did what, when, and how it ended; never the payload."""
+
+    record_id: str
+    user: UserKey
+    thread_id: str
+    run_id: str
+    request_id: str
+    action: str
+    target: str
+    outcome: AuditOutcome
+    started_at: Micros
+    duration_us: int = 0
+    error_code: str = ""
+    arguments_hash: str = ""
+    agent_name: str = ""
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[_T]):
+    """A page of a listing; ``next`` is the key of its last item when there are more."""
+
+    items: tuple[_T, ...]
+    next: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a clean-up pass removed."""
+
+    engines: tuple[EngineRecord, ...] = ()
+    client_refs: int = 0
+    # Not removed: engines past their time whose run still runs, for whoever drives it to end.
+    overdue: tuple[EngineRecord, ...] = ()

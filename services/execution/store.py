@@ -1,0 +1,235 @@
+"""The run store's contract: what every implementation promises. No implementation is in here.
+
+Everything is keyed by the verified user: an id of another user names nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from services.execution.models import (
+    Admission,
+    Admitted,
+    ArtifactRecord,
+    AuditEntry,
+    Checkpoint,
+    EngineRecord,
+    Finish,
+    Finished,
+    JournalItem,
+    MessageRecord,
+    Micros,
+    OutboxEvent,
+    Page,
+    RunRecord,
+    RunRef,
+    RunState,
+    Sweep,
+    ThreadRecord,
+    UserKey,
+)
+
+__all__ = ["ArtifactFolder", "PageKey", "RunStore"]
+
+PageKey = tuple[int | str, ...]
+
+
+class RunStore(Protocol):
+    """Runs, engines, threads, the outbox, the journal and the audit trail.
+
+    What holds after a crash: when a write's result has arrived, all of it is there, and it was there for every read
+    that began later; one whose result has not arrived is there wholly or not at all. ``kill -9`` of the process never
+    takes anything back; the machine's death does not either when the database syncs every commit.
+
+    Writes that arrive together share a transaction, each within a savepoint: one that is refused undoes nothing of
+    the others. A user's admissions happen one after the other, whatever the number of processes. Every write that
+    names a ``RunRef`` is a compare-and-set: it returns None or False, and changes nothing, when the run's fence or
+    state is no longer what the caller believes.
+
+    Every method raises ``StoreUnavailableError`` when the database cannot be used (locked, full, read-only); then
+    nothing of the call is in effect, and calls work again once the cause is gone, without a restart.
+    """
+
+    # Admission and engines
+
+    async def admit(self, admission: Admission) -> Admitted:
+        """Admit a run, with its engine, stages, user message and ``run_accepted`` in the outbox, in one transaction.
+
+        The first of these that applies:
+
+        1. ``client_ref`` was used within 24 h: the run of that time, ``existing``, or ``IdempotencyConflictError``
+           when its content was another.
+        2. The run is there: ``existing`` when content and ``client_ref`` are the same, else ``AlreadyExistsError``.
+        3. The thread has an unended run: ``ThreadBusyError`` (strategy ``reject``).
+        4. ``engine_id`` names no free reservation of the user's: ``UnknownEngineError``.
+        5. ``max_engines`` are active: ``EnginesLimitError``. A reservation counts and is consumed.
+        6. ``max_unended`` runs have not ended: ``UnendedRunsError``.
+        """
+        ...
+
+    async def reserve_engine(self, user: UserKey, engine_id: str, max_engines: int) -> EngineRecord:
+        """Reserve an engine. Raises ``EnginesLimitError``."""
+        ...
+
+    async def release_engine(self, user: UserKey, engine_id: str) -> bool:
+        """Give back a reservation; False when there is no such one (an engine with a run is freed by ``finish``)."""
+        ...
+
+    async def get_engine(self, user: UserKey, engine_id: str) -> EngineRecord | None:
+        """An active engine of the user's."""
+        ...
+
+    async def list_engines(self, user: UserKey | None, limit: int, after: PageKey | None) -> Page[EngineRecord]:
+        """Active engines, the user's or (None) everybody's."""
+        ...
+
+    # A run's way
+
+    async def checkpoint(self, ref: RunRef, step: Checkpoint) -> RunRecord | None:
+        """Record a stage's result, add planned stages, begin the next stage: the run as it then is."""
+        ...
+
+    async def finish(self, ref: RunRef, finish: Finish) -> Finished | None:
+        """The one compare-and-set from an unended state (not FINISHING) to FINISHING(outcome).
+
+        In the same transaction: the stage that runs and those that pend are ended, the engine is freed, the last
+        events are in the outbox, the reply is in the thread. Of racing callers exactly one gets the events.
+        """
+        ...
+
+    async def close_run(self, ref: RunRef) -> bool:
+        """FINISHING becomes its outcome, outbox and journal rows go; called when the log has the terminal event."""
+        ...
+
+    async def outbox(self, user: UserKey, run_id: str) -> tuple[OutboxEvent, ...]:
+        """The run's own events, from number 1; empty once the run is terminal."""
+        ...
+
+    async def save_journal(self, ref: RunRef, stage: int, entries: Sequence[JournalItem]) -> bool:
+        """Keep completed calls of a stage; repeating a number changes nothing."""
+        ...
+
+    async def journal(self, user: UserKey, run_id: str, stage: int) -> tuple[JournalItem, ...]:
+        """The stage's completed calls, by number."""
+        ...
+
+    # Leases
+
+    async def take_over(self) -> tuple[RunRecord, ...]:
+        """Make this process the holder of every unended run whose lease is its own former one or has expired.
+
+        Each gets the next fencing number. Leases are on the database's clock.
+        """
+        ...
+
+    async def renew_leases(self) -> None:
+        """Prolong every lease this process holds."""
+        ...
+
+    async def release_leases(self) -> None:
+        """Let every lease of this process expire now, so that another may take over at once."""
+        ...
+
+    # Reading
+
+    async def get_run(self, user: UserKey, run_id: str) -> RunRecord | None:
+        """The run with its stages and artifacts."""
+        ...
+
+    async def list_runs(
+        self, user: UserKey, thread_id: str, states: frozenset[RunState], limit: int, after: PageKey | None
+    ) -> Page[RunRecord]:
+        """The user's runs, newest first, without messages, params and results; empty filters take all."""
+        ...
+
+    async def history(self, user: UserKey, thread_id: str, before_run: str, limit: int) -> tuple[MessageRecord, ...]:
+        """The last ``limit`` messages of a thread that are not of ``before_run``, oldest first."""
+        ...
+
+    async def list_threads(self, user: UserKey, limit: int, after: PageKey | None) -> Page[ThreadRecord]:
+        """The user's threads, latest activity first."""
+        ...
+
+    async def get_thread(self, user: UserKey, thread_id: str) -> ThreadRecord | None:
+        """One thread."""
+        ...
+
+    async def messages(self, user: UserKey, thread_id: str, limit: int, after: PageKey | None) -> Page[MessageRecord]:
+        """A thread's messages, oldest first."""
+        ...
+
+    async def delete_thread(self, user: UserKey, thread_id: str) -> tuple[str, ...] | None:
+        """Delete a thread with messages, runs, artifacts; the ids of its runs, or None when there is none.
+
+        Raises ``RunNotEndedError`` while a run of it has not ended.
+        """
+        ...
+
+    # Artifacts and audit
+
+    async def save_artifact(self, ref: RunRef, artifact: ArtifactRecord, quota: int) -> bool:
+        """Record stored bytes, in place of those of the same name; False when the run is no longer the caller's.
+
+        Raises ``QuotaError`` when the user's artifacts would exceed ``quota`` bytes.
+        """
+        ...
+
+    async def get_artifact(self, user: UserKey, run_id: str, name: str) -> ArtifactRecord | None:
+        """One artifact's record."""
+        ...
+
+    async def save_audit(self, entries: Sequence[AuditEntry]) -> None:
+        """Keep audit records; repeating an id changes nothing."""
+        ...
+
+    async def list_audit(
+        self, user: UserKey | None, run_id: str, limit: int, after: PageKey | None
+    ) -> Page[AuditEntry]:
+        """Audit records, newest first, of the user or (None) of everybody."""
+        ...
+
+    # Care
+
+    async def expire_artifacts(self, before: Micros) -> tuple[tuple[UserKey, ArtifactRecord], ...]:
+        """Forget some of the artifacts stored before then, oldest first, and return them; empty when none is left."""
+        ...
+
+    async def sweep(self) -> Sweep:
+        """Remove lapsed reservations, engines without a live run, ``client_ref`` of over 24 h; tell overdue engines."""
+        ...
+
+    async def probe(self) -> None:
+        """Write and read back something of no meaning; returns when the store really works, else raises."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was accepted, then release everything. Calling it again does nothing."""
+        ...
+
+
+class ArtifactFolder(Protocol):
+    """The bytes of artifacts. The run store says which of them count; a file without a row is nobody's."""
+
+    async def put(self, user: UserKey, run_id: str, data: bytes) -> str:
+        """Store bytes and return their SHA-256 in hex; when this returns, the bytes survive the process's death.
+
+        Raises ``StoreUnavailableError`` when they cannot be written; nothing is left behind then.
+        """
+        ...
+
+    async def read(self, user: UserKey, run_id: str, sha256: str) -> bytes:
+        """The bytes. Raises ``CorruptStoreError`` when they are gone or changed."""
+        ...
+
+    async def remove(self, user: UserKey, run_id: str, sha256: str) -> None:
+        """Remove one file; removing one that is gone does nothing."""
+        ...
+
+    async def remove_run(self, user: UserKey, run_id: str) -> None:
+        """Remove every file of a run."""
+        ...
+
+    async def probe(self) -> None:
+        """Raises ``StoreUnavailableError`` unless the folder can be written now."""
+        ...

@@ -1,0 +1,220 @@
+"""The run store in SQL. SQLite for one process; the operations are the same for PostgreSQL.
+
+Operations live beside this file by theme (``store_sql_admission``, ``_runs``, ``_reads``, ``_care``), the access to the
+database and its group commit in ``store_sql_database``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from services.execution import store_sql_admission as admissions
+from services.execution import store_sql_care as care
+from services.execution import store_sql_reads as reads
+from services.execution import store_sql_runs as steps
+from services.execution.models import (
+    Admission,
+    Admitted,
+    ArtifactRecord,
+    AuditEntry,
+    Checkpoint,
+    EngineRecord,
+    Finish,
+    Finished,
+    JournalItem,
+    MessageRecord,
+    Micros,
+    OutboxEvent,
+    Page,
+    RunRecord,
+    RunRef,
+    RunState,
+    Sweep,
+    ThreadRecord,
+    UserKey,
+)
+from services.execution.store import PageKey
+from services.execution.store_sql_database import SqliteDatabase
+
+__all__ = ["SqlRunStore", "wall_clock"]
+
+
+def wall_clock() -> Micros:
+    """Now, in microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class SqlRunStore:
+    """``RunStore`` over a database.
+
+    Args:
+        database: Where the tables are; this store closes it.
+        owner: The name this process holds leases under.
+        engine_timeout_s: How long an engine lives at most.
+        lease_s: How long a run stays this process's when it stops renewing.
+        clock: Now in microseconds, for everything but leases (those are on the database's clock).
+    """
+
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        *,
+        owner: str,
+        engine_timeout_s: float = 300.0,
+        lease_s: float = 15.0,
+        clock: Callable[[], Micros] = wall_clock,
+    ) -> None:
+        self._database = database
+        self._owner = owner
+        self._lifetime = round(engine_timeout_s * 1_000_000)
+        self._lease = round(lease_s * 1_000_000)
+        self._clock = clock
+        self._started = False
+
+    # Admission and engines
+
+    async def admit(self, admission: Admission) -> Admitted:
+        """See ``RunStore``."""
+        return await self._database.write(
+            lambda connection: admissions.admit(
+                connection,
+                admission,
+                now=self._clock(),
+                lifetime=self._lifetime,
+                lease=self._lease,
+                owner=self._owner,
+            )
+        )
+
+    async def reserve_engine(self, user: UserKey, engine_id: str, max_engines: int) -> EngineRecord:
+        """See ``RunStore``."""
+        return await self._database.write(
+            lambda connection: admissions.reserve_engine(
+                connection, user, engine_id, max_engines, now=self._clock(), lifetime=self._lifetime
+            )
+        )
+
+    async def release_engine(self, user: UserKey, engine_id: str) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: admissions.release_engine(c, user, engine_id))
+
+    async def get_engine(self, user: UserKey, engine_id: str) -> EngineRecord | None:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.read_engine(c, user, engine_id))
+
+    async def list_engines(self, user: UserKey | None, limit: int, after: PageKey | None) -> Page[EngineRecord]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.list_engines(c, user, limit, after, self._clock()))
+
+    # A run's way
+
+    async def checkpoint(self, ref: RunRef, step: Checkpoint) -> RunRecord | None:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: steps.checkpoint(c, ref, step, now=self._clock()))
+
+    async def finish(self, ref: RunRef, finish: Finish) -> Finished | None:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: steps.finish(c, ref, finish, now=self._clock()))
+
+    async def close_run(self, ref: RunRef) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: steps.close_run(c, ref))
+
+    async def outbox(self, user: UserKey, run_id: str) -> tuple[OutboxEvent, ...]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.read_outbox(c, user, run_id))
+
+    async def save_journal(self, ref: RunRef, stage: int, entries: Sequence[JournalItem]) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: care.save_journal(c, ref, stage, entries))
+
+    async def journal(self, user: UserKey, run_id: str, stage: int) -> tuple[JournalItem, ...]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.read_journal(c, user, run_id, stage))
+
+    # Leases
+
+    async def take_over(self) -> tuple[RunRecord, ...]:
+        """See ``RunStore``."""
+        former, self._started = not self._started, True
+        return await self._database.write(partial(steps.take_over, owner=self._owner, lease=self._lease, former=former))
+
+    async def renew_leases(self) -> None:
+        """See ``RunStore``."""
+        await self._database.write(partial(steps.renew_leases, owner=self._owner, lease=self._lease))
+
+    async def release_leases(self) -> None:
+        """See ``RunStore``."""
+        await self._database.write(partial(steps.release_leases, owner=self._owner))
+
+    # Reading
+
+    async def get_run(self, user: UserKey, run_id: str) -> RunRecord | None:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.read_run(c, user, run_id))
+
+    async def list_runs(
+        self, user: UserKey, thread_id: str, states: frozenset[RunState], limit: int, after: PageKey | None
+    ) -> Page[RunRecord]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.list_runs(c, user, thread_id, states, limit, after))
+
+    async def history(self, user: UserKey, thread_id: str, before_run: str, limit: int) -> tuple[MessageRecord, ...]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.read_history(c, user, thread_id, before_run, limit))
+
+    async def list_threads(self, user: UserKey, limit: int, after: PageKey | None) -> Page[ThreadRecord]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.list_threads(c, user, limit, after))
+
+    async def get_thread(self, user: UserKey, thread_id: str) -> ThreadRecord | None:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.read_thread(c, user, thread_id))
+
+    async def messages(self, user: UserKey, thread_id: str, limit: int, after: PageKey | None) -> Page[MessageRecord]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.read_messages(c, user, thread_id, limit, after))
+
+    async def delete_thread(self, user: UserKey, thread_id: str) -> tuple[str, ...] | None:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: care.delete_thread(c, user, thread_id))
+
+    # Artifacts and audit
+
+    async def save_artifact(self, ref: RunRef, artifact: ArtifactRecord, quota: int) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: care.save_artifact(c, ref, artifact, quota))
+
+    async def get_artifact(self, user: UserKey, run_id: str, name: str) -> ArtifactRecord | None:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.read_artifact(c, user, run_id, name))
+
+    async def save_audit(self, entries: Sequence[AuditEntry]) -> None:
+        """See ``RunStore``."""
+        await self._database.write(lambda c: care.save_audit(c, entries))
+
+    async def list_audit(
+        self, user: UserKey | None, run_id: str, limit: int, after: PageKey | None
+    ) -> Page[AuditEntry]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.list_audit(c, user, run_id, limit, after))
+
+    # Care
+
+    async def expire_artifacts(self, before: Micros) -> tuple[tuple[UserKey, ArtifactRecord], ...]:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: care.expire_artifacts(c, before))
+
+    async def sweep(self) -> Sweep:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: care.sweep(c, now=self._clock()))
+
+    async def probe(self) -> None:
+        """See ``RunStore``."""
+        await self._database.write(care.probe)
+
+    async def close(self) -> None:
+        """See ``RunStore``."""
+        await self._database.close()

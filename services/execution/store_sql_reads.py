@@ -1,0 +1,239 @@
+"""Reading as operations over one snapshot each: runs, threads, engines, audit; listings by keyset."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+
+from services.execution.models import (
+    ArtifactRecord,
+    AuditEntry,
+    EngineRecord,
+    JournalItem,
+    MessageRecord,
+    OutboxEvent,
+    Page,
+    RunRecord,
+    RunState,
+    ThreadRecord,
+    UserKey,
+)
+from services.execution.store import PageKey
+from services.execution.store_sql_rows import (
+    artifact_of,
+    audit_of,
+    engine_of,
+    journal_of,
+    message_of,
+    outbox_of,
+    run_of,
+)
+from services.execution.tables import artifacts, audit, engines, journal, messages, outbox, runs, stages, threads
+
+__all__ = [
+    "list_audit",
+    "list_engines",
+    "list_runs",
+    "list_threads",
+    "read_artifact",
+    "read_engine",
+    "read_history",
+    "read_journal",
+    "read_messages",
+    "read_outbox",
+    "read_run",
+    "read_thread",
+]
+
+_T = TypeVar("_T")
+_P: Final = sa.bindparam
+_LIVE: Final = (RunState.QUEUED, RunState.RUNNING, RunState.WAITING)
+
+_RUN: Final = sa.select(runs).where(runs.c.user_id == _P("u"), runs.c.run_id == _P("run"))
+_STAGES: Final = (
+    sa.select(stages).where(stages.c.user_id == _P("u"), stages.c.run_id == _P("run")).order_by(stages.c.stage_index)
+)
+_ARTIFACTS: Final = (
+    sa.select(artifacts)
+    .where(artifacts.c.user_id == _P("u"), artifacts.c.run_id == _P("run"))
+    .order_by(artifacts.c.created_at, artifacts.c.name)
+)
+_OUTBOX: Final = (
+    sa.select(outbox).where(outbox.c.user_id == _P("u"), outbox.c.run_id == _P("run")).order_by(outbox.c.number)
+)
+_LIVE_RUN: Final = (
+    sa.select(runs.c.run_id)
+    .where(runs.c.user_id == threads.c.user_id, runs.c.thread_id == threads.c.thread_id, runs.c.state.in_(_LIVE))
+    .limit(1)
+    .correlate(threads)
+    .scalar_subquery()
+    .label("live")
+)
+
+
+def read_run(connection: sa.Connection, user: UserKey, run_id: str) -> RunRecord | None:
+    """See ``RunStore.get_run``."""
+    key = {"u": user, "run": run_id}
+    row = connection.execute(_RUN, key).first()
+    if row is None:
+        return None
+    return run_of(row, connection.execute(_STAGES, key), connection.execute(_ARTIFACTS, key))
+
+
+def read_outbox(connection: sa.Connection, user: UserKey, run_id: str) -> tuple[OutboxEvent, ...]:
+    """See ``RunStore.outbox``."""
+    return tuple(outbox_of(row) for row in connection.execute(_OUTBOX, {"u": user, "run": run_id}))
+
+
+def list_runs(
+    connection: sa.Connection,
+    user: UserKey,
+    thread_id: str,
+    states: frozenset[RunState],
+    limit: int,
+    after: PageKey | None,
+) -> Page[RunRecord]:
+    """See ``RunStore.list_runs``."""
+    # What users wrote and agents answered may be megabytes for each run.
+    columns = [column for column in runs.c if column.name not in {"result", "message", "params"}]
+    left_out = [sa.null().label("result"), sa.literal("").label("message"), sa.literal(b"").label("params")]
+    query = sa.select(*columns, *left_out).where(runs.c.user_id == user)
+    if thread_id:
+        query = query.where(runs.c.thread_id == thread_id)
+    if states:
+        query = query.where(runs.c.state.in_(sorted(states)))
+    rows, more = _page(connection, query, (runs.c.created_at, runs.c.run_id), limit, after, descending=True)
+    staged: dict[str, list[Any]] = defaultdict(list)
+    if rows:
+        found = sa.select(stages).where(stages.c.user_id == user, stages.c.run_id.in_([row.run_id for row in rows]))
+        for stage in connection.execute(found.order_by(stages.c.stage_index)):
+            staged[stage.run_id].append(stage)
+    return Page(
+        tuple(run_of(row, staged[row.run_id]) for row in rows),
+        (rows[-1].created_at, rows[-1].run_id) if more else None,
+    )
+
+
+def read_history(
+    connection: sa.Connection, user: UserKey, thread_id: str, before_run: str, limit: int
+) -> tuple[MessageRecord, ...]:
+    """See ``RunStore.history``."""
+    query = (
+        sa.select(messages)
+        .where(messages.c.user_id == user, messages.c.thread_id == thread_id, messages.c.run_id != before_run)
+        .order_by(messages.c.seq.desc())
+        .limit(limit)
+    )
+    return tuple(message_of(row) for row in reversed(connection.execute(query).all()))
+
+
+def list_threads(connection: sa.Connection, user: UserKey, limit: int, after: PageKey | None) -> Page[ThreadRecord]:
+    """See ``RunStore.list_threads``."""
+    query = sa.select(threads, _LIVE_RUN).where(threads.c.user_id == user)
+    rows, more = _page(connection, query, (threads.c.updated_at, threads.c.thread_id), limit, after, descending=True)
+    return Page(tuple(map(_thread, rows)), (rows[-1].updated_at, rows[-1].thread_id) if more else None)
+
+
+def read_thread(connection: sa.Connection, user: UserKey, thread_id: str) -> ThreadRecord | None:
+    """See ``RunStore.get_thread``."""
+    query = sa.select(threads, _LIVE_RUN).where(threads.c.user_id == user, threads.c.thread_id == thread_id)
+    row = connection.execute(query).first()
+    return None if row is None else _thread(row)
+
+
+def read_messages(
+    connection: sa.Connection, user: UserKey, thread_id: str, limit: int, after: PageKey | None
+) -> Page[MessageRecord]:
+    """See ``RunStore.messages``."""
+    query = sa.select(messages).where(messages.c.user_id == user, messages.c.thread_id == thread_id)
+    rows, more = _page(connection, query, (messages.c.seq,), limit, after)
+    return Page(tuple(map(message_of, rows)), (rows[-1].seq,) if more else None)
+
+
+def read_engine(connection: sa.Connection, user: UserKey, engine_id: str) -> EngineRecord | None:
+    """See ``RunStore.get_engine``."""
+    query = sa.select(engines).where(engines.c.user_id == user, engines.c.engine_id == engine_id)
+    row = connection.execute(query).first()
+    return None if row is None else engine_of(row)
+
+
+def list_engines(
+    connection: sa.Connection, user: UserKey | None, limit: int, after: PageKey | None, now: int
+) -> Page[EngineRecord]:
+    """See ``RunStore.list_engines``."""
+    query = sa.select(engines).where(sa.or_(engines.c.run_id != "", engines.c.expires_at > now))
+    if user is not None:
+        query = query.where(engines.c.user_id == user)
+    key = (engines.c.user_id, engines.c.engine_id)
+    return _listing(connection, query, key, limit, after, engine_of)
+
+
+def read_artifact(connection: sa.Connection, user: UserKey, run_id: str, name: str) -> ArtifactRecord | None:
+    """See ``RunStore.get_artifact``."""
+    query = sa.select(artifacts).where(
+        artifacts.c.user_id == user, artifacts.c.run_id == run_id, artifacts.c.name == name
+    )
+    row = connection.execute(query).first()
+    return None if row is None else artifact_of(row)
+
+
+def read_journal(connection: sa.Connection, user: UserKey, run_id: str, stage: int) -> tuple[JournalItem, ...]:
+    """See ``RunStore.journal``."""
+    query = (
+        sa.select(journal)
+        .where(journal.c.user_id == user, journal.c.run_id == run_id, journal.c.stage_index == stage)
+        .order_by(journal.c.number)
+    )
+    return tuple(map(journal_of, connection.execute(query)))
+
+
+def list_audit(
+    connection: sa.Connection, user: UserKey | None, run_id: str, limit: int, after: PageKey | None
+) -> Page[AuditEntry]:
+    """See ``RunStore.list_audit``."""
+    query = sa.select(audit)
+    if user is not None:
+        query = query.where(audit.c.user_id == user)
+    if run_id:
+        query = query.where(audit.c.run_id == run_id)
+    key = (audit.c.started_at, audit.c.user_id, audit.c.record_id)
+    return _listing(connection, query, key, limit, after, audit_of, descending=True)
+
+
+def _thread(row: Any) -> ThreadRecord:
+    return ThreadRecord(row.thread_id, row.created_at, row.updated_at, row.message_count, row.live or "")
+
+
+def _listing(
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    key: Sequence[sa.Column[Any]],
+    limit: int,
+    after: PageKey | None,
+    make: Callable[[Any], _T],
+    *,
+    descending: bool = False,
+) -> Page[_T]:
+    rows, more = _page(connection, query, key, limit, after, descending=descending)
+    last = tuple(getattr(rows[-1], column.name) for column in key) if more else None
+    return Page(tuple(map(make, rows)), last)
+
+
+def _page(
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    key: Sequence[sa.Column[Any]],
+    limit: int,
+    after: PageKey | None,
+    *,
+    descending: bool = False,
+) -> tuple[list[Any], bool]:
+    if after is not None:
+        bound, place = sa.tuple_(*key), sa.tuple_(*(sa.literal(value) for value in after))
+        query = query.where(bound < place if descending else bound > place)
+    order = [column.desc() if descending else column.asc() for column in key]
+    rows = list(connection.execute(query.order_by(*order).limit(limit + 1)))
+    return rows[:limit], len(rows) > limit

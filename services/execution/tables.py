@@ -1,0 +1,239 @@
+"""The tables, in SQLAlchemy Core, for SQLite and PostgreSQL alike. Statements are in the stores, history in migrations.
+
+Every key begins with the user. Times are microseconds since the epoch; JSON is kept as the bytes that came, since the
+database never looks into it. Rows of a run share its key, so that deleting a thread is a handful of statements.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+__all__ = [
+    "METADATA",
+    "DbNow",
+    "artifacts",
+    "audit",
+    "client_refs",
+    "engines",
+    "journal",
+    "messages",
+    "outbox",
+    "runs",
+    "stages",
+    "threads",
+    "users",
+]
+
+METADATA: Final = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+class DbNow(FunctionElement[int]):
+    """Now on the database's clock, in microseconds: the one clock that all replicas of execution share."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(DbNow, "sqlite")
+def _sqlite_now(element: DbNow, compiler: Any, **kw: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
+
+
+@compiles(DbNow, "postgresql")
+def _postgresql_now(element: DbNow, compiler: Any, **kw: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+def _id(name: str, *, key: bool = True, length: int = 128) -> sa.Column[str]:
+    return sa.Column(name, sa.String(length), primary_key=key, nullable=False)
+
+
+def _text(name: str, length: int = 128) -> sa.Column[str]:
+    return sa.Column(name, sa.String(length), nullable=False, server_default="")
+
+
+def _time(name: str, *, nullable: bool = False) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=nullable)
+
+
+def _json(name: str, *, nullable: bool = True) -> sa.Column[bytes]:
+    return sa.Column(name, sa.LargeBinary, nullable=nullable)
+
+
+def _number(name: str, *, key: bool = False) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, primary_key=key, nullable=False, autoincrement=False)
+
+
+# One row per user, locked by that user's admissions.
+users = sa.Table("users", METADATA, _id("user_id"), _time("created_at"))
+
+threads = sa.Table(
+    "threads",
+    METADATA,
+    _id("user_id"),
+    _id("thread_id"),
+    _time("created_at"),
+    _time("updated_at"),
+    _number("message_count"),
+    sa.Index(None, "user_id", "updated_at", "thread_id"),
+)
+
+messages = sa.Table(
+    "messages",
+    METADATA,
+    _id("user_id"),
+    _id("thread_id"),
+    _number("seq", key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    _id("run_id", key=False),
+    _time("created_at"),
+)
+
+runs = sa.Table(
+    "runs",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _id("thread_id", key=False),
+    _id("request_id", key=False, length=512),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("outcome", sa.String(16)),
+    _text("agent_name"),
+    sa.Column("message", sa.Text, nullable=False),
+    _json("params", nullable=False),
+    _text("strategy", 16),
+    _text("client_ref"),
+    _text("content_hash", 64),
+    # What the run's tickets are minted from: permissions, limits and the context's own values, as verified.
+    _json("identity", nullable=False),
+    _json("result"),
+    _json("error"),
+    _text("engine_id"),
+    # The agent_instance that its stages run on.
+    _text("agent_instance", 256),
+    _time("created_at"),
+    _time("started_at", nullable=True),
+    _time("ended_at", nullable=True),
+    _time("deadline_at"),
+    # The process that drives it, until when on the database's clock, and how often that changed.
+    _text("lease_owner", 64),
+    _time("lease_expires_at"),
+    _number("fence"),
+    sa.Index(None, "user_id", "created_at", "run_id"),
+    sa.Index(None, "user_id", "thread_id"),
+    sa.Index(None, "user_id", "state"),
+    sa.Index(None, "state", "lease_expires_at"),
+)
+
+stages = sa.Table(
+    "stages",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _number("stage_index", key=True),
+    _id("agent_name", key=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    _number("attempt"),
+    _time("started_at", nullable=True),
+    _time("ended_at", nullable=True),
+    _text("answered_by"),
+    # The checkpoint: what the stages after it start from.
+    _json("result"),
+)
+
+# A row is there exactly as long as the engine counts against its user's limit.
+engines = sa.Table(
+    "engines",
+    METADATA,
+    _id("user_id"),
+    _id("engine_id"),
+    _text("run_id"),
+    _time("created_at"),
+    _time("expires_at"),
+    sa.Index(None, "expires_at"),
+)
+
+client_refs = sa.Table(
+    "client_refs",
+    METADATA,
+    _id("user_id"),
+    _id("client_ref"),
+    _id("run_id", key=False),
+    _text("content_hash", 64),
+    _time("created_at"),
+    sa.Index(None, "created_at"),
+)
+
+# A run's own events, written in the transaction that caused them; they go when the log has the terminal one.
+outbox = sa.Table(
+    "outbox",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _number("number", key=True),
+    _id("event_id", key=False),
+    _text("event_type", 64),
+    _text("agent_name"),
+    _json("data", nullable=False),
+    _time("created_at"),
+)
+
+journal = sa.Table(
+    "journal",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _number("stage_index", key=True),
+    _number("number", key=True),
+    _text("call_id", 512),
+    _text("kind", 16),
+    _text("name", 256),
+    _text("arguments_hash", 64),
+    _json("result", nullable=False),
+    _json("error"),
+)
+
+artifacts = sa.Table(
+    "artifacts",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _id("name", length=255),
+    _text("media_type", 255),
+    _number("size"),
+    _text("sha256", 64),
+    _time("created_at"),
+    sa.Index(None, "created_at"),
+)
+
+audit = sa.Table(
+    "audit",
+    METADATA,
+    _id("user_id"),
+    _id("record_id"),
+    _text("thread_id"),
+    _text("run_id"),
+    _text("request_id", 512),
+    _text("action", 64),
+    _text("target", 256),
+    _text("outcome", 16),
+    _time("started_at"),
+    _number("duration_us"),
+    _text("error_code", 64),
+    _text("arguments_hash", 64),
+    _text("agent_name"),
+    sa.Index(None, "user_id", "started_at", "record_id"),
+    sa.Index(None, "started_at", "user_id", "record_id"),
+    sa.Index(None, "user_id", "run_id"),
+)

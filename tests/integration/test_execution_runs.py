@@ -1,0 +1,288 @@
+"""Runs through execution over real gRPC, between a scripted agent_instance and an emitter that plays the log."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import orjson
+import pytest
+
+from carrel.v1 import agent_instance_pb2 as ai
+from carrel.v1 import execution_pb2 as pb
+from carrel.v1.context_pb2 import ErrorDetail
+from tests.conftest import Eventually
+from tests.support.execution import Attempt, Up, World, answer, result, running_execution
+from tests.support.identity import service_context, session_context
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with running_execution(tmp_path) as running:
+        yield running
+
+
+async def test_pipeline_runs_in_dependency_order_and_each_stage_gets_all_results_before_it(world: World) -> None:
+    for name in ("data", "optimization", "report"):
+        world.agents.scripts[name] = answer({"from": name})
+    admitted = await world.execute(pipeline=["report", "data", "optimization"], params_json=b'{"n":1}')
+    assert admitted.run.state == pb.RUN_STATE_RUNNING
+    assert [stage.agent_name for stage in admitted.run.stages] == ["data", "optimization", "report"]
+    run = await world.ended(admitted.run.run_id)
+    assert run.state == run.outcome == pb.RUN_STATE_SUCCEEDED
+    assert orjson.loads(run.result_json) == {"from": "report"}
+    assert [stage.state for stage in run.stages] == [pb.STAGE_STATE_SUCCEEDED] * 3
+    starts = [attempt.start for attempt in world.agents.attempts]
+    assert [sorted(start.results_json) for start in starts] == [[], ["data"], ["data", "optimization"]]
+    assert orjson.loads(starts[1].results_json["data"]) == {"from": "data"}
+    assert [start.producer_id for start in starts] == [f"{run.run_id}:{n}:1" for n in range(3)]
+    assert starts[0].message == "hello"
+    assert starts[0].params_json == b'{"n":1}'
+    assert world.emitter.log(run.run_id) == [
+        (
+            "run_accepted",
+            {
+                "run_id": run.run_id,
+                "thread_id": run.thread_id,
+                "client_ref": "",
+                "agent_name": "report",
+                "stages": ["data", "optimization", "report"],
+            },
+        ),
+        ("run_completed", {"status": "SUCCEEDED", "result": {"from": "report"}}),
+    ]
+
+
+async def test_watch_tells_the_present_state_then_changes_and_ends_with_the_terminal_one(world: World) -> None:
+    go = asyncio.Event()
+
+    async def waiting(attempt: Attempt) -> AsyncIterator[Up]:
+        await go.wait()
+        yield result({})
+
+    world.agents.scripts["data"] = waiting
+    run_id = (await world.execute()).run.run_id
+    call = world.stub.WatchRun(pb.WatchRunRequest(context=session_context(), run_id=run_id), timeout=10)
+    states = []
+    async for response in call:
+        states.append(response.run.state)
+        go.set()
+    assert states[0] == pb.RUN_STATE_RUNNING
+    assert states[-1] == pb.RUN_STATE_SUCCEEDED
+    assert await world.watched(run_id)  # an ended run: its terminal state, once
+
+
+async def test_watch_hears_of_a_stages_end_at_once(world: World) -> None:
+    go = asyncio.Event()
+
+    async def waiting(attempt: Attempt) -> AsyncIterator[Up]:
+        await go.wait()
+        yield result({})
+
+    async def released(attempt: Attempt) -> AsyncIterator[Up]:
+        await watched.wait()
+        yield result({})
+
+    watched = asyncio.Event()
+    world.agents.scripts |= {"data": released, "optimization": waiting}
+    run_id = (await world.execute(pipeline=["data", "optimization"])).run.run_id
+    call = world.stub.WatchRun(pb.WatchRunRequest(context=session_context(), run_id=run_id), timeout=10)
+    async with asyncio.timeout(3):  # sooner than it would look by itself
+        async for response in call:
+            watched.set()
+            if response.run.stages[1].state == pb.STAGE_STATE_RUNNING:
+                break
+    call.cancel()
+    go.set()
+    await world.ended(run_id)
+
+
+async def test_run_is_terminal_only_when_the_log_has_its_terminal_event(world: World, eventually: Eventually) -> None:
+    world.emitter.hold = lambda event: event.event_type == "run_completed"
+    world.agents.scripts["data"] = answer({"ok": True})
+    run_id = (await world.execute()).run.run_id
+
+    async def finishing() -> bool:
+        return (await world.run(run_id)).state == pb.RUN_STATE_FINISHING
+
+    await eventually(finishing)
+    run = await world.run(run_id)
+    assert run.outcome == pb.RUN_STATE_SUCCEEDED
+    assert run.engine_id == ""  # its engine is free already
+    assert world.emitter.kinds(run_id) == ["run_accepted"]
+    world.emitter.released.set()
+    assert (await world.ended(run_id)).state == pb.RUN_STATE_SUCCEEDED
+    assert world.emitter.kinds(run_id) == ["run_accepted", "run_completed"]
+
+
+async def test_supervisors_plan_is_completed_ordered_and_run_with_its_params(world: World) -> None:
+    async def plan(attempt: Attempt) -> AsyncIterator[Up]:
+        stage_plan = ai.StagePlan(stages=["report"], params_json=b'{"depth":2}', reason="asked for")
+        yield Up(result=ai.StageResult(plan=stage_plan, answered_by="supervisor"))
+
+    world.agents.scripts["supervisor"] = plan
+    for name in ("data", "optimization", "report"):
+        world.agents.scripts[name] = answer({"from": name})
+    admitted = await world.execute(pipeline=[], params_json=b'{"trace":"t"}')
+    assert admitted.run.agent_name == "supervisor"
+    run = await world.ended(admitted.run.run_id)
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    assert [stage.agent_name for stage in run.stages] == ["supervisor", "data", "optimization", "report"]
+    last = world.agents.attempts[-1].start
+    assert orjson.loads(last.params_json) == {"trace": "t", "depth": 2}
+    assert orjson.loads(last.results_json["supervisor"])["plan"] == ["data", "optimization", "report"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "code"),
+    [(["nobody"], "UNKNOWN_STAGE"), (["left"], "CYCLIC_PLAN"), (["supervisor"], "PLAN"), ([], "PLAN")],
+)
+async def test_plan_that_cannot_run_fails_the_run_with_an_agent_error(
+    world: World, stages: list[str], code: str
+) -> None:
+    async def plan(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(result=ai.StageResult(plan=ai.StagePlan(stages=stages)))
+
+    world.agents.scripts["supervisor"] = plan
+    run = await world.ended((await world.execute(pipeline=[])).run.run_id)
+    assert run.state == pb.RUN_STATE_FAILED
+    assert run.error.code == code
+    log = world.emitter.log(run.run_id)
+    assert [kind for kind, _ in log] == ["run_accepted", "agent_error", "run_completed"]
+    assert log[1][1]["agent_name"] == "supervisor"
+
+
+async def test_failed_agent_ends_the_run_without_a_second_agent_error(world: World) -> None:
+    async def fail(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(result=ai.StageResult(error=ErrorDetail(code="AGENT_FAILED", message="no trace")))
+
+    world.agents.scripts["data"] = fail
+    world.agents.scripts["optimization"] = answer({})
+    run = await world.ended((await world.execute(pipeline=["data", "optimization"])).run.run_id)
+    assert run.state == pb.RUN_STATE_FAILED
+    assert (run.error.code, run.error.message) == ("AGENT_FAILED", "no trace")
+    assert [stage.state for stage in run.stages] == [pb.STAGE_STATE_FAILED, pb.STAGE_STATE_SKIPPED]
+    log = world.emitter.log(run.run_id)
+    assert [kind for kind, _ in log] == ["run_accepted", "run_completed"]
+    assert log[1][1]["status"] == "FAILED"
+    assert log[1][1]["error"]["code"] == "AGENT_FAILED"
+
+
+async def test_result_that_is_no_json_object_fails_the_run(world: World) -> None:
+    async def wrong(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(result=ai.StageResult(result_json=b"[1]"))
+
+    world.agents.scripts["data"] = wrong
+    run = await world.ended((await world.execute()).run.run_id)
+    assert run.error.code == "INVALID_RESULT"
+    assert world.emitter.kinds(run.run_id) == ["run_accepted", "agent_error", "run_completed"]
+
+
+async def test_result_over_the_event_bound_becomes_an_artifact_and_a_reference(world: World) -> None:
+    big = {"rows": ["x" * 100] * 800}
+    world.agents.scripts["data"] = answer(big)
+    run = await world.ended((await world.execute()).run.run_id)
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    _, terminal = world.emitter.log(run.run_id)[-1]
+    assert "result" not in terminal
+    assert terminal["artifact"]["name"] == "result.json"
+    assert terminal["artifact"]["url"] == f"/api/runs/{run.run_id}/artifacts/result.json"
+    assert orjson.loads(run.result_json) == {"artifact": terminal["artifact"]}
+    assert [artifact.name for artifact in run.artifacts] == ["result.json"]
+
+
+async def test_conversation_before_the_run_reaches_the_agent(world: World) -> None:
+    world.agents.scripts["data"] = answer({"message": "four"})
+    for _ in range(2):
+        await world.ended((await world.execute(thread="t1")).run.run_id)
+    history = world.agents.attempts[-1].start.history
+    assert [(message.role, message.text) for message in history] == [("user", "hello"), ("assistant", "four")]
+    assert not world.agents.attempts[0].start.history
+
+
+async def test_agent_that_asks_a_person_fails_for_now_with_a_clear_error(world: World) -> None:
+    async def ask(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(input_required=ai.InputRequired(input_id="q1", prompt="sure?"))
+
+    world.agents.scripts["data"] = ask
+    run = await world.ended((await world.execute()).run.run_id)
+    assert run.error.code == "NOT_IMPLEMENTED_YET"
+
+
+async def test_artifacts_of_a_stage_are_stored_answered_and_read_back_by_their_owner_only(world: World) -> None:
+    data = bytes(range(256)) * 3000
+    answers = []
+
+    async def uploads(attempt: Attempt) -> AsyncIterator[Up]:
+        chunks = [data[n : n + 262_144] for n in range(0, len(data), 262_144)]
+        for n, chunk in enumerate(chunks):
+            yield Up(
+                artifact_chunk=ai.ArtifactChunk(
+                    upload_id="u1",
+                    name="load.svg" if n == 0 else "",
+                    media_type="image/svg+xml" if n == 0 else "",
+                    data=chunk,
+                    last=n == len(chunks) - 1,
+                )
+            )
+        answers.append(await attempt.messages.get())
+        yield Up(artifact_chunk=ai.ArtifactChunk(upload_id="u2", name="../etc/passwd", data=b"x", last=True))
+        answers.append(await attempt.messages.get())
+        yield result({})
+
+    world.agents.scripts["data"] = uploads
+    run = await world.ended((await world.execute()).run.run_id)
+    stored, refused = (answer.artifact_stored for answer in answers)
+    assert (stored.upload_id, stored.artifact.name, stored.artifact.size) == ("u1", "load.svg", len(data))
+    assert refused.error.code == "INVALID_REQUEST"
+    assert list(run.artifacts) == [stored.artifact]
+    request = pb.GetArtifactRequest(context=session_context(), run_id=run.run_id, name="load.svg")
+    first, *rest = [response async for response in world.stub.GetArtifact(request, timeout=5)]
+    assert first.artifact == stored.artifact
+    assert b"".join(response.data for response in rest) == data
+    foreign = pb.GetArtifactRequest(context=session_context("bob"), run_id=run.run_id, name="load.svg")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        [response async for response in world.stub.GetArtifact(foreign, timeout=5)]
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+    files = [path for path in (world.folder / "data" / "artifacts").rglob("*") if path.is_file()]
+    assert [path.name for path in files] == [stored.artifact.sha256]
+    assert not any("load" in part or "alice" in part for path in files for part in path.parts[-3:])
+    await world.stub.DeleteThread(pb.DeleteThreadRequest(context=session_context(), thread_id=run.thread_id), timeout=5)
+    assert not any(path.is_file() for path in (world.folder / "data" / "artifacts").rglob("*"))
+
+
+async def test_journal_is_acknowledged_once_durable_and_audit_is_kept_under_the_runs_identity(world: World) -> None:
+    acknowledged = 0
+
+    async def works(attempt: Attempt) -> AsyncIterator[Up]:
+        nonlocal acknowledged
+        for number in (1, 2, 3):
+            yield Up(journal_entry=ai.JournalEntry(number=number, call_id=f"c{number}", kind="tool", name="load"))
+            record = ai.AuditRecord(record_id=f"a{number}", user_id="mallory", action="tool.call", target="load")
+            yield Up(audit_record=record)
+        while acknowledged < 3:
+            acknowledged = (await attempt.messages.get()).journal_stored.through
+        yield result({})
+
+    world.agents.scripts["data"] = works
+    run = await world.ended((await world.execute()).run.run_id)
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    request = pb.ListAuditRecordsRequest(context=service_context(), run_id=run.run_id)
+    records = (await world.stub.ListAuditRecords(request, timeout=5)).records
+    assert {(record.record_id, record.user_id) for record in records} == {(f"a{n}", "alice") for n in (1, 2, 3)}
+    own = await world.stub.ListAuditRecords(pb.ListAuditRecordsRequest(context=session_context("mallory")), timeout=5)
+    assert not own.records
+
+
+async def test_a_long_attempt_gets_a_fresh_ticket(tmp_path: Path) -> None:
+    async with running_execution(tmp_path, ticket_refresh_seconds=0.05) as world:
+
+        async def beats(attempt: Attempt) -> AsyncIterator[Up]:
+            while attempt.messages.empty():
+                await asyncio.sleep(0.02)
+                yield Up(heartbeat=ai.Heartbeat())
+            yield result({"got": attempt.messages.get_nowait().WhichOneof("message")})
+
+        world.agents.scripts["data"] = beats
+        run = await world.ended((await world.execute()).run.run_id)
+        assert orjson.loads(run.result_json) == {"got": "refresh"}

@@ -1,0 +1,215 @@
+"""The database underneath: group commit, locked and full files, opening, schema."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from carrel.errors import InternalError, InvalidRequestError, StartupError, StoreUnavailableError
+from services.execution import migrations
+from services.execution.store_sql_database import SqliteDatabase
+from services.execution.store_sql_open import migrate_sqlite, open_sqlite_store
+from services.execution.tables import METADATA
+
+
+def insert(value: int) -> Any:
+    def operation(connection: sa.Connection) -> int:
+        connection.exec_driver_sql("INSERT INTO t VALUES (?)", (value,))
+        return value
+
+    return operation
+
+
+def refuse(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("INSERT INTO t VALUES (-1)")
+    raise InvalidRequestError("no")
+
+
+def fault(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("INSERT INTO t VALUES (-2)")
+    raise KeyError("a fault of ours")
+
+
+def values(connection: sa.Connection) -> list[int]:
+    return list(connection.exec_driver_sql("SELECT v FROM t ORDER BY v").scalars())
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
+    opened = SqliteDatabase(tmp_path / "a.sqlite3", busy_timeout_s=0.1)
+    await opened.write(lambda c: c.exec_driver_sql("CREATE TABLE t (v INTEGER PRIMARY KEY)") and None)
+    yield opened
+    await opened.close()
+
+
+async def test_of_a_group_only_what_is_refused_or_faulty_is_undone(database: SqliteDatabase) -> None:
+    operations = [insert(1), refuse, insert(2), fault, insert(2), insert(3)]
+    results = await asyncio.gather(*(database.write(op) for op in operations), return_exceptions=True)
+    assert [type(result) for result in results] == [int, InvalidRequestError, int, InternalError, InternalError, int]
+    assert await database.read(values) == [1, 2, 3]
+
+
+async def test_a_refusal_alone_undoes_its_own_writes(database: SqliteDatabase) -> None:
+    for operation, error in ((refuse, InvalidRequestError), (fault, InternalError)):
+        with pytest.raises(error):
+            await database.write(operation)
+    assert await database.read(values) == []
+
+
+async def test_writes_that_come_together_share_transactions(database: SqliteDatabase) -> None:
+    commits = 0
+
+    def count(connection: Any) -> None:
+        nonlocal commits
+        commits += 1
+
+    sa.event.listen(database.writing_engine, "commit", count)
+    await asyncio.gather(*(database.write(insert(n)) for n in range(100)))
+    assert commits <= 3
+    assert len(await database.read(values)) == 100
+
+
+async def test_write_goes_through_although_its_caller_has_gone(database: SqliteDatabase) -> None:
+    first = asyncio.create_task(database.write(insert(1)))
+    second = asyncio.create_task(database.write(insert(2)))
+    await asyncio.sleep(0)
+    second.cancel()
+    await first
+    await asyncio.wait([second])
+    await database.write(insert(3))
+    assert await database.read(values) == [1, 2, 3]
+
+
+async def test_locked_file_refuses_and_works_again_once_free(database: SqliteDatabase, tmp_path: Path) -> None:
+    intruder = sqlite3.connect(tmp_path / "a.sqlite3", isolation_level=None)
+    intruder.execute("BEGIN IMMEDIATE")
+    results = await asyncio.gather(*(database.write(insert(n)) for n in range(3)), return_exceptions=True)
+    assert all(isinstance(result, StoreUnavailableError) for result in results)
+    assert await database.read(values) == []  # readers do not wait for writers
+    intruder.execute("COMMIT")
+    intruder.close()
+    await database.write(insert(1))
+    assert await database.read(values) == [1]
+
+
+async def test_full_disk_loses_nothing_and_works_again_once_there_is_room(database: SqliteDatabase) -> None:
+    await database.write(insert(1))
+
+    def limit(pages: int) -> Any:
+        return lambda c: c.exec_driver_sql(f"PRAGMA max_page_count = {pages}") and None
+
+    def blob(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE big (b BLOB)")
+        connection.exec_driver_sql("INSERT INTO big VALUES (zeroblob(1000000))")
+
+    await database.write(limit(4))
+    results = await asyncio.gather(database.write(insert(2)), database.write(blob), return_exceptions=True)
+    assert all(isinstance(result, StoreUnavailableError) for result in results)  # one transaction
+    assert "free space" in results[0].advice  # type: ignore[union-attr]  # checked above
+    assert await database.read(values) == [1]
+    await database.write(limit(100_000))
+    await database.write(blob)
+    await database.write(insert(2))
+    assert await database.read(values) == [1, 2]
+
+
+async def test_closed_database_refuses(tmp_path: Path) -> None:
+    database = SqliteDatabase(tmp_path / "a.sqlite3")
+    await database.close()
+    await database.close()
+    for use in (database.write, database.read):
+        with pytest.raises(StoreUnavailableError):
+            await use(values)
+
+
+# Opening
+
+
+async def test_second_opener_of_a_file_is_refused_until_the_first_has_closed(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "runs.sqlite3"
+    first = await open_sqlite_store(path, migrate=True)
+    with pytest.raises(StartupError) as raised:
+        await open_sqlite_store(path, migrate=True)
+    assert "another execution process" in raised.value.message
+    await first.close()
+    await (await open_sqlite_store(path, migrate=True)).close()
+
+
+async def test_processes_on_one_file_hold_leases_under_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite3"
+    names = set()
+    for _ in range(2):
+        await (await open_sqlite_store(path, migrate=True)).close()
+        names.add(Path(f"{path}.owner").read_text())
+    assert len(names) == 1
+
+
+async def test_folder_that_cannot_be_written_stops_the_start_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartupError) as raised:
+        await open_sqlite_store(tmp_path / "file" / "runs.sqlite3", migrate=True)
+    assert "CARREL_EXECUTION_DATA_DIR" in raised.value.advice
+
+
+async def test_locked_store_stops_the_start_with_advice(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite3"
+    await (await open_sqlite_store(path, migrate=True)).close()
+    intruder = sqlite3.connect(path, isolation_level=None)
+    intruder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StartupError) as raised:
+        await open_sqlite_store(path, migrate=True, busy_timeout_s=0.1)
+    assert "locked" in raised.value.message
+    intruder.close()
+
+
+async def test_old_schema_is_migrated_only_where_that_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite3"
+    with pytest.raises(StartupError) as raised:
+        await open_sqlite_store(path, migrate=False)
+    assert "carrel migrate" in raised.value.advice
+    assert migrate_sqlite(path) == migrations.HEAD
+    await (await open_sqlite_store(path, migrate=False)).close()
+
+
+async def test_newer_schema_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite3"
+    await (await open_sqlite_store(path, migrate=True)).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(StartupError) as raised:
+        await open_sqlite_store(path, migrate=True)
+    assert "newer" in raised.value.message
+
+
+async def test_opening_what_is_up_to_date_is_quick_and_needs_no_alembic(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite3"
+    await (await open_sqlite_store(path, migrate=True)).close()
+    began = time.monotonic()
+    await (await open_sqlite_store(path, migrate=True)).close()
+    assert time.monotonic() - began < 0.5
+
+
+def test_migrations_make_exactly_the_tables_and_undo_them(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'a.sqlite3'}")
+    with engine.begin() as connection:
+        assert migrations.current(connection) == ""
+        migrations.upgrade(connection)
+        assert migrations.current(connection) == migrations.HEAD
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    engine.dispose()
+
+
+def test_head_is_the_newest_revision() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_current_head() == migrations.HEAD
