@@ -1,0 +1,126 @@
+"""The servicer's own state: what a slow reader has yet to hear, and that nothing of a stream outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from carrel.v1 import emitter_pb2
+from carrel.v1.context_pb2 import UserExecutionContext
+from carrel.v1.events_pb2 import ProducerAck, RefusalReason
+from servicekit.identity.principals import RunPrincipal
+from services.emitter.client_bridge import Publisher
+from services.emitter.convert import reason_name
+from services.emitter.domain.guard import Guard
+from services.emitter.domain.intake import Intake
+from services.emitter.domain.ledger import Ledger
+from services.emitter.domain.sanitize import Sanitizer
+from services.emitter.domain.statistics import Statistics
+from services.emitter.models import Limits
+from services.emitter.service import AckStream, EmitterServicer
+from tests.conftest import Eventually
+
+CONTEXT = UserExecutionContext(user_id="u", thread_id="t", run_id="r", request_id="q")
+PRINCIPAL = RunPrincipal("u", "t", "r", "q", frozenset(), {}, 0.0)
+
+
+class Parts:
+    """The emitter's objects without any network; the test plays the bridge's stream."""
+
+    def __init__(self) -> None:
+        statistics = Statistics()
+        self.ledger = Ledger(Limits())
+        self.publisher = Publisher(self.ledger, statistics)
+        guard = Guard(Sanitizer())
+        intake = Intake(lambda _: PRINCIPAL, guard, self.ledger, statistics, reason_name)
+        self.woken = 0
+        self.servicer = EmitterServicer(
+            intake, guard, self.ledger, statistics, wake=self._wake, counts=dict, fence_of=self._fence_of
+        )
+        self.requests: asyncio.Queue[emitter_pb2.EmitRequest | Exception | None] = asyncio.Queue()
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    async def _fence_of(self, _context: UserExecutionContext) -> int:
+        return 0
+
+    async def _read(self) -> AsyncIterator[emitter_pb2.EmitRequest]:
+        while (request := await self.requests.get()) is not None:
+            if isinstance(request, Exception):
+                raise request
+            yield request
+
+    def emit(self) -> Any:
+        return self.servicer.Emit(self._read(), None)  # type: ignore[arg-type]  # the handler asks it nothing
+
+    def send(self, first: int, last: int, producer: str = "p") -> None:
+        request = emitter_pb2.EmitRequest()
+        item = request.items.add(context=CONTEXT, producer_id=producer)
+        for number in range(first, last + 1):
+            item.events.add(event_id="e", number=number, event_type="agent_thinking", data=b'{"text":"x"}')
+        self.requests.put_nowait(request)
+
+    def acknowledge(self, through: int, producer: str = "p") -> None:
+        self.publisher.acknowledge([ProducerAck(user_id="u", producer_id=producer, through=through)])
+
+
+async def test_a_refusal_that_was_not_heard_yet_survives_later_acknowledgements() -> None:
+    stream = AckStream()
+    refused = ProducerAck(user_id="u", producer_id="p", through=3)
+    refused.refusal.reason = RefusalReason.REFUSAL_REASON_GAP
+    stream.forward("u", "p", refused)
+    stream.forward("u", "p", ProducerAck(user_id="u", producer_id="p", through=5))
+    stream.forward("u", "q", ProducerAck(user_id="u", producer_id="q", through=1))
+    first, second = stream.take()
+    assert (first.through, first.refusal.reason) == (5, RefusalReason.REFUSAL_REASON_GAP)
+    assert second.producer_id == "q"
+    assert stream.take() == []
+
+
+async def test_a_response_holds_a_thousand_acknowledgements_at_most() -> None:
+    stream = AckStream()
+    for n in range(2500):
+        stream.forward("u", f"p{n}", ProducerAck(user_id="u", producer_id=f"p{n}", through=1))
+    assert [len(stream.take()) for _ in range(4)] == [1000, 1000, 500, 0]
+
+
+async def test_nothing_of_a_stream_is_left_when_its_client_is_gone(eventually: Eventually) -> None:
+    parts = Parts()
+    responses = parts.emit()
+    parts.send(1, 3)
+    waiting = asyncio.ensure_future(anext(responses))
+    await eventually(lambda: parts.ledger.queue.events == 3)
+    parts.acknowledge(2)
+    assert (await waiting).acks[0].through == 2
+    producer = next(iter(parts.ledger._producers.values()))
+    assert producer.listeners
+    await responses.aclose()
+    assert not producer.listeners
+    assert not parts.servicer._streams
+    assert parts.ledger.queue.events == 3
+
+
+async def test_a_stream_whose_reading_fails_ends_with_that_failure() -> None:
+    parts = Parts()
+    responses = parts.emit()
+    parts.send(1, 3)
+    parts.requests.put_nowait(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        await anext(responses)
+
+
+async def test_a_request_wakes_the_bridges_stream_once(eventually: Eventually) -> None:
+    parts = Parts()
+    responses = parts.emit()
+    parts.send(1, 3)
+    parts.requests.put_nowait(None)
+    waiting = asyncio.ensure_future(anext(responses))
+    await eventually(lambda: parts.woken == 1)
+    parts.acknowledge(3)
+    assert (await waiting).acks[0].through == 3
+    with pytest.raises(StopAsyncIteration):
+        await anext(responses)
