@@ -158,6 +158,7 @@ class InvalidRequestError(CarrelError):
     """The request itself is wrong; sending it again unchanged fails again."""
 
     status = Status.INVALID_ARGUMENT
+    default_advice = "correct the request and send it again"
 
     @property
     def fields(self) -> Mapping[str, str]:
@@ -176,18 +177,21 @@ class PermissionDeniedError(CarrelError):
     """The caller is known and may not do this."""
 
     status = Status.PERMISSION_DENIED
+    default_advice = "ask an operator for what is missing"
 
 
 class NotFoundError(CarrelError):
     """Nothing of that name among what the caller may see."""
 
     status = Status.NOT_FOUND
+    default_advice = "check the name: only what is your own can be named"
 
 
 class ConflictError(CarrelError):
     """The request does not fit the present state."""
 
     status = Status.ABORTED
+    default_advice = "look at how it stands now, then ask again"
 
 
 class LimitExceededError(CarrelError):
@@ -195,6 +199,7 @@ class LimitExceededError(CarrelError):
 
     status = Status.RESOURCE_EXHAUSTED
     retryable = True
+    default_advice = "wait a little and try again, or ask for less"
 
     @property
     def limit(self) -> str:
@@ -217,6 +222,7 @@ class UnavailableError(CarrelError):
 
     status = Status.UNAVAILABLE
     retryable = True
+    default_advice = "try again shortly"
 
 
 class DeadlineError(CarrelError):
@@ -224,6 +230,7 @@ class DeadlineError(CarrelError):
 
     status = Status.DEADLINE_EXCEEDED
     retryable = True
+    default_advice = "try again, with more time"
 
 
 class CancelledRunError(CarrelError):

@@ -108,6 +108,7 @@ class Channel:
         self.sent.append(event)
 
     async def settled(self) -> None:
+        await self.sink.open.wait()
         if self.sink.refuse:
             raise self.sink.refuse.pop()
         assert [event.number for event in self.sent] == list(range(1, len(self.sent) + 1)), "a hole"
@@ -122,6 +123,8 @@ class Sink:
 
     def __init__(self) -> None:
         self.channels: list[Channel] = []
+        self.open = asyncio.Event()
+        self.open.set()
         self.refuse: list[CarrelError] = []
         self.refuse_emit: list[CarrelError] = []
         self.log: Sequence[OutboxEvent] = ()
@@ -415,11 +418,29 @@ async def test_sealed_log_means_that_the_terminal_event_is_there(world: World, e
     await world.ended(eventually, RunState.SUCCEEDED)
 
 
-async def test_stale_fence_leaves_the_run_to_its_new_holder(world: World, eventually: Eventually) -> None:
-    world.sink.refuse = [StaleFenceError("stale")]
-    world.host.at_once = b"{}"
+async def test_no_stage_begins_before_the_log_has_the_runs_first_event(world: World, eventually: Eventually) -> None:
+    world.sink.open.clear()
     await world.execute()
-    await eventually(lambda: world.sink.channels and world.sink.channels[0].closed)
+    await eventually(lambda: world.sink.channels and world.sink.channels[0].sent)
+    for _ in range(20):  # every task that could begin the stage gets its turn
+        await asyncio.sleep(0)
+    assert world.host.starts == []
+    world.sink.open.set()
+    await eventually(lambda: world.host.starts)
+    assert [event.event_type for event in world.sink.log] == ["run_accepted"]
+
+
+async def test_first_event_is_sent_again_until_the_log_takes_it(world: World, eventually: Eventually) -> None:
+    world.sink.refuse = [StoreUnavailableError("away"), StoreUnavailableError("away")]
+    await world.execute()
+    await eventually(lambda: world.host.starts)
+    assert [event.event_type for event in world.sink.log] == ["run_accepted"]
+
+
+async def test_stale_fence_leaves_the_run_to_its_new_holder(world: World, eventually: Eventually) -> None:
+    world.sink.refuse = [StaleFenceError("stale"), StaleFenceError("stale")]
+    await world.execute()
+    await eventually(lambda: world.sink.channels and world.sink.channels[0].closed and not world.sink.refuse)
     assert await world.state() is RunState.FINISHING
 
 
