@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from servicekit.logs import get_logger
 

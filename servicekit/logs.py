@@ -99,7 +99,7 @@ def configure(service: str, level: str = "info", format: str = "json", stream: T
     root.addHandler(handler)
     root.setLevel(level.upper())
     # These tell at INFO what a caller's own line tells already.
-    for name in ("aiosqlite", "alembic", "asyncio", "grpc", "httpx", "stamina"):
+    for name in ("alembic", "asyncio", "grpc"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
 

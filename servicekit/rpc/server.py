@@ -190,7 +190,7 @@ class RpcServer:
         return options
 
     def _add_reflection(self, server: aio.Server) -> None:
-        from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]  # ships no types
+        from grpc_reflection.v1alpha import reflection
 
         names = [name for _, _, name in self._services]
         reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)

@@ -9,7 +9,7 @@ import asyncio
 from typing import Final
 
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from carrel.errors import CarrelError, DownstreamUnavailableError
 from carrel.rpc_errors import from_rpc_error

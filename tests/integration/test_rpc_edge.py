@@ -430,7 +430,7 @@ async def test_principal_of_a_service_reaches_the_handler() -> None:
 
 
 async def health(channel: aio.Channel, name: str = "readiness") -> str:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=3)
     status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
@@ -438,7 +438,7 @@ async def health(channel: aio.Channel, name: str = "readiness") -> str:
 
 
 async def reflected(channel: aio.Channel) -> list[str]:
-    from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]  # ships no types
+    from grpc_reflection.v1alpha import (
         reflection_pb2,
         reflection_pb2_grpc,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from carrel.errors import NotFoundError
 from servicekit.health import Readiness
