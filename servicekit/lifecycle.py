@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -28,6 +29,10 @@ __all__ = ["App", "Phase", "Running", "Starter", "run_service"]
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 78  # EX_CONFIG of sysexits.h
 _LAST_RESORT_S: Final = 2.0
+# Requests leave few cycles behind, so the young generation may be larger than the interpreter's 700.
+_GC_YOUNG: Final = 2_000
+_GC_MIDDLE: Final = 20
+_GC_OLD: Final = 50
 _PYTHONS: Final = ((3, 11), (3, 13))
 
 S = TypeVar("S", bound=SharedSettings)
@@ -167,6 +172,7 @@ class _Life:
             except Exception as error:
                 raise start.failure(error) from error
             async with start.phase(Phase.READINESS):
+                _settle_memory()
                 await running.start()
             self._running = running
             self._tell_ready(running.address, time.monotonic() - start.began)
@@ -209,6 +215,16 @@ class _Life:
             self._main.cancel()
         # What ignores a cancellation too must not keep the process from its successor.
         asyncio.get_running_loop().call_later(_LAST_RESORT_S, os._exit, EXIT_FAILED)
+
+
+def _settle_memory() -> None:
+    """Take what the start has made out of the garbage collector's sight: a full collection would stop everybody.
+
+    Measured: 13 to 30 ms for each full collection of a service just started, most of it imported modules.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_YOUNG, _GC_MIDDLE, _GC_OLD)
 
 
 def _check_platform() -> None:
