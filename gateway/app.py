@@ -1,0 +1,115 @@
+"""Builds the gateway's object graph, phase by phase, and takes it down in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from grpc import aio
+
+from carrel.ids import new_id
+from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
+from gateway.agents import Agents
+from gateway.config import GatewaySettings
+from gateway.connections import Connections
+from gateway.handshake import Handshake
+from gateway.hub import Hub
+from gateway.limits import ConnectionLimits
+from gateway.log_reader import BridgeLogReader
+from gateway.login import LoginVerifier
+from gateway.login_keys import LoginKeys
+from gateway.origins import Origins
+from gateway.parts import Parts
+from gateway.positioning import Positioning
+from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
+from gateway.rest.routes import add_routes
+from gateway.runs import Runs
+from gateway.server import GatewayServer
+from gateway.socket_tokens import MemorySocketTokens
+from gateway.tickets import ISSUER, TicketDesk
+from gateway.upstream import Upstream
+from servicekit.contracts import Phase
+from servicekit.health import Readiness
+from servicekit.identity.keys import load_signing_key
+from servicekit.identity.tickets import TicketMinter
+from servicekit.lifecycle import Starter
+from servicekit.rpc.channel import open_channel
+from servicekit.rpc.waiting import wait_ready
+from servicekit.tasks import TaskOwner
+
+__all__ = ["app", "web_application"]
+
+
+@asynccontextmanager
+async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[GatewayServer]:
+    """The gateway as a process."""
+    async with start.phase(Phase.CONFIGURATION, needs="the key that signs tickets, and the keys of login tokens"):
+        desk = TicketDesk(TicketMinter(load_signing_key(settings.ticket_key), ISSUER), settings.run_ticket_seconds)
+        logins = _logins(settings)
+    wait_s = settings.downstream_wait_seconds
+    async with (
+        open_channel(settings.bridge) as bridge,
+        open_channel(settings.execution) as execution,
+        open_channel(settings.agent_instance) as agents,
+        TaskOwner() as tasks,
+    ):
+        async with start.phase(Phase.INTEGRATION, needs=f"the bridge at {settings.bridge}"):
+            await wait_ready(bridge, f"the bridge at {settings.bridge}", wait_s)
+        async with start.phase(Phase.INTEGRATION, needs=f"execution at {settings.execution}"):
+            await wait_ready(execution, f"execution at {settings.execution}", wait_s)
+        parts = _parts(settings, desk, logins, (bridge, execution, agents))
+        upstream = Upstream(bridge, parts.hub, desk, new_id("gw"), settings.upstream_options())
+        readiness = Readiness()
+        readiness.add("bridge", lambda: upstream.attached)
+        server = GatewayServer(
+            web_application(parts, readiness, settings),
+            settings.listen,
+            parts.connections,
+            readiness,
+            settings.drain_seconds,
+        )
+        _ = tasks.start(upstream.run(), "upstream")
+        try:
+            yield server
+        finally:
+            server.hasten()
+            await server.drain()
+
+
+def web_application(parts: Parts, readiness: Readiness, settings: GatewaySettings) -> web.Application:
+    """Routes, middleware and bounds over the parts."""
+    positioning = Positioning(parts.log, settings.position_seconds)
+    handshake = Handshake(parts, positioning, settings.handshake_options())
+    application = web.Application(middlewares=[edge(parts.origins)], client_max_size=MAX_BODY_BYTES)
+    application.on_response_prepare.append(on_prepare(parts.origins))
+    add_routes(application, parts, readiness, handshake.handle, settings.execute_wait_seconds)
+    return application
+
+
+def _parts(
+    settings: GatewaySettings,
+    desk: TicketDesk,
+    logins: LoginVerifier,
+    channels: tuple[aio.Channel, aio.Channel, aio.Channel],
+) -> Parts:
+    bridge, execution, agents = channels
+    limits = settings.limits
+    return Parts(
+        origins=Origins(settings.allowed_origins, allow_local=not settings.production),
+        limits=ConnectionLimits(limits.connections, limits.per_address, limits.per_user),
+        logins=logins,
+        socket_tokens=MemorySocketTokens(),
+        desk=desk,
+        connections=Connections(),
+        hub=Hub(settings.max_events_per_user, settings.ring_bytes),
+        log=BridgeLogReader(BridgeServiceStub(bridge), desk),
+        runs=Runs(execution, desk),
+        agents=Agents(agents, desk),
+    )
+
+
+def _logins(settings: GatewaySettings) -> LoginVerifier:
+    login = settings.login
+    keys = LoginKeys.from_jwks_file(login.jwks) if login.jwks else LoginKeys.from_secret_file(settings.login_secret)
+    return LoginVerifier(keys, login.issuer, login.audience, login.claim_names())

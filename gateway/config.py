@@ -1,0 +1,142 @@
+"""The gateway's settings: ``CARREL_GATEWAY_<FIELD>``, beside the shared ones, and the documents' own names."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from gateway.handshake import HandshakeOptions
+from gateway.limits import Network
+from gateway.login import ClaimNames
+from gateway.origins import normal_origin
+from gateway.outflow import Flow
+from gateway.session import SessionOptions
+from gateway.upstream import UpstreamOptions
+from servicekit.settings import Section, SharedSettings, alias_env
+
+__all__ = ["GatewaySettings", "LimitSettings", "LoginSettings"]
+
+# A run ticket outlives its run's deadline, so that its last events are not refused.
+_RUN_TICKET_GRACE_S = 900.0
+
+
+class LoginSettings(Section):
+    """Whose tokens log in. One of ``secret_file`` (HS256) and ``jwks`` (public keys); the first is for development."""
+
+    issuer: str = Field("carrel-dev", min_length=1, description="the tokens' iss")
+    audience: str = Field("carrel", min_length=1, description="the tokens' aud")
+    secret_file: Path | None = Field(
+        None,
+        description="file with a shared secret of 32 bytes or more; keys/login.secret in the state folder if unset",
+    )
+    jwks: Path | None = Field(None, description="JWKS file with the issuer's public keys; read again when it changes")
+    user_claim: str = Field("sub", min_length=1, description="claim that names the user")
+    scope_claim: str = Field("scope", min_length=1, description="claim with permissions, separated by spaces")
+    permissions_claim: str = Field("permissions", min_length=1, description="claim with a list of permissions")
+    limits_claim: str = Field("limits", min_length=1, description="claim with the user's own limits, name to number")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.secret_file is not None and self.jwks is not None:
+            raise ValueError("set secret_file or jwks, not both")
+        return self
+
+    def claim_names(self) -> ClaimNames:
+        """Which claims say what."""
+        return ClaimNames(self.user_claim, self.scope_claim, self.permissions_claim, self.limits_claim)
+
+
+class LimitSettings(Section):
+    """How many connections there may be."""
+
+    connections: int = Field(20_000, ge=1, description="in all")
+    per_address: int = Field(200, ge=1, description="from one address (IPv6: one /64 network)")
+    per_user: int = Field(20, ge=1, description="of one user")
+
+
+def _key_of(values: dict[str, Any]) -> Path:
+    return Path(values["state_dir"]) / "keys" / "gateway.jwk.json"
+
+
+class GatewaySettings(SharedSettings):
+    """What the gateway is told at its start. Durations are seconds, sizes are bytes."""
+
+    listen: str = Field("127.0.0.1:8080", description="host:port to listen on; port 0 is any free one")
+    execution: str = Field("127.0.0.1:50051", description="address of execution")
+    agent_instance: str = Field("127.0.0.1:50052", description="address of agent_instance")
+    bridge: str = Field("127.0.0.1:50054", description="address of the bridge")
+    ticket_key: Path = Field(default_factory=_key_of, description="private key that signs the gateway's tickets")
+    login: LoginSettings = Field(default_factory=LoginSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    allowed_origins: tuple[str, ...] = Field(
+        (), description="origins of pages that may connect; in development those of this machine may, too"
+    )
+    trusted_proxies: tuple[str, ...] = Field((), description="networks of proxies whose X-Forwarded-For is believed")
+    connect_seconds: float = Field(15.0, gt=0, le=300, description="how long a connection may take to log in")
+    position_seconds: float = Field(10.0, gt=0, le=300, description="how long a connection waits for the event log")
+    upstream_patience_seconds: float = Field(
+        60.0, gt=0, description="how long connections are kept while the bridge is away"
+    )
+    reattach_seconds: float = Field(1500.0, gt=0, description="age at which the stream from the bridge is opened anew")
+    run_seconds: float = Field(300.0, gt=0, description="execution's engine_timeout_seconds, which run tickets outlive")
+    execute_wait_seconds: float = Field(330.0, gt=0, description="how long POST /api/agents/execute waits for its run")
+    ring_bytes: int = Field(4 << 20, ge=64 << 10, description="newest events kept for each connected user")
+    max_events_per_user: Annotated[
+        int, Field(ge=16, description="the same in events"), alias_env("WEBSOCKET_MAX_EVENTS_PER_USER")
+    ] = 1000
+    heartbeat_interval: Annotated[
+        float, Field(gt=0, le=3600, description="seconds between pings"), alias_env("WEBSOCKET_HEARTBEAT_INTERVAL")
+    ] = 30.0
+    delivery_timeout: Annotated[
+        float,
+        Field(gt=0, description="how long a reader may take nothing before it is cut off"),
+        alias_env("WEBSOCKET_DELIVERY_TIMEOUT"),
+    ] = 5.0
+    enable_batching: Annotated[
+        bool, Field(description="clients that ask for batches get them"), alias_env("WEBSOCKET_ENABLE_BATCHING")
+    ] = True
+    send_buffer_bytes: int = Field(64 << 10, ge=4096, description="unsent bytes of a connection at which writing waits")
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(normal_origin(origin) for origin in origins)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ipaddress.ip_network(network)) for network in networks)
+
+    @model_validator(mode="after")
+    def _production(self) -> Self:
+        if self.production and self.login.jwks is None:
+            raise ValueError("production takes no shared login secret: set login.jwks to your issuer's public keys")
+        return self
+
+    @property
+    def login_secret(self) -> Path:
+        """The file with the shared secret, when there is no JWKS."""
+        return self.login.secret_file or self.state_dir / "keys" / "login.secret"
+
+    @property
+    def run_ticket_seconds(self) -> float:
+        """How long a run ticket lives."""
+        return self.run_seconds + _RUN_TICKET_GRACE_S
+
+    def handshake_options(self) -> HandshakeOptions:
+        """How connections are received, served and written to."""
+        proxies: tuple[Network, ...] = tuple(ipaddress.ip_network(network) for network in self.trusted_proxies)
+        return HandshakeOptions(
+            connect_s=self.connect_seconds,
+            flow=Flow(stall_s=self.delivery_timeout, full_bytes=self.send_buffer_bytes),
+            session=SessionOptions(heartbeat_s=self.heartbeat_interval),
+            trusted_proxies=proxies,
+            allow_batch=self.enable_batching,
+        )
+
+    def upstream_options(self) -> UpstreamOptions:
+        """How the stream from the bridge is kept."""
+        return UpstreamOptions(self.reattach_seconds, self.upstream_patience_seconds)

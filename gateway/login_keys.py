@@ -1,0 +1,159 @@
+"""Keys that login tokens are verified with: one shared secret (HS256, development), or a JWKS file of public keys.
+
+Each key is bound to one algorithm, so that no token can choose how it is checked. Nothing is fetched over the network.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import jwt
+
+from carrel.errors import InvalidConfigurationError
+
+__all__ = ["MIN_SECRET_BYTES", "LoginKey", "LoginKeys"]
+
+MIN_SECRET_BYTES: Final = 32
+_LOOK_EVERY_S: Final = 5.0
+_OTHERS: Final = 0o007
+
+# One algorithm for a key without `alg`; what a key may be used with at all.
+_BY_KIND: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
+    ("RSA", ""): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    ("EC", "P-256"): ("ES256",),
+    ("EC", "P-384"): ("ES384",),
+    ("EC", "P-521"): ("ES512",),
+    ("OKP", "Ed25519"): ("EdDSA",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoginKey:
+    """A key and the one algorithm it is for. ``kid`` is empty for a key without a name."""
+
+    kid: str
+    algorithm: str
+    key: Any = field(repr=False)
+
+
+class LoginKeys:
+    """Keys by ``kid``. Those of a JWKS file follow the file when it changes."""
+
+    def __init__(self, keys: Iterable[LoginKey], path: Path | None = None) -> None:
+        self._keys = tuple(keys)
+        self._path = path
+        self._stamp = _stamp(path) if path else None
+        self._looked = time.monotonic()
+
+    @classmethod
+    def from_secret_file(cls, path: Path) -> Self:
+        """The shared secret in a file that only its owner may read.
+
+        Raises:
+            InvalidConfigurationError: It is missing, too short, or readable by every user of the machine.
+        """
+        try:
+            secret = path.read_bytes().strip()
+            mode = path.stat().st_mode
+        except OSError as error:
+            raise InvalidConfigurationError(
+                f"the login secret {path} cannot be read: {error.strerror}",
+                advice="`carrel up` makes one; elsewhere set CARREL_GATEWAY_LOGIN__JWKS to your issuer's keys",
+            ) from None
+        if mode & _OTHERS:
+            raise InvalidConfigurationError(
+                f"the login secret {path} can be read or written by every user of this machine",
+                advice=f"chmod 600 {path}",
+            )
+        if len(secret) < MIN_SECRET_BYTES:
+            raise InvalidConfigurationError(
+                f"the login secret {path} has {len(secret)} bytes; it needs {MIN_SECRET_BYTES} or more",
+                advice=f"write {MIN_SECRET_BYTES} or more random bytes as text into it",
+            )
+        return cls([LoginKey("", "HS256", secret)])
+
+    @classmethod
+    def from_jwks_file(cls, path: Path) -> Self:
+        """The public keys of a JWKS file.
+
+        Raises:
+            InvalidConfigurationError: It is missing, no JWKS, or holds no key for signatures.
+        """
+        return cls(_read_jwks(path), path)
+
+    def find(self, kid: str, algorithm: str) -> LoginKey | None:
+        """The key that a token's header asks for, if its algorithm is that key's own."""
+        self._look(_LOOK_EVERY_S)
+        found = self._find(kid, algorithm)
+        if found is None and self._path is not None:
+            # A key that was added a moment ago; once a second, since anybody can send an unknown kid.
+            self._look(1.0)
+            found = self._find(kid, algorithm)
+        return found
+
+    def _find(self, kid: str, algorithm: str) -> LoginKey | None:
+        for key in self._keys:
+            named = key.kid == kid or (not kid and len(self._keys) == 1) or not key.kid
+            if named and key.algorithm == algorithm:
+                return key
+        return None
+
+    def _look(self, every_s: float) -> None:
+        now = time.monotonic()
+        if self._path is None or now - self._looked < every_s:
+            return
+        self._looked = now
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        try:
+            self._keys = _read_jwks(self._path)
+        except InvalidConfigurationError:
+            # Half written, or wrong: the keys of before go on until it is mended.
+            return
+        self._stamp = stamp
+
+
+def _read_jwks(path: Path) -> tuple[LoginKey, ...]:
+    try:
+        listed = json.loads(path.read_bytes())["keys"]
+        keys = tuple(key for jwk in listed for key in _keys_of(jwk))
+    except OSError as error:
+        raise InvalidConfigurationError(
+            f"the login keys {path} cannot be read: {error.strerror}", advice="mend CARREL_GATEWAY_LOGIN__JWKS"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError):
+        raise InvalidConfigurationError(
+            f"{path} is not a JWKS file with public keys", advice="save your issuer's JWKS document there"
+        ) from None
+    if not keys:
+        raise InvalidConfigurationError(
+            f"{path} holds no public key for signatures",
+            advice="RSA, EC (P-256, P-384, P-521) and Ed25519 keys are taken",
+        )
+    return keys
+
+
+def _keys_of(jwk: Mapping[str, Any]) -> list[LoginKey]:
+    # A symmetric key in a file meant to be public is no secret, and encryption keys sign nothing.
+    kind = jwk.get("kty")
+    algorithms = _BY_KIND.get((str(kind), "" if kind == "RSA" else str(jwk.get("crv", ""))), ())
+    if jwk.get("use", "sig") != "sig" or ("key_ops" in jwk and "verify" not in jwk["key_ops"]):
+        return []
+    if "alg" in jwk:
+        algorithms = tuple(name for name in algorithms if name == jwk["alg"])
+    public = {name: value for name, value in jwk.items() if name not in {"d", "p", "q", "dp", "dq", "qi", "oth"}}
+    return [LoginKey(str(jwk.get("kid", "")), name, jwt.PyJWK(public, name).key) for name in algorithms]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,0 +1,34 @@
+"""The gateway's object graph as one value: what handlers are made of. Built in app, and in tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.agents import Agents
+from gateway.connections import Connections
+from gateway.hub import Hub
+from gateway.limits import ConnectionLimits
+from gateway.log_reader import LogReader
+from gateway.login import LoginVerifier
+from gateway.origins import Origins
+from gateway.runs import Runs
+from gateway.socket_tokens import SocketTokens
+from gateway.tickets import TicketDesk
+
+__all__ = ["Parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that handlers share."""
+
+    origins: Origins
+    limits: ConnectionLimits
+    logins: LoginVerifier
+    socket_tokens: SocketTokens
+    desk: TicketDesk
+    connections: Connections
+    hub: Hub
+    log: LogReader
+    runs: Runs
+    agents: Agents

@@ -1,0 +1,78 @@
+"""What clients ask for, the same through the socket and through REST: checked here, once.
+
+Ids that clients send are checked against the rules of ids; everything else about a run is execution's to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from carrel.errors import InvalidRequestError
+from carrel.ids import check_id, check_minted_id
+from gateway.fields import ID, OBJECT, Rule, check_fields
+
+__all__ = ["EXECUTE_RULES", "MAX_MESSAGE_BYTES", "STRATEGIES", "ExecuteRequest", "execute_request"]
+
+MAX_MESSAGE_BYTES: Final = 262_144
+MAX_STAGES: Final = 32
+STRATEGIES: Final = ("reject", "enqueue", "interrupt", "rollback")
+
+EXECUTE_RULES: Final[Mapping[str, Rule]] = {
+    "message": Rule(str, required=True, least=1),
+    "params": OBJECT,
+    "agent_name": ID,
+    "pipeline": Rule(list, longest=MAX_STAGES, least=1),
+    "thread_id": ID,
+    "strategy": Rule(str, choices=STRATEGIES),
+    "client_ref": ID,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteRequest:
+    """A run that is asked for. An empty ``pipeline`` means the deployment's default agent."""
+
+    message: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: tuple[str, ...] = ()
+    thread_id: str = ""
+    strategy: str = ""
+    client_ref: str = ""
+
+
+def execute_request(body: object, what: str, *, thread_id: str = "", client_ref: str = "") -> ExecuteRequest:
+    """The request that a client's object describes; ``thread_id`` and ``client_ref`` stand in where it has none.
+
+    Raises:
+        InvalidRequestError: A field is unknown, missing or wrong, or two exclude each other.
+        InvalidIdError: A thread_id or client_ref is malformed, or a placeholder.
+    """
+    fields = check_fields(body, EXECUTE_RULES, what)
+    message = fields["message"]
+    # A code point takes one to four bytes, so that short texts need not be encoded to be measured.
+    if len(message) * 4 > MAX_MESSAGE_BYTES and len(message.encode("utf-8", "replace")) > MAX_MESSAGE_BYTES:
+        raise InvalidRequestError(
+            f"message is longer than {MAX_MESSAGE_BYTES} bytes", fields={"message": "is too long"}
+        )
+    if "agent_name" in fields and "pipeline" in fields:
+        raise InvalidRequestError(
+            "agent_name and pipeline exclude each other",
+            advice="send agent_name for one agent, pipeline for several",
+            fields={"pipeline": "excludes agent_name"},
+        )
+    names = fields.get("pipeline") or ([fields["agent_name"]] if "agent_name" in fields else [])
+    if any(len(name) > 128 for name in names):
+        raise InvalidRequestError(
+            "an agent's name is too long", fields={"pipeline": "has a name of over 128 characters"}
+        )
+    thread, ref = fields.get("thread_id", thread_id), fields.get("client_ref", client_ref)
+    return ExecuteRequest(
+        message=message,
+        params=fields.get("params", {}),
+        pipeline=tuple(names),
+        thread_id=check_minted_id(thread, "thread_id") if thread else "",
+        strategy=fields.get("strategy", ""),
+        client_ref=check_id(ref, "client_ref") if ref else "",
+    )

@@ -1,0 +1,78 @@
+"""Every route of the gateway, in one table. All need a login but those in OPEN_PATHS."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from aiohttp import web
+
+from carrel.errors import NotImplementedYetError
+from gateway.login import Login
+from gateway.parts import Parts
+from gateway.rest.health import HealthHandlers
+from gateway.rest.http import Handler, authenticated
+from gateway.rest.runs import RunHandlers
+from gateway.rest.threads import ThreadHandlers
+from gateway.rest.tickets import TicketHandlers
+from servicekit.health import Readiness
+
+__all__ = ["OPEN_PATHS", "add_routes"]
+
+LoginHandler: TypeAlias = Callable[[web.Request, Login], Awaitable[web.StreamResponse]]
+
+# Served without a login. Sockets may log in by their first frame; their handshake checks what they bring.
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/ws", "/ws/{user_id}"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    method: str
+    path: str
+    handler: LoginHandler
+
+
+def add_routes(app: web.Application, parts: Parts, readiness: Readiness, socket: Handler, wait_s: float) -> None:
+    """Add everything that the gateway serves."""
+    health = HealthHandlers(parts, readiness)
+    router = app.router
+    open_handlers: dict[str, Handler] = {
+        "/": health.root,
+        "/healthz": health.live,
+        "/readyz": health.ready,
+        "/ws": socket,
+        "/ws/{user_id}": socket,
+    }
+    assert open_handlers.keys() == OPEN_PATHS
+    for path, handler in open_handlers.items():
+        router.add_route("GET", path, handler)
+    for route in _routes(parts, wait_s):
+        router.add_route(route.method, route.path, authenticated(route.handler, parts.logins))
+
+
+def _routes(parts: Parts, wait_s: float) -> list[_Route]:
+    runs, threads, tickets = RunHandlers(parts, wait_s), ThreadHandlers(parts), TicketHandlers(parts)
+    return [
+        _Route("POST", "/api/agents/execute", runs.execute),
+        _Route("GET", "/api/agents", threads.agents),
+        _Route("GET", "/api/agents/status", runs.list),
+        _Route("GET", "/api/agents/status/{run_id}", runs.get),
+        _Route("GET", "/api/runs", runs.list),
+        _Route("GET", "/api/runs/{run_id}", runs.get),
+        _Route("POST", "/api/runs/{run_id}/cancel", runs.cancel),
+        _Route("POST", "/api/runs/{run_id}/input", runs.provide_input),
+        _Route("GET", "/api/runs/{run_id}/events", runs.events),
+        _Route("GET", "/api/runs/{run_id}/artifacts", runs.artifacts),
+        _Route("GET", "/api/runs/{run_id}/artifacts/{name}", runs.artifact),
+        _Route("GET", "/api/threads", threads.list),
+        _Route("GET", "/api/threads/{thread_id}/messages", threads.messages),
+        _Route("DELETE", "/api/threads/{thread_id}", threads.delete),
+        _Route("POST", "/api/tickets", tickets.ticket),
+        _Route("POST", "/api/socket-tokens", tickets.socket_token),
+        _Route("POST", "/ag-ui", _ag_ui),
+    ]
+
+
+async def _ag_ui(_request: web.Request, _login: Login) -> web.StreamResponse:
+    raise NotImplementedYetError("AG-UI comes with a later release", advice="use the WebSocket /ws")

@@ -1,0 +1,114 @@
+"""The listening gateway: binds its address, serves, and drains in order. What it serves is built in app."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import Final
+
+from aiohttp import web
+
+from carrel.errors import InvalidConfigurationError, StartupError
+from gateway.connections import Connections
+from servicekit.health import Readiness
+from servicekit.logs import get_logger
+
+__all__ = ["GatewayServer"]
+
+_log = get_logger("gateway.server")
+
+# Tokens of identity providers reach 8 KiB and more.
+_MAX_HEADER_BYTES: Final = 24 * 1024
+_BACKLOG: Final = 1024
+
+
+class GatewayServer:
+    """One HTTP server; a ``Running`` of servicekit.lifecycle."""
+
+    def __init__(
+        self, app: web.Application, listen: str, connections: Connections, readiness: Readiness, drain_s: float
+    ) -> None:
+        self._app = app
+        self._host, self._port = _parse(listen)
+        self._connections = connections
+        self._readiness = readiness
+        self._drain_s = drain_s
+        self._runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=min(drain_s, 5.0),
+            max_field_size=_MAX_HEADER_BYTES,
+        )
+        self._started = False
+        self._draining: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """``host:port`` with the actual port."""
+        return f"{self._host}:{self._port}"
+
+    def routes(self) -> list[web.AbstractRoute]:
+        """Everything that is served."""
+        return list(self._app.router.routes())
+
+    @property
+    def connections(self) -> int:
+        """Sockets that are open."""
+        return len(self._connections)
+
+    async def start(self) -> int:
+        """Listen and serve; the actual port. Idempotent.
+
+        Raises:
+            StartupError: The address cannot be listened on.
+        """
+        if not self._started:
+            await self._runner.setup()
+            site = web.TCPSite(self._runner, self._host.strip("[]"), self._port, backlog=_BACKLOG)
+            try:
+                await site.start()
+            except OSError as error:
+                raise _cannot_listen(self.address, error) from error
+            self._port = self._runner.addresses[0][1]
+            self._started = True
+            self._readiness.set_open(True)
+        return self._port
+
+    async def drain(self) -> None:
+        """Readiness off, every connection told to go, then the rest cut. Idempotent, and legal before the start."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._stop(), name="gateway drain")
+        await asyncio.shield(self._draining)
+
+    def hasten(self) -> None:
+        """End a drain now."""
+        self._connections.cut()
+
+    async def _stop(self) -> None:
+        self._readiness.set_open(False)
+        _log.info("draining", connections=len(self._connections))
+        await self._connections.drain(self._drain_s)
+        await self._runner.cleanup()
+
+
+def _parse(listen: str) -> tuple[str, int]:
+    host, colon, port = listen.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise InvalidConfigurationError(
+            f"the address {listen!r} is not host:port", advice="write CARREL_GATEWAY_LISTEN=127.0.0.1:8080"
+        )
+    return host, int(port)
+
+
+def _cannot_listen(address: str, error: OSError) -> StartupError:
+    advice = "set CARREL_GATEWAY_LISTEN to an address of this machine"
+    if error.errno == errno.EADDRINUSE:
+        advice = "another process uses the port (`ss -ltnp` shows which): stop it, or set CARREL_GATEWAY_LISTEN"
+    return StartupError(
+        f"cannot listen on {address}: {error.strerror or error}",
+        advice=advice,
+        phase="READINESS",
+        what=f"the address {address}",
+    )

@@ -1,0 +1,224 @@
+"""The one stream from the bridge: subscribes the hub's users, fills their feeds, opens again when it breaks.
+
+What is subscribed is worked out from the hub, user by user, whenever something changed, so a lost stream loses nothing:
+the next one subscribes every user again, each from the position that the feed has reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from grpc import aio
+
+from carrel.errors import CarrelError, Status, TicketError, UnavailableError
+from carrel.v1 import bridge_pb2
+from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
+from carrel.wire import error_from_proto
+from gateway.close_codes import CloseCode, close_code_for
+from gateway.hub import Feed, Hub
+from gateway.log_reader import place_of, position_of
+from gateway.login import Login
+from gateway.tickets import TicketDesk
+from servicekit.logs import get_logger, hash_user
+from servicekit.rpc.channel import responses
+from servicekit.tasks import end_service
+
+__all__ = ["Upstream", "UpstreamOptions"]
+
+_log = get_logger("gateway.upstream")
+_Call: TypeAlias = aio.StreamStreamCall[bridge_pb2.AttachRequest, bridge_pb2.AttachResponse]
+
+_FIRST_WAIT_S: Final = 0.05
+_LONGEST_WAIT_S: Final = 2.0
+_REFUSED_WAIT_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamOptions:
+    """Args:
+    reopen_s: Age at which a good stream is opened anew, so that tickets and connections are fresh.
+    patience_s: How long connections are kept without a bridge before they are sent elsewhere.
+    """
+
+    reopen_s: float = 1500.0
+    patience_s: float = 60.0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A subscription on the present stream."""
+
+    generation: int
+    feed: Feed
+    login: Login
+
+
+class Upstream:
+    """Keeps the Attach stream."""
+
+    def __init__(
+        self, channel: aio.Channel, hub: Hub, desk: TicketDesk, gateway_id: str, options: UpstreamOptions | None = None
+    ) -> None:
+        self._channel = channel
+        self._stub = BridgeServiceStub(channel)
+        self._hub = hub
+        self._desk = desk
+        self._gateway_id = gateway_id
+        self._options = options or UpstreamOptions()
+        self._generation = 0
+        self._open: dict[str, _Open] = {}
+        self._changed: dict[str, None] = {}
+        self._poke = asyncio.Event()
+        self._down_since = time.monotonic()
+        self.attached = False
+        hub.on_change = self._on_change
+
+    async def run(self) -> None:
+        """Keep attached until cancelled."""
+        wait = _FIRST_WAIT_S
+        while True:
+            try:
+                await self._attach()
+                wait = _FIRST_WAIT_S
+                continue
+            except CarrelError as error:
+                if self.attached:
+                    _log.warning("the bridge is away", code=error.code, users=len(self._hub))
+                    self._down_since, wait = time.monotonic(), _FIRST_WAIT_S
+                else:
+                    _log.debug("cannot attach", code=error.code)
+            finally:
+                self.attached = False
+            self._lose_patience()
+            await asyncio.sleep(random.uniform(0.5, 1) * wait)  # noqa: S311 -- jitter
+            wait = min(_LONGEST_WAIT_S, 2 * wait)
+
+    async def _attach(self) -> None:
+        """One stream, from its opening to its planned end.
+
+        Raises:
+            CarrelError: It could not be opened, or broke.
+        """
+        await self._reach()
+        self._open.clear()
+        self._changed = dict.fromkeys(self._hub.users())
+        call = self._stub.Attach()
+        # Not an iterator of requests: grpc leaves one waiting for ever when its call has ended by itself.
+        asking = asyncio.create_task(self._ask(call), name="attach requests")
+        asking.add_done_callback(_report)
+        try:
+            async with asyncio.timeout(self._options.reopen_s):
+                self.attached = True
+                _log.info("attached", users=len(self._changed))
+                async for response in responses(call):
+                    self._receive(response)
+        except TimeoutError:
+            return
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+            call.cancel()
+        raise UnavailableError("the bridge ended the stream")
+
+    async def _reach(self) -> None:
+        try:
+            async with asyncio.timeout(_LONGEST_WAIT_S):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            raise UnavailableError("the bridge does not answer") from None
+
+    # What the gateway asks.
+
+    def _on_change(self, user_id: str) -> None:
+        self._changed[user_id] = None
+        self._poke.set()
+
+    async def _ask(self, call: _Call) -> None:
+        hello = bridge_pb2.AttachHello(gateway_id=self._gateway_id)
+        with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError):
+            # A stream that broke says so to its reader, which is where it is acted on.
+            await call.write(bridge_pb2.AttachRequest(context=self._desk.own(), hello=hello))
+            while True:
+                while self._changed:
+                    user_id = next(iter(self._changed))
+                    del self._changed[user_id]
+                    request = self._request_for(user_id)
+                    if request is not None:
+                        await call.write(request)
+                self._poke.clear()
+                await self._poke.wait()
+
+    def _request_for(self, user_id: str) -> bridge_pb2.AttachRequest | None:
+        """What makes the bridge's idea of this user the hub's; None when it is."""
+        feed, now = self._hub.feed(user_id), self._open.get(user_id)
+        if feed is None:
+            if now is None:
+                return None
+            del self._open[user_id]
+            ending = bridge_pb2.Unsubscribe(generation=now.generation)
+            return bridge_pb2.AttachRequest(context=self._desk.session(now.login), unsubscribe=ending)
+        if now is not None and now.feed is feed:
+            return None
+        self._generation += 1
+        self._open[user_id] = _Open(self._generation, feed, feed.login)
+        wanted = bridge_pb2.Subscribe(generation=self._generation, connections=len(feed.listeners))
+        if feed.ready.is_set():
+            wanted.position.CopyFrom(position_of(feed.ring.top))
+        return bridge_pb2.AttachRequest(context=self._desk.session(feed.login), subscribe=wanted)
+
+    # What the bridge says.
+
+    def _receive(self, response: bridge_pb2.AttachResponse) -> None:
+        for item in response.items:
+            match item.WhichOneof("item"):
+                case "entries":
+                    entries = item.entries
+                    if feed := self._feed(entries.user_id, entries.generation):
+                        feed.extend(entries.epoch, entries.entries)
+                case "subscribed":
+                    if feed := self._feed(item.subscribed.user_id, item.subscribed.generation):
+                        feed.begin(place_of(item.subscribed.top))
+                case "reset":
+                    if feed := self._feed(item.reset.user_id, item.reset.generation):
+                        feed.reset(place_of(item.reset.reset.position))
+                case "refused":
+                    self._refused(item.refused)
+                case "bye":
+                    raise UnavailableError(f"the bridge says bye: {item.bye.reason}")
+
+    def _feed(self, user_id: str, generation: int) -> Feed | None:
+        # Late items of an earlier subscription would put entries into a feed that has moved on.
+        now = self._open.get(user_id)
+        return now.feed if now is not None and now.generation == generation else None
+
+    def _refused(self, refused: bridge_pb2.SubscriptionRefused) -> None:
+        feed = self._feed(refused.user_id, refused.generation)
+        if feed is None:
+            return
+        del self._open[refused.user_id]
+        error = error_from_proto(refused.error)
+        _log.warning("a subscription was refused", code=error.code, user=hash_user(refused.user_id))
+        if error.retryable or isinstance(error, TicketError) or error.status is Status.INTERNAL:
+            # Connections stay; the feed is subscribed again, from where it is, under a fresh ticket.
+            asyncio.get_running_loop().call_later(_REFUSED_WAIT_S, self._on_change, refused.user_id)
+        else:
+            feed.end(close_code_for(error), error)
+
+    def _lose_patience(self) -> None:
+        if time.monotonic() - self._down_since < self._options.patience_s or not len(self._hub):
+            return
+        _log.error("the bridge has been away for too long", users=len(self._hub))
+        error = UnavailableError("the event log cannot be reached from here", advice="connect again with your position")
+        self._hub.end_all(CloseCode.UPSTREAM, error)
+
+
+def _report(asking: asyncio.Task[None]) -> None:
+    if not asking.cancelled() and (error := asking.exception()) is not None:
+        # A fault of ours: without requests the stream would go on, and new users would wait in vain.
+        _log.error("asking the bridge failed", error=error)
+        end_service(asking.get_name(), error)

@@ -1,0 +1,117 @@
+"""The gateway as a process: a start that cannot succeed says what is missing, and a signal ends it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from carrel.v1 import execution_pb2_grpc
+from services.bridge.store_memory import MemoryEventLog
+from tests.conftest import Eventually
+from tests.support.identity import identity
+from tests.support.rpc import serving
+from tests.unit.gateway.harness import SECRET, Bridge, FakeExecution
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _keys(folder: Path) -> None:
+    identity().write(folder / "keys")
+    secret = folder / "keys" / "login.secret"
+    secret.write_text(SECRET)
+    secret.chmod(0o600)
+
+
+async def _start(folder: Path, **environment: str) -> asyncio.subprocess.Process:
+    names = {
+        "CARREL_STATE_DIR": str(folder),
+        "CARREL_GATEWAY_LISTEN": "127.0.0.1:0",
+        "CARREL_GATEWAY_BRIDGE": "127.0.0.1:1",
+        "CARREL_GATEWAY_EXECUTION": "127.0.0.1:1",
+        "CARREL_DOWNSTREAM_WAIT_SECONDS": "0.3",
+        "CARREL_READY_FILE": str(folder / "ready"),
+    }
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "gateway"),
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **names, **environment},
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def _failed(folder: Path, **environment: str) -> tuple[int | None, str]:
+    process = await _start(folder, **environment)
+    _, text = await process.communicate()
+    return process.returncode, text.decode()
+
+
+@asynccontextmanager
+async def _upstream(folder: Path) -> AsyncIterator[dict[str, str]]:
+    bridge = await Bridge(MemoryEventLog(), folder).start()
+    add = execution_pb2_grpc.add_ExecutionServiceServicer_to_server
+    try:
+        async with serving([(add, FakeExecution(), "carrel.v1.ExecutionService")]) as execution:
+            yield {
+                "CARREL_GATEWAY_BRIDGE": bridge.address,
+                "CARREL_GATEWAY_EXECUTION": execution.address,
+                "CARREL_DOWNSTREAM_WAIT_SECONDS": "20",
+            }
+    finally:
+        await bridge.kill()
+
+
+async def test_without_keys_it_says_which_and_ends_with_78(tmp_path: Path) -> None:
+    code, text = await _failed(tmp_path)
+    assert code == 78
+    assert "CONFIGURATION" in text
+    assert "gateway.jwk.json" in text
+    assert "Traceback" not in text
+
+
+async def test_without_a_bridge_it_says_so_and_ends_with_1(tmp_path: Path) -> None:
+    _keys(tmp_path)
+    code, text = await _failed(tmp_path)
+    assert code == 1
+    assert "INTEGRATION" in text
+    assert "the bridge at 127.0.0.1:1" in text
+    assert "Traceback" not in text
+
+
+async def test_an_unknown_variable_and_a_wrong_value_are_both_named(tmp_path: Path) -> None:
+    code, text = await _failed(
+        tmp_path, CARREL_GATEWAY_LISTN="x", CARREL_GATEWAY_LIMITS__PER_USER="none", CARREL_ENVIRONMENT="production"
+    )
+    assert code == 78
+    assert "CARREL_GATEWAY_LISTN" in text
+    assert "CARREL_GATEWAY_LIMITS__PER_USER" in text
+
+
+async def test_a_port_in_use_is_named_with_the_way_out(tmp_path: Path) -> None:
+    _keys(tmp_path)
+    async with _upstream(tmp_path) as addresses:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            code, text = await _failed(tmp_path, **addresses, CARREL_GATEWAY_LISTEN=address)
+    assert code == 1
+    assert address in text
+    assert "CARREL_GATEWAY_LISTEN" in text
+
+
+async def test_it_becomes_ready_and_a_signal_ends_it_with_0(tmp_path: Path, eventually: Eventually) -> None:
+    _keys(tmp_path)
+    async with _upstream(tmp_path) as addresses:
+        process = await _start(tmp_path, **addresses)
+        await eventually(lambda: (tmp_path / "ready").exists(), within=30)
+        process.send_signal(signal.SIGTERM)
+        _, text = await process.communicate()
+    assert process.returncode == 0
+    assert "Traceback" not in text.decode()
+    assert SECRET not in text.decode()
