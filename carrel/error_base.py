@@ -237,6 +237,7 @@ class CancelledRunError(CarrelError):
     """The run, or the call, was cancelled."""
 
     status = Status.CANCELLED
+    default_advice = "ask anew if it is still wanted"
 
 
 class NotImplementedYetError(CarrelError):
@@ -271,9 +272,13 @@ class StartupError(CarrelError):
 class AgentError(CarrelError):
     """What ends an agent's attempt, other than the request being wrong."""
 
+    default_advice = "try again; if it fails again, give the run's id to the agent's author"
+
 
 class ToolError(CarrelError):
     """Every way a tool call can fail; ``except ToolError`` around ``ctx.call_tool`` catches them all."""
+
+    default_advice = "try again; if it fails again, give the run's id to the tool's author"
 
 
 _NEAREST: Final[Mapping[Status, str]] = {

@@ -1,0 +1,241 @@
+"""The commands and their options. Each loads what it needs when it runs, so that ``carrel --help`` is quick.
+
+What a command does is in a module of its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from carrel.cli.target import Target
+    from carrel.errors import CarrelError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="carrel",
+    help="Runs AI agents for many users at once, each with their own context, process and event stream.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StateOption = Annotated[
+    Path,
+    typer.Option("--state", envvar="CARREL_STATE_DIR", help="Folder for keys and embedded stores.", metavar="DIR"),
+]
+AgentsOption = Annotated[
+    list[str] | None,
+    typer.Option("--agents", help="Agents to load: FILE.py, module or module:attribute. May be repeated."),
+]
+PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="The gateway's port; 0 is any free one.")]
+HostOption = Annotated[str, typer.Option("--host", help="The address that the gateway listens on.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", envvar="LLM_COSTS_DATA_DIR", help="Folder that traces may be read from.", metavar="DIR"),
+]
+UrlOption = Annotated[str, typer.Option("--url", help="The gateway; by default that of the stack in the state folder.")]
+TokenOption = Annotated[
+    str, typer.Option("--token", envvar="CARREL_CLI_TOKEN", help="The user's token, in place of --user.")
+]
+UserOption = Annotated[str, typer.Option("--user", help="Whom a development token is made for.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
+STATE = Path(".carrel")
+
+
+@app.command()
+def up(
+    agents: AgentsOption = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Restart agent_instance when an agents file changes.")
+    ] = False,
+    state: StateOption = STATE,
+    port: PortOption = 8080,
+    host: HostOption = "127.0.0.1",
+    data: DataOption = None,
+) -> None:
+    """Start the five processes on this machine, and keep them running until Ctrl-C."""
+    from carrel.cli import up as implementation
+    from carrel.cli.stack import stack_options
+
+    options = stack_options(state, host=host, port=port, agents=agents or (), data=data)
+    _finish(implementation.up(options, reload=reload))
+
+
+@app.command("run")
+def run_command(
+    message: Annotated[str, typer.Argument(help="What is wanted, in words.")],
+    agent: Annotated[str, typer.Option("--agent", help="The agent to ask; the deployment's own by default.")] = "",
+    pipeline: Annotated[str, typer.Option("--pipeline", help="Several agents, separated by commas.")] = "",
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param", "-p", help="A parameter for the agents, name=value; JSON where it is JSON.", metavar="K=V"
+        ),
+    ] = None,
+    thread: Annotated[str, typer.Option("--thread", help="The conversation to go on with.")] = "",
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Folder for the artifacts; STATE/saved/RUN by default.", metavar="DIR")
+    ] = None,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    user: UserOption = "alice",
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Run agents on a message and show what they do. Ctrl-C cancels the run.
+
+    Ends with 0 when the run succeeded, 1 when it failed, 2 for a wrong command line, 3 when it was refused.
+    """
+    from carrel.cli.params import parse_params
+    from carrel.cli.run import Wish, run_message
+
+    if agent and pipeline:
+        raise typer.BadParameter("give --agent or --pipeline, not both", param_hint="--pipeline")
+    try:
+        params = parse_params(param or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--param") from None
+    names = tuple(name.strip() for name in pipeline.split(",") if name.strip())
+    wish = Wish(message, params, agent, names, thread, save)
+    _finish(run_message(wish, _target(url, token, user, state), as_json=as_json))
+
+
+@app.command()
+def watch(
+    run: Annotated[str, typer.Option("--run", help="Only this run, from its first event to its end.")] = "",
+    thread: Annotated[str, typer.Option("--thread", help="Only this thread.")] = "",
+    all_kept: Annotated[bool, typer.Option("--all", help="Begin with everything that the log keeps.")] = False,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    user: UserOption = "alice",
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a user's events as they come, until Ctrl-C."""
+    from carrel.cli.watch import watch_events
+
+    if run and thread:
+        raise typer.BadParameter("give --run or --thread, not both", param_hint="--thread")
+    target = _target(url, token, user, state)
+    _finish(watch_events(target, run_id=run, thread_id=thread, everything=all_kept, as_json=as_json))
+
+
+@app.command()
+def token(
+    user: UserOption = "alice",
+    permissions: Annotated[
+        str, typer.Option("--permissions", help="Separated by commas; by default what the packaged agents need.")
+    ] = "",
+    ttl: Annotated[int, typer.Option("--ttl", min=1, max=30 * 86_400, help="Seconds until it ends.")] = 3600,
+    state: StateOption = STATE,
+) -> None:
+    """Print a login token for development. Refused in production, where an issuer makes them."""
+    from carrel.cli.state import StateFolder
+    from carrel.cli.tokens import DEFAULT_PERMISSIONS, development_token
+    from carrel.errors import CarrelError
+
+    granted = tuple(name.strip() for name in permissions.split(",") if name.strip()) or DEFAULT_PERMISSIONS
+    try:
+        text = development_token(StateFolder(state).login_secret, user, permissions=granted, lifetime_s=ttl)
+    except CarrelError as error:
+        _fail(error)
+    typer.echo(text)
+
+
+@app.command()
+def config(
+    service: Annotated[str, typer.Argument(help="execution, agent_instance, emitter, bridge or gateway; or all.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show every setting: its value here (secrets masked), where that comes from, and what it is."""
+    from carrel.cli.config import show_config
+
+    raise typer.Exit(show_config(service, as_json=as_json))
+
+
+@app.command()
+def migrate(state: StateOption = STATE) -> None:
+    """Bring the embedded stores of execution and bridge to this version. Nothing may run on them meanwhile."""
+    from carrel.cli.migrate import migrate_stores
+    from carrel.errors import CarrelError
+
+    try:
+        code = migrate_stores(state)
+    except CarrelError as error:
+        _fail(error)
+    raise typer.Exit(code)
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End with the two runs; otherwise the stack stays up.")] = False,
+    state: StateOption = STATE,
+    port: Annotated[
+        int, typer.Option("--port", min=-1, max=65535, help="The gateway's port [8080; any free one with --once].")
+    ] = -1,
+    data: DataOption = None,
+) -> None:
+    """Start the stack and let two users' agents do real work side by side, each seeing only their own events."""
+    from carrel.cli.demo import run_demo
+    from carrel.cli.stack import stack_options
+
+    chosen = port if port >= 0 else (0 if once else 8080)
+    _finish(run_demo(stack_options(state, port=chosen, data=data), once=once))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    import platform
+
+    import carrel
+
+    typer.echo(f"carrel {carrel.__version__} (Python {platform.python_version()})")
+
+
+def run() -> None:
+    """The entry point: what ``carrel`` and ``python -m carrel.cli`` run."""
+    try:
+        app(prog_name="carrel")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _target(url: str, given: str, user: str, state: Path) -> Target:
+    from carrel.cli.target import find_target
+    from carrel.errors import CarrelError
+
+    try:
+        return find_target(url, given, user, state)
+    except CarrelError as error:
+        _fail(error)
+
+
+def _finish(command: Coroutine[Any, Any, int]) -> None:
+    """Run a command and end with its exit code; errors of the tree are printed with what to do."""
+    from carrel.errors import CarrelError
+
+    try:
+        code = asyncio.run(command)
+    except CarrelError as error:
+        _fail(error)
+    except asyncio.CancelledError:
+        code = 130
+    raise typer.Exit(code)
+
+
+def _fail(error: CarrelError) -> NoReturn:
+    from carrel.cli.output import Printer, exit_code_of
+
+    Printer(sys.stderr).error(error)
+    raise typer.Exit(exit_code_of(error))

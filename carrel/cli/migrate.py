@@ -1,0 +1,61 @@
+"""``carrel migrate``: brings the embedded stores of a state folder to this version, while nothing runs on them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from carrel.cli.output import EXIT_OK, Printer
+from carrel.cli.state import StateFolder
+from carrel.errors import StartupError
+
+__all__ = ["migrate_stores"]
+
+
+def migrate_stores(state_dir: Path) -> int:
+    """Migrate execution's store and the bridge's; the exit code.
+
+    Raises:
+        StartupError: A stack runs on them, or a store can't be migrated.
+    """
+    state = StateFolder(state_dir.resolve())
+    state.prepare()
+    printer = Printer()
+    with state.locked():
+        for name, migrate in (("execution", _migrate_execution), ("bridge", _migrate_bridge)):
+            path, version = migrate(state.root)
+            printer.line(name, f"{path} is at version {version}")
+    return EXIT_OK
+
+
+def _environment(state_dir: Path) -> dict[str, str]:
+    return {**os.environ, "CARREL_STATE_DIR": str(state_dir)}
+
+
+def _migrate_execution(state_dir: Path) -> tuple[Path, str]:
+    from servicekit.settings import load_settings
+    from services.execution.config import ExecutionSettings
+    from services.execution.store_sql_open import migrate_sqlite
+
+    path = load_settings(ExecutionSettings, "execution", _environment(state_dir)).store_path
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path, migrate_sqlite(path)
+
+
+def _migrate_bridge(state_dir: Path) -> tuple[Path, str]:
+    # There has been one version of the log so far: opening it makes a new one, and refuses a foreign one.
+    from servicekit.settings import load_settings
+    from services.bridge.config import BridgeSettings
+    from services.bridge.tables import SCHEMA_VERSION, open_writer
+
+    path = load_settings(BridgeSettings, "bridge", _environment(state_dir)).log_path
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with closing(open_writer(path, "NORMAL")):
+            return path, str(SCHEMA_VERSION)
+    except sqlite3.Error as error:
+        raise StartupError(
+            f"the event log {path} can't be opened: {error}", advice="move it away; a new one is made at the next start"
+        ) from None

@@ -1,0 +1,87 @@
+"""Lines for a terminal: prefixed logs of several processes, errors with what to do. Colour only where it is seen.
+
+Events of a run are ``render.py``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final, TextIO
+
+from carrel.errors import CarrelError, Status
+
+__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "EXIT_REFUSED", "EXIT_USAGE", "Printer", "exit_code_of"]
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_REFUSED: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+_COLOURS: Final = {
+    "gateway": "36",
+    "execution": "32",
+    "agent_instance": "35",
+    "emitter": "33",
+    "bridge": "34",
+    "carrel": "1",
+    "alice": "36",
+    "bob": "35",
+}
+_SPARE: Final = ("36", "35", "33", "32", "34")
+_FAILURES: Final = frozenset(
+    {Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED, Status.INTERNAL, Status.UNKNOWN, Status.DATA_LOSS, Status.CANCELLED}
+)
+
+
+class Printer:
+    """Prints lines with a prefix that says whose they are.
+
+    Args:
+        stream: Where to; standard output when None.
+        width: Of the prefix.
+    """
+
+    def __init__(self, stream: TextIO | None = None, width: int = 14) -> None:
+        self._stream = stream or sys.stdout
+        self._width = width
+        self.colour = _wants_colour(self._stream)
+
+    def line(self, name: str, text: str) -> None:
+        """One line, or several, of one process or user."""
+        prefix = self.paint(f"{name:<{self._width}}", _COLOURS.get(name) or _SPARE[len(name) % len(_SPARE)])
+        for part in text.split("\n"):
+            self.say(f"{prefix} │ {part}" if part else prefix + " │")
+
+    def say(self, text: str = "") -> None:
+        """A line as it is."""
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            # Whoever read the output has gone (`carrel up | head`); what happens goes on without being told.
+            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 -- until the process ends
+
+    def error(self, error: CarrelError) -> None:
+        """An error, and what to do about it, on standard error."""
+        text = f"{self.paint('error:', '1;31')} {error.message}"
+        if error.advice:
+            text += f"\n  {self.paint('to do:', '1')} {error.advice}"
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def paint(self, text: str, code: str) -> str:
+        """The text in a colour, where colours are shown."""
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
+
+
+def exit_code_of(error: CarrelError) -> int:
+    """3 when somebody refused the request as it is, 1 when something did not work."""
+    return EXIT_FAILED if error.status in _FAILURES or error.code == "STARTUP" else EXIT_REFUSED
+
+
+def _wants_colour(stream: TextIO) -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()

@@ -1,0 +1,64 @@
+"""Clients: ``InternalClient`` for internal services (gRPC), ``SocketClient`` for users (WebSocket). Loaded when used.
+
+    async with SocketClient("http://127.0.0.1:8080", token) as socket:
+        run = await socket.execute("Write a report")
+        async for event in socket.events():
+            ...
+
+``CarrelClient`` is another name of ``InternalClient``. Not here: the command line, nor anything that serves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from carrel.client.backoff import Backoff as Backoff
+    from carrel.client.internal import CarrelClient as CarrelClient
+    from carrel.client.internal import Endpoints as Endpoints
+    from carrel.client.internal import InternalClient as InternalClient
+    from carrel.client.models import Artifact as Artifact
+    from carrel.client.models import Event as Event
+    from carrel.client.models import LogReset as LogReset
+    from carrel.client.models import Position as Position
+    from carrel.client.models import Run as Run
+    from carrel.client.models import RunState as RunState
+    from carrel.client.models import Stage as Stage
+    from carrel.client.tickets import GatewayTickets as GatewayTickets
+    from carrel.client.tickets import Ticket as Ticket
+    from carrel.client.tickets import TicketSource as TicketSource
+    from carrel.client.websocket import Accepted as Accepted
+    from carrel.client.websocket import Notice as Notice
+    from carrel.client.websocket import SocketClient as SocketClient
+
+_HOME: Final = {
+    "Backoff": "carrel.client.backoff",
+    "CarrelClient": "carrel.client.internal",
+    "Endpoints": "carrel.client.internal",
+    "InternalClient": "carrel.client.internal",
+    "Artifact": "carrel.client.models",
+    "Event": "carrel.client.models",
+    "LogReset": "carrel.client.models",
+    "Position": "carrel.client.models",
+    "Run": "carrel.client.models",
+    "RunState": "carrel.client.models",
+    "Stage": "carrel.client.models",
+    "GatewayTickets": "carrel.client.tickets",
+    "Ticket": "carrel.client.tickets",
+    "TicketSource": "carrel.client.tickets",
+    "Accepted": "carrel.client.websocket",
+    "Notice": "carrel.client.websocket",
+    "SocketClient": "carrel.client.websocket",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'carrel.client' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value

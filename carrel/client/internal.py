@@ -1,0 +1,285 @@
+"""The client of internal services: typed calls to execution, emitter and bridge over gRPC, in one user's name.
+
+Every unary call has a deadline; what does no harm twice is tried again within it. Errors are those of the tree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import grpc
+import orjson
+from grpc import aio
+
+from carrel.client.backoff import Backoff
+from carrel.client.convert import artifact_of, event_of, position_of, position_to_proto, reset_of, run_of
+from carrel.client.models import Artifact, Event, LogReset, Position, Run, RunState
+from carrel.client.tickets import TicketSource
+from carrel.errors import CarrelError, InvalidRequestError, ProtocolError, Status
+from carrel.ids import new_id
+from carrel.rpc_errors import from_rpc_error
+from carrel.v1 import bridge_pb2, emitter_pb2, execution_pb2
+from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
+from carrel.v1.emitter_pb2_grpc import EmitterServiceStub
+from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
+
+__all__ = ["CarrelClient", "Endpoints", "InternalClient"]
+
+T = TypeVar("T")
+
+_MAX_MESSAGE: Final = 4 * 1024 * 1024
+_STREAM_S: Final = 60.0
+_STRATEGIES: Final[Mapping[str, execution_pb2.ThreadStrategy.ValueType]] = {
+    "": execution_pb2.THREAD_STRATEGY_UNSPECIFIED,
+    "reject": execution_pb2.THREAD_STRATEGY_REJECT,
+    "enqueue": execution_pb2.THREAD_STRATEGY_ENQUEUE,
+    "interrupt": execution_pb2.THREAD_STRATEGY_INTERRUPT,
+    "rollback": execution_pb2.THREAD_STRATEGY_ROLLBACK,
+}
+_OPTIONS: Final = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_send_message_length", _MAX_MESSAGE),
+    # Above the 10 s that the servers permit: pinging faster ends in too_many_pings.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where the services are, ``host:port`` each."""
+
+    execution: str = "127.0.0.1:50051"
+    emitter: str = "127.0.0.1:50053"
+    bridge: str = "127.0.0.1:50054"
+
+
+class InternalClient:
+    """Calls in one user's name.
+
+    Args:
+        endpoints: The services' addresses.
+        tickets: Gives the tickets that prove whom a call is for.
+        timeout_s: Deadline of a unary call, retries included.
+        tls: Credentials; None means no encryption.
+        backoff: How fast to try again.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        tickets: TicketSource,
+        *,
+        timeout_s: float = 5.0,
+        tls: grpc.ChannelCredentials | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._tickets = tickets
+        self._timeout_s = timeout_s
+        self._backoff = backoff or Backoff(attempts=4, first_s=0.05, longest_s=1.0)
+        self._channels = [_channel(at, tls) for at in (endpoints.execution, endpoints.emitter, endpoints.bridge)]
+        self._execution = ExecutionServiceStub(self._channels[0])
+        self._emitter = EmitterServiceStub(self._channels[1])
+        self._bridge = BridgeServiceStub(self._channels[2])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the channels; open streams end. Idempotent."""
+        for channel in self._channels:
+            await channel.close()
+
+    # Runs.
+
+    async def execute(
+        self,
+        message: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        pipeline: Sequence[str] = (),
+        thread_id: str = "",
+        strategy: str = "",
+        client_ref: str = "",
+    ) -> Run:
+        """``ExecutePipeline``: the admitted run, or the one that ``client_ref`` named before.
+
+        Raises:
+            CarrelError: It was refused, or execution cannot be reached.
+        """
+        if strategy not in _STRATEGIES:
+            raise InvalidRequestError(f"strategy must be one of {', '.join(filter(None, _STRATEGIES))}")
+        ticket = await self._tickets.run(thread_id=thread_id)
+        request = execution_pb2.ExecutePipelineRequest(
+            context=ticket.context(),
+            message=message,
+            params_json=orjson.dumps(dict(params)) if params else b"",
+            pipeline=pipeline,
+            strategy=_STRATEGIES[strategy],
+            # With a name of its own the request may be sent again.
+            client_ref=client_ref or new_id("ref"),
+        )
+        return run_of((await self._unary(self._execution.ExecutePipeline, request)).run)
+
+    async def get_run(self, run_id: str) -> Run:
+        """``GetRun``."""
+        request = execution_pb2.GetRunRequest(context=(await self._tickets.session()).context(), run_id=run_id)
+        return run_of((await self._unary(self._execution.GetRun, request)).run)
+
+    async def list_runs(
+        self, *, thread_id: str = "", states: Sequence[RunState] = (), page_size: int = 0
+    ) -> AsyncIterator[Run]:
+        """``ListRuns``: all of the user's runs that match, newest first, page by page as they are needed."""
+        token = ""
+        while True:
+            request = execution_pb2.ListRunsRequest(
+                context=(await self._tickets.session()).context(),
+                thread_id=thread_id,
+                states=[execution_pb2.RunState.Value(f"RUN_STATE_{state}") for state in states],
+                page_size=page_size,
+                page_token=token,
+            )
+            page = await self._unary(self._execution.ListRuns, request)
+            for run in page.runs:
+                yield run_of(run)
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def watch_run(self, run_id: str) -> AsyncIterator[Run]:
+        """``WatchRun``: the run as it is, then at each change, to its terminal state.
+
+        Raises:
+            CarrelError: There is no such run, or the stream broke; watch again to go on.
+        """
+        request = execution_pb2.WatchRunRequest(context=(await self._tickets.session()).context(), run_id=run_id)
+        async for response in _stream(self._execution.WatchRun(request)):
+            yield run_of(response.run)
+
+    async def cancel_run(self, run_id: str, reason: str = "") -> Run:
+        """``CancelRun``: the run as it then is."""
+        context = (await self._tickets.session()).context()
+        request = execution_pb2.CancelRunRequest(context=context, run_id=run_id, reason=reason)
+        return run_of((await self._unary(self._execution.CancelRun, request)).run)
+
+    async def get_artifact(self, run_id: str, name: str) -> tuple[Artifact, bytes]:
+        """``GetArtifact``: the reference and the bytes.
+
+        Raises:
+            CarrelError: There is none, or it did not arrive whole.
+        """
+        context = (await self._tickets.session()).context()
+        request = execution_pb2.GetArtifactRequest(context=context, run_id=run_id, name=name)
+        artifact: Artifact | None = None
+        data = bytearray()
+        async for piece in _stream(self._execution.GetArtifact(request, timeout=_STREAM_S)):
+            if piece.WhichOneof("item") == "artifact":
+                artifact = artifact_of(piece.artifact)
+            else:
+                data += piece.data
+        if artifact is None or len(data) != artifact.size:
+            raise ProtocolError(f"the artifact {name} did not arrive whole")
+        return artifact, bytes(data)
+
+    # Events.
+
+    async def read_events(
+        self, position: Position | None = None, *, run_id: str = "", thread_id: str = "", follow: bool = False
+    ) -> AsyncIterator[Event | LogReset]:
+        """``ReadEvents``: entries after a position, oldest first; all that is kept when it is None.
+
+        Args:
+            position: The last entry seen.
+            run_id: Only this run's; with ``follow`` it ends after the terminal event.
+            thread_id: Only this thread's.
+            follow: Go on with new ones.
+
+        Raises:
+            CarrelError: It was refused, or the stream broke; read again from the last event's ``position``.
+        """
+        request = bridge_pb2.ReadEventsRequest(
+            context=(await self._tickets.session()).context(), run_id=run_id, thread_id=thread_id, follow=follow
+        )
+        if position is not None:
+            request.position.CopyFrom(position_to_proto(position))
+        async for response in _stream(self._bridge.ReadEvents(request, timeout=None if follow else _STREAM_S)):
+            match response.WhichOneof("item"):
+                case "entries":
+                    for entry in response.entries.entries:
+                        yield event_of(entry, response.entries.user_id, response.entries.epoch)
+                case "reset":
+                    yield reset_of(response.reset)
+
+    async def notify(
+        self, run_id: str, event_type: str, data: Mapping[str, Any], *, agent_name: str = "", idempotency_key: str = ""
+    ) -> tuple[str, Position]:
+        """``Notify``: put one event into a run's log; its event_id and place.
+
+        Args:
+            run_id: The run, which has not ended.
+            event_type: A kind of the events table that is not its owner's alone.
+            data: The event's data.
+            agent_name: The agent it speaks of.
+            idempotency_key: Names the notification: repeating it does nothing. Minted when empty.
+
+        Raises:
+            CarrelError: It was refused, or the emitter cannot be reached.
+        """
+        request = emitter_pb2.NotifyRequest(
+            context=(await self._tickets.run(run_id=run_id)).context(),
+            idempotency_key=idempotency_key or new_id("note"),
+            event_type=event_type,
+            agent_name=agent_name,
+            data_json=orjson.dumps(dict(data)),
+        )
+        response = await self._unary(self._emitter.Notify, request)
+        return response.event_id, position_of(response.position)
+
+    async def _unary(self, call: Callable[..., Awaitable[T]], request: Any) -> T:
+        """Every unary call here does no harm when it arrives twice: it reads, is named by a key, or asks for an end."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
+        failures = 0
+        while True:
+            try:
+                return await call(request, timeout=max(deadline - loop.time(), 0.001))
+            except aio.AioRpcError as error:
+                problem: CarrelError = from_rpc_error(error)
+            failures += 1
+            delay = self._backoff.delay_s(failures, problem.retry_after_s or 0.0)
+            late = delay is None or loop.time() + delay >= deadline
+            if problem.status is not Status.UNAVAILABLE or late or delay is None:
+                raise problem
+            await asyncio.sleep(delay)
+
+
+CarrelClient = InternalClient
+
+
+def _channel(target: str, tls: grpc.ChannelCredentials | None) -> aio.Channel:
+    if tls is None:
+        return aio.insecure_channel(target, options=_OPTIONS)
+    return aio.secure_channel(target, tls, options=_OPTIONS)
+
+
+async def _stream(call: Any) -> AsyncIterator[Any]:
+    try:
+        async for response in call:
+            yield response
+    except aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+    finally:
+        call.cancel()

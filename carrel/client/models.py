@@ -1,0 +1,176 @@
+"""What clients get: runs, stages, artifacts, events and positions as frozen dataclasses. No proto message leaves here.
+
+Converting from the contract is ``convert.py``; from the socket's JSON, ``Event.from_json``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from carrel.errors import CarrelError, ProtocolError
+
+__all__ = ["Artifact", "Event", "LogReset", "Position", "Run", "RunState", "Stage"]
+
+
+class RunState(enum.StrEnum):
+    """Where a run is in its life."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    WAITING = "WAITING"
+    FINISHING = "FINISHING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a run stays in this state."""
+        return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.TIMED_OUT}
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a user's log to go on reading from: the last entry seen, offset 0 for none."""
+
+    epoch: str = ""
+    offset: int = 0
+    event_id: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the log can compare it: past the beginning it needs the entry's event_id."""
+        return bool(self.epoch) and (self.offset == 0 or bool(self.event_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a user's log. ``epoch`` is empty where the source does not say it."""
+
+    offset: int
+    event_id: str
+    event_type: str
+    user_id: str
+    thread_id: str
+    run_id: str
+    request_id: str
+    agent_name: str = ""
+    parent_request_id: str = ""
+    attempt: int = 0
+    timestamp: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    epoch: str = ""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it is its run's last event."""
+        return self.event_type == "run_completed"
+
+    @property
+    def position(self) -> Position:
+        """The place right after this event."""
+        return Position(self.epoch, self.offset, self.event_id)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any], epoch: str = "") -> Event:
+        """An event as the socket sends it.
+
+        Raises:
+            ProtocolError: A field is missing or of another kind.
+        """
+        try:
+            event = cls(
+                offset=body["offset"],
+                event_id=body["event_id"],
+                event_type=body["event_type"],
+                user_id=body["user_id"],
+                thread_id=body["thread_id"],
+                run_id=body["run_id"],
+                request_id=body["request_id"],
+                agent_name=body.get("agent_name") or "",
+                parent_request_id=body.get("parent_request_id") or "",
+                attempt=body.get("attempt") or 0,
+                timestamp=body.get("timestamp") or "",
+                data=body.get("data") or {},
+                epoch=epoch,
+            )
+        except (KeyError, TypeError) as error:
+            raise ProtocolError(f"the server sent an event without its {error}") from None
+        if type(event.offset) is not int or not isinstance(event.data, Mapping):
+            raise ProtocolError("the server sent an event whose offset or data is of another kind")
+        return event
+
+    def to_json(self) -> dict[str, Any]:
+        """The same flat object as the socket's."""
+        return {
+            "event_type": self.event_type,
+            "event_id": self.event_id,
+            "offset": self.offset,
+            "user_id": self.user_id,
+            "thread_id": self.thread_id,
+            "run_id": self.run_id,
+            "request_id": self.request_id,
+            "agent_name": self.agent_name,
+            "attempt": self.attempt,
+            "timestamp": self.timestamp,
+            **({"parent_request_id": self.parent_request_id} if self.parent_request_id else {}),
+            "data": dict(self.data),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LogReset:
+    """The position asked for is unusable; what follows begins after ``position``."""
+
+    reason: str
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A reference to stored bytes. ``size`` is in bytes, ``sha256`` in hex."""
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    run_id: str = ""
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One agent's part of a run."""
+
+    index: int
+    agent_name: str
+    state: str
+    attempt: int
+    answered_by: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One request's work. ``result`` is None until it succeeded, ``error`` until it ended otherwise."""
+
+    run_id: str
+    thread_id: str
+    request_id: str
+    state: RunState
+    agent_name: str = ""
+    stages: tuple[Stage, ...] = ()
+    result: Mapping[str, Any] | None = None
+    error: CarrelError | None = None
+    client_ref: str = ""
+    engine_id: str = ""
+    artifacts: tuple[Artifact, ...] = ()
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
