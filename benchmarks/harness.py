@@ -1,0 +1,55 @@
+"""What the cases share: a stack of real processes in a temporary folder, logins, run contexts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from carrel.cli.stack import Stack, StackOptions, open_stack
+from carrel.cli.tokens import development_token
+from carrel.ids import new_id
+from carrel.v1.context_pb2 import UserExecutionContext
+from servicekit.identity.keys import load_signing_key
+from servicekit.identity.tickets import TicketMinter
+
+__all__ = ["ECHO_AGENTS", "bench_stack", "login", "run_ticket_context"]
+
+ECHO_AGENTS: Final = Path(__file__).with_name("echo_agents.py")
+
+
+@asynccontextmanager
+async def bench_stack(environment: Mapping[str, str] | None = None) -> AsyncIterator[Stack]:
+    """A stack with the echo agent on a free port; its last log lines are shown when a measurement fails."""
+    tail: deque[str] = deque(maxlen=40)
+    with tempfile.TemporaryDirectory(prefix="carrel-bench-") as folder:
+        options = StackOptions(
+            Path(folder),
+            port=0,
+            agents=[str(ECHO_AGENTS)],
+            environment={"CARREL_LOG_LEVEL": "warning", **(environment or {})},
+        )
+        try:
+            async with open_stack(options, lambda name, line: tail.append(f"{name}: {line}")) as stack:
+                yield stack
+        except BaseException:
+            print("\n".join(tail))
+            raise
+
+
+def login(stack: Stack, user: str) -> str:
+    """A development login token."""
+    return development_token(stack.state.login_secret, user, environ={})
+
+
+def run_ticket_context(stack: Stack, user: str) -> UserExecutionContext:
+    """The root context of a new run, under a ticket of the gateway's."""
+    minter = TicketMinter(load_signing_key(stack.state.gateway_key), "gateway")
+    thread, run, request = new_id("thread"), new_id("run"), new_id("req")
+    ticket = minter.mint_run(user, thread, run, request, ["trace:read", "trace:query", "optimize:run", "report:write"])
+    context = UserExecutionContext(user_id=user, thread_id=thread, run_id=run, request_id=request, ticket=ticket)
+    context.created_at.GetCurrentTime()
+    return context
