@@ -34,6 +34,7 @@ class Start:
             connection_id=connection_id,
             epoch=place.epoch,
             offset=place.offset,
+            event_id=place.event_id,
             recovered=self.recovered,
             heartbeat=heartbeat_s,
         )

@@ -154,7 +154,8 @@ def query(request: web.Request, known: Collection[str]) -> Mapping[str, str]:
     Raises:
         InvalidRequestError: One is unknown, or comes twice.
     """
-    names = list(request.query.keys())
+    # Not keys(): that of newer multidicts gives a repeated name once.
+    names = [name for name, _ in request.query.items()]
     wrong = {name[:40] for name in names if name not in known or names.count(name) > 1}
     if wrong:
         problems = dict.fromkeys(sorted(wrong), "is not known here, or comes twice")

@@ -168,6 +168,16 @@ async def test_failed_agent_ends_the_run_without_a_second_agent_error(world: Wor
     assert log[1][1]["error"]["code"] == "AGENT_FAILED"
 
 
+async def test_stage_that_ran_out_of_the_runs_time_ends_it_as_timed_out(world: World) -> None:
+    async def late(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(result=ai.StageResult(error=ErrorDetail(code="ENGINE_TIMEOUT", message="too long")))
+
+    world.agents.scripts["data"] = late
+    run = await world.ended((await world.execute(pipeline=["data"])).run.run_id)
+    assert run.state == pb.RUN_STATE_TIMED_OUT
+    assert world.emitter.log(run.run_id)[-1][1]["status"] == "TIMED_OUT"
+
+
 async def test_result_that_is_no_json_object_fails_the_run(world: World) -> None:
     async def wrong(attempt: Attempt) -> AsyncIterator[Up]:
         yield Up(result=ai.StageResult(result_json=b"[1]"))

@@ -35,7 +35,7 @@ async def test_a_client_that_only_reads_gets_one_flat_object_per_event(tmp_path:
         socket, connected = await g.ready("alice")
         await g.publish("alice", "run-a", 2)
         first, second = await socket.events(2)
-    assert set(connected) == {"type", "connection_id", "epoch", "offset", "recovered", "heartbeat"}
+    assert set(connected) == {"type", "connection_id", "epoch", "offset", "event_id", "recovered", "heartbeat"}
     assert (connected["offset"], connected["recovered"]) == (0, False)
     assert set(first) == FIELDS
     assert first["event_type"] in EVENTS

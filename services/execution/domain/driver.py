@@ -11,6 +11,7 @@ import orjson
 
 from carrel.errors import (
     CarrelError,
+    EngineTimeoutError,
     InternalError,
     InvalidResultError,
     PlanError,
@@ -130,7 +131,9 @@ class RunDriver:
         """Record a stage's result; whether there is another stage to run."""
         outcome = result.outcome
         if isinstance(outcome, StageFailure):
-            await self._finish(Finish(RunState.FAILED, error=outcome.error))
+            # The host watches the same clock, and may be the first to see it run out.
+            timed_out = outcome.error.get("code") == EngineTimeoutError.code
+            await self._finish(Finish(RunState.TIMED_OUT if timed_out else RunState.FAILED, error=outcome.error))
             return False
         if isinstance(outcome, StagePlan):
             return await self._plan(stage, outcome, result.answered_by)
