@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = ["SERVICES", "Section", "SharedSettings", "alias_env", "load_settings"]
 
@@ -67,6 +67,15 @@ class SharedSettings(Section):
     max_connection_age_seconds: float | None = Field(
         None, gt=0, description="age at which a gRPC connection is renewed, so that clients see new replicas"
     )
+
+    # Every service has one of its own. grpc would take an address without a port, and one with too large a port.
+    @field_validator("listen", check_fields=False)
+    @classmethod
+    def _listen(cls, listen: str) -> str:
+        host, _, port = listen.rpartition(":")
+        if not listen.startswith("unix:") and not (host and port.isascii() and port.isdigit() and int(port) <= 65_535):
+            raise ValueError("must be host:port, the port from 0 (any free one) to 65535")
+        return listen
 
     @property
     def production(self) -> bool:
