@@ -50,7 +50,7 @@ class GrpcAgentHost:
     async def run_stage(self, start: StageStart) -> AsyncIterator[StageStream]:
         """See ``AgentHost``."""
         context = self._contexts.of(start.identity, start.deadline_at)
-        # Right after a restart of agent_instance the channel may still be backing off: the silence limit bounds the wait.
+        # After a restart of agent_instance the channel may still be backing off; the silence limit bounds the wait.
         call = self._stub.RunInstance(wait_for_ready=True)
         try:
             stream = _Stream(call, context, start.identity)
