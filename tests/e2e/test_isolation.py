@@ -179,6 +179,19 @@ async def test_ending_one_s_own_leaves_the_other_s_of_the_same_name(stack: Runni
     await services.execution.CancelRun(end, timeout=10)
 
 
+async def test_deleting_one_s_own_leaves_the_other_s_artifact_of_the_same_name(
+    stack: RunningStack, services: Services
+) -> None:
+    alice, bob, _ = _fresh()
+    ids = {"thread": "shared-thread", "run": "shared-run", "request": "shared-request"}
+    await asyncio.gather(*(_run(stack, services, user, ids, "shared-ref") for user in (alice, bob)))
+    delete = execution_pb2.DeleteThreadRequest(context=stack.session_context(bob), thread_id="shared-thread")
+    assert (await services.execution.DeleteThread(delete, timeout=10)).deleted
+    asked = execution_pb2.GetArtifactRequest(context=stack.session_context(alice), run_id="shared-run", name="note.txt")
+    pieces = [piece.data async for piece in services.execution.GetArtifact(asked, timeout=5)]
+    assert b"".join(pieces) == _words(alice).encode()
+
+
 async def test_the_same_idempotency_key_notifies_each_user_once(stack: RunningStack, services: Services) -> None:
     users = _fresh()
     ids = {"thread": "shared-thread", "run": "shared-run", "request": "shared-request"}
