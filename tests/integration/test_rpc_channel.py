@@ -118,10 +118,9 @@ async def test_wait_that_the_server_asks_for_is_kept_when_it_is_short() -> None:
 async def test_retries_end_before_the_deadline() -> None:
     servicer, services = execution(*[away() for _ in range(10)])
     async with serving(services) as rpc:
-        began = time.monotonic()
+        # The server's own error, and not DeadlineError, which a retry past the deadline would end in.
         with pytest.raises(StoreUnavailableError):
             await stub_of(rpc).GetRun(execution_pb2.GetRunRequest(context=session_context(), run_id="r"), timeout=0.12)
-        assert time.monotonic() - began < 0.12
     assert len(servicer.calls) < 4
 
 
