@@ -184,9 +184,9 @@ async def test_cancel_ends_the_agent_quietly_and_quickly(eventually: Eventually)
         attempt = await here.start("sleeper")
         await eventually(lambda: here.kinds(attempt) == ["agent_started"])
         began = time.monotonic()
-        await attempt.send(cancel=pb.CancelStage(reason="asked", grace=Duration(seconds=1)))
+        await attempt.send(cancel=pb.CancelStage(reason="asked", grace=Duration(seconds=30)))
         result = await attempt.finish()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 10  # it did not wait for the grace
         assert result.error.code == "CANCELLED_RUN"
         assert here.kinds(attempt) == ["agent_started"]
         assert Sleeper.ended == ["alice"]

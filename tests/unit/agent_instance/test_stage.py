@@ -370,10 +370,8 @@ async def test_a_cancelled_agent_is_asked_and_says_nothing_more(eventually: Even
     task = asyncio.create_task(stage.run())
     await eventually(lambda: stage.kinds == ["agent_started"])
     await asyncio.sleep(0.01)
-    began = time.monotonic()
     stage.attempt.cancel("the user asked")
     outcome = await task
-    assert time.monotonic() - began < 0.2
     assert isinstance(outcome.error, CancelledRunError)
     assert "the user asked" in outcome.error.message
     assert stage.kinds == ["agent_started"]
@@ -401,9 +399,7 @@ async def test_an_agent_that_ignores_cancel_is_killed_after_its_grace(
     task = asyncio.create_task(stage.run())
     await eventually(lambda: stage.kinds == ["agent_started"])
     stage.attempt.cancel("enough", 0.1)
-    began = time.monotonic()
     outcome = await task
-    assert time.monotonic() - began < 0.8
     assert outcome.error is not None
     assert outcome.error.code == "CANCELLED_RUN"
     assert stage.bench.core.counts.killed == 1
