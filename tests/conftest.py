@@ -91,11 +91,12 @@ def _no_tasks_left(request: pytest.FixtureRequest) -> None:
 async def _watch_tasks() -> AsyncIterator[None]:
     before = asyncio.all_tasks()
     yield
-    # A task that was cancelled or told to stop needs a few turns of the loop; one that nobody told does not end.
-    for _ in range(20):
+    # A task that was told to stop needs a few turns of the loop, and on a busy machine grpc's own a moment for the
+    # peer's last word; one that nobody told does not end.
+    for _ in range(200):
         if not _unended(before):
             return
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.01)
     left = _unended(before)
     for task in left:
         task.cancel()
