@@ -45,6 +45,7 @@ from carrel.errors import (
     UnknownToolError,
 )
 from carrel.frozen import JSON, freeze, freeze_map
+from carrel.pseudonyms import hash_user
 from carrel.tools import Tool
 
 __all__ = ["HEARTBEAT_S", "AgentSource", "WorkerSession"]
@@ -60,6 +61,10 @@ AgentSource = Callable[[str], type[Agent]]
 class WorkerSession:
     """One attempt on the worker's side: ``serve`` it once.
 
+    Whatever the agent or a tool's body raises is the attempt's or the call's failure, ``KeyboardInterrupt`` and
+    ``SystemExit`` too. Not held: these two out of a task or a callback that the author's own code started, which
+    asyncio hands to the loop at once; they end the process that the loop runs in.
+
     Args:
         port: The way to the host.
         agents: Finds the agent class by name.
@@ -74,6 +79,7 @@ class WorkerSession:
         self._bodies: dict[str, asyncio.Task[None]] = {}
         self._tools: Mapping[str, Tool] = {}
         self._attempt = 1
+        self._whose: Mapping[str, str] = {}
         self._cancelled: str | None = None
 
     async def serve(self) -> None:
@@ -149,10 +155,9 @@ class WorkerSession:
             )
         except CarrelError as raised:
             error = raised
-        # SystemExit too: an agent's sys.exit() must not end a process that it may share.
-        except (Exception, SystemExit) as raised:  # noqa: BLE001  (the edge between the agent's code and ours)
-            cause, where = type(raised).__name__, _where(raised)
-            logger.warning("agent failed", extra={"agent_name": start.agent_name, "cause": cause, "where": where})
+        # SystemExit and KeyboardInterrupt too: out of a task they would end the loop, and with it every run beside.
+        except BaseException as raised:  # noqa: BLE001  (the edge between the agent's code and ours)
+            cause, where = _told("agent failed", raised, {"agent_name": start.agent_name, **self._whose})
             error = AgentFailedError(
                 f"agent {start.agent_name} failed: {cause} at {where}",
                 agent_name=start.agent_name,
@@ -164,6 +169,8 @@ class WorkerSession:
     async def _agent_result(self, start: Start) -> Result:
         agent_class = self._agents(start.agent_name)
         context = UserExecutionContext.from_dict(start.context)
+        # What the host has bound to its log lines is not to be had here: a worker runs outside the host's context.
+        self._whose = {"run_id": context.run_id, "user": hash_user(context.user_id)}
         request = Request.from_dict(start.request)
         self._tools = {item.name: item for item in agent_class.tools}
         self._attempt = request.attempt
@@ -207,8 +214,8 @@ class WorkerSession:
                 raise
             error: CarrelError = CancelledRunError(f"tool {message.name} was cancelled", tool_name=message.name)
             answer = ToolBodyResult(call_id, error=error.to_dict())
-        except (Exception, SystemExit) as raised:  # noqa: BLE001  (the edge between the tool's code and ours)
-            error = _tool_error(message.name, raised)
+        except BaseException as raised:  # noqa: BLE001  (the edge between the tool's code and ours)
+            error = _tool_error(message.name, raised, self._whose)
             answer = ToolBodyResult(call_id, error=error.to_dict())
         await self._port.send(answer)
 
@@ -236,7 +243,7 @@ def _cancelled_run(reason: str) -> CancelledRunError:
     return CancelledRunError(f"the run was cancelled: {reason}" if reason else "the run was cancelled")
 
 
-def _tool_error(name: str, raised: BaseException) -> ToolError:
+def _tool_error(name: str, raised: BaseException, whose: Mapping[str, str]) -> ToolError:
     if isinstance(raised, ToolError):
         return raised
     if isinstance(raised, CarrelError):
@@ -248,9 +255,16 @@ def _tool_error(name: str, raised: BaseException) -> ToolError:
             tool_name=name,
             cause=raised.code,
         )
-    cause, where = type(raised).__name__, _where(raised)
-    logger.warning("tool failed", extra={"tool_name": name, "cause": cause, "where": where})
+    cause, where = _told("tool failed", raised, {"tool_name": name, **whose})
     return ToolFailedError(f"tool {name} failed: {cause} at {where}", tool_name=name, cause=cause, where=where)
+
+
+def _told(event: str, raised: BaseException, fields: Mapping[str, str]) -> tuple[str, str]:
+    """Log what the author's code raised; its type and place. Its text, which may quote a user's data, at debug only."""
+    cause, where = type(raised).__name__, _where(raised)
+    trace = raised if logger.isEnabledFor(logging.DEBUG) else None
+    logger.warning(event, extra={**fields, "cause": cause, "where": where}, exc_info=trace)
+    return cause, where
 
 
 _LIBRARIES: Final = (

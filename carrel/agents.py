@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
@@ -19,13 +21,26 @@ from carrel.tools import Tool
 if TYPE_CHECKING:
     from carrel.agent_context import AgentContext
 
-__all__ = ["DEPENDENCIES", "MAX_STAGES", "Agent", "Isolation", "Message", "Plan", "Request", "check_agent_name"]
+__all__ = [
+    "DEPENDENCIES",
+    "MAX_STAGES",
+    "Agent",
+    "Isolation",
+    "Message",
+    "Plan",
+    "Request",
+    "check_agent_name",
+    "collect_wrong_classes",
+    "declaration_problems",
+]
 
 MAX_STAGES: Final = 64
 DEPENDENCIES: Final = frozenset({"llm", "tools", "database"})
 Isolation = Literal["process", "task"]
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+# Where wrong classes go instead of being refused, while somebody collects them.
+_wrong_classes: ContextVar[list[type[Agent]] | None] = ContextVar("carrel_wrong_agent_classes", default=None)
 
 
 def check_agent_name(name: object) -> str:
@@ -185,7 +200,9 @@ class Agent:
     dependencies: ClassVar[tuple[str, ...]] = ()
     """Of ``llm``, ``tools``, ``database``: what must be there before an instance is created."""
     isolation: ClassVar[Isolation] = "process"
-    """``process``: a process of its own; ``task``: in the service's loop, for those who want density."""
+    """``process``: a process of its own; ``task``: in the service's loop, for those who want density.
+
+    A wish: every class runs as a task until worker processes are there. ``ListAgents`` says what is in effect."""
     plans: ClassVar[bool] = False
     """Whether the result is a ``Plan``, which execution checks and runs."""
     idle_timeout_s: ClassVar[float | None] = None
@@ -203,10 +220,35 @@ class Agent:
         raise NotImplementedError(f"{type(self).__name__} has no run()")
 
 
+@contextmanager
+def collect_wrong_classes() -> Iterator[list[type[Agent]]]:
+    """While the block lasts, wrong agent classes are put into the list instead of ending the module that defines them.
+
+    For who loads modules and wants to tell every mistake at once (``declaration_problems``), not only the first.
+    """
+    found: list[type[Agent]] = []
+    token = _wrong_classes.set(found)
+    try:
+        yield found
+    finally:
+        _wrong_classes.reset(token)
+
+
+def declaration_problems(cls: type[Agent]) -> list[str]:
+    """What is wrong with a class's declarations, each with what to write; empty when nothing is."""
+    return [problem for name, check in _CHECKS.items() if (problem := check(cls, getattr(cls, name, None)))]
+
+
 def _check_class(cls: type[Agent]) -> None:
-    problems = [problem for name, check in _CHECKS.items() if (problem := check(cls, getattr(cls, name)))]
-    if problems:
-        raise InvalidConfigurationError(f"agent class {cls.__qualname__}: {'; '.join(problems)}")
+    problems = declaration_problems(cls)
+    if not problems:
+        return
+    if (collected := _wrong_classes.get()) is not None:
+        collected.append(cls)
+        return
+    raise InvalidConfigurationError(
+        f"agent class {cls.__qualname__}: {'; '.join(problems)}", advice="correct the class where it is defined"
+    )
 
 
 def _bad_name(cls: type[Agent], value: object) -> str:
@@ -223,7 +265,7 @@ def _bad_names(field_name: str, value: object) -> str:
 
 def _bad_requires(cls: type[Agent], value: object) -> str:
     problem = _bad_names("requires", value)
-    return problem or ("it requires itself" if cls.name in cls.requires else "")
+    return problem or ("it requires itself" if getattr(cls, "name", None) in cls.requires else "")
 
 
 def _bad_dependencies(cls: type[Agent], value: object) -> str:
@@ -257,5 +299,7 @@ _CHECKS: Final[Mapping[str, Callable[[type[Agent], object], str]]] = {
     ),
     "idle_timeout_s": _bad_seconds,
     "timeout_s": _bad_seconds,
-    "run": lambda cls, value: "" if inspect.iscoroutinefunction(value) else "run must be an async function (async def)",
+    "run": lambda cls, value: (
+        "" if inspect.iscoroutinefunction(value) else "run is not async; write `async def run(self, ctx, request)`"
+    ),
 }

@@ -33,8 +33,8 @@ def _now() -> datetime:
 class UserExecutionContext:
     """Whose work this is, in which thread, run and request.
 
-    Which ids are set depends on the scope: ``run`` (user, thread, run, request), ``session`` (user, request),
-    ``service`` (request only). Ids that are not set are ``""``; ``websocket_client_id`` and ``parent_request_id`` None.
+    Which ids are set depends on the scope: ``run`` (user, thread, run, request), ``session`` (user), ``service``
+    (none). Ids that are not set are ``""``; ``websocket_client_id`` and ``parent_request_id`` None.
 
     ``agent_context`` and ``audit_metadata`` are copied in and read-only all the way down; together at most 16 KiB of
     JSON. A database session and a WebSocket connection can be bound to a copy; they never leave the process: not in
@@ -78,7 +78,9 @@ class UserExecutionContext:
         put(self, "audit_metadata", audit_metadata)
 
     def _check_ids(self) -> None:
-        check_minted_id(self.request_id, "request_id", MAX_REQUEST_ID_LENGTH)
+        # Outside a run there may be no request's id, and under a ticket there must be none.
+        if self.request_id != "" or self.run_id or self.thread_id:
+            check_minted_id(self.request_id, "request_id", MAX_REQUEST_ID_LENGTH)
         if self.run_id or self.thread_id:
             check_id(self.user_id, "user_id")
             check_minted_id(self.thread_id, "thread_id")
@@ -120,22 +122,17 @@ class UserExecutionContext:
 
     @classmethod
     def for_session(
-        cls, user_id: str, *, request_id: str | None = None, websocket_client_id: str | None = None, ticket: str = ""
+        cls, user_id: str, *, websocket_client_id: str | None = None, ticket: str = ""
     ) -> UserExecutionContext:
         """A context of *session* scope: a user outside any run, as connections and questions need it."""
         check_id(user_id, "user_id")
-        return cls(
-            user_id=user_id,
-            request_id=request_id or new_id("req"),
-            websocket_client_id=websocket_client_id,
-            ticket=ticket,
-        )
+        return cls(user_id=user_id, request_id="", websocket_client_id=websocket_client_id, ticket=ticket)
 
     @classmethod
-    def for_service(cls, service: str, *, request_id: str | None = None, ticket: str = "") -> UserExecutionContext:
+    def for_service(cls, service: str, *, ticket: str = "") -> UserExecutionContext:
         """A context of *service* scope: no user; ``service`` says who calls and is kept in the audit metadata."""
         check_id(service, "service")
-        return cls(request_id=request_id or new_id("req"), audit_metadata={"service": service}, ticket=ticket)
+        return cls(request_id="", audit_metadata={"service": service}, ticket=ticket)
 
     @property
     def scope(self) -> Scope:
@@ -173,9 +170,12 @@ class UserExecutionContext:
         name have the same ``request_id``: who opens many takes the names from ``carrel.ids.ChildIds``.
 
         Raises:
-            InvalidContextError: The name is malformed, the depth is ``MAX_DEPTH``, or the id grows too long.
+            InvalidContextError: The name is malformed, the depth is ``MAX_DEPTH``, the id grows too long, or this is a
+                session's or service's context, which is no request that could have parts.
         """
         check_operation_name(operation_name)
+        if not self.request_id:
+            raise _invalid("request_id", f"is required of who opens children; a {self.scope} context has none")
         if self.operation_depth >= MAX_DEPTH:
             raise _invalid(
                 "operation_depth", f"is at its bound: child contexts may nest at most {MAX_DEPTH} levels deep"
@@ -210,7 +210,7 @@ class UserExecutionContext:
             if type(value) is not FrozenDict or not is_frozen(value):
                 raise ContextIsolationError(f"{name} holds an object that can be changed", field=name)
         for other in others:
-            if (other.user_id, other.run_id, other.request_id) == (self.user_id, self.run_id, self.request_id):
+            if self._is_copy(other):
                 continue
             for name, mine, theirs in (
                 ("database session", self.db_session, other.db_session),
@@ -220,10 +220,19 @@ class UserExecutionContext:
                     raise ContextIsolationError(f"two contexts share one {name}", field=name)
         return True
 
+    def _is_copy(self, other: UserExecutionContext) -> bool:
+        # Without a request's id, two calls of one user differ in their time only.
+        mine, theirs = ((c.user_id, c.run_id, c.request_id or c.created_at) for c in (self, other))
+        return mine == theirs
+
     def get_correlation_id(self) -> str:
-        """One line that ties logs together: a hash of the user, then thread, run, request; ``-`` for what is unset."""
-        user = hashlib.sha256(self.user_id.encode()).hexdigest()[:8] if self.user_id else "-"
-        return f"{user}:{self.thread_id or '-'}:{self.run_id or '-'}:{self.request_id}"
+        """One line that ties logs together: a hash of the user, then thread, run, request; ``-`` for what is unset.
+
+        Outside a run the connection stands for the request, and a service for the user.
+        """
+        user = hashlib.sha256(self.user_id.encode()).hexdigest()[:8] if self.user_id else ""
+        who, request = user or self.audit_metadata.get("service"), self.request_id or self.websocket_client_id
+        return ":".join(str(part or "-") for part in (who, self.thread_id, self.run_id, request))
 
     def get_audit_trail(self) -> dict[str, Any]:
         """What an audit record says of this context: ids, lineage, age in seconds, what is bound, audit metadata."""

@@ -12,7 +12,18 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 from carrel.errors import InvalidRequestError
 
-__all__ = ["JSON", "MAX_EXACT_INT", "FrozenDict", "freeze", "freeze_map", "is_frozen", "json_size", "thaw"]
+__all__ = [
+    "JSON",
+    "MAX_EXACT_INT",
+    "MAX_NESTING",
+    "FrozenDict",
+    "freeze",
+    "freeze_map",
+    "is_frozen",
+    "json_size",
+    "nests_too_deep",
+    "thaw",
+]
 
 # A JSON value. Any rather than a recursive union, so that authors can write ``result["total"]`` without a cast.
 JSON: TypeAlias = Any
@@ -113,6 +124,22 @@ def is_frozen(value: object) -> bool:
     if type(value) is tuple:
         return all(is_frozen(item) for item in value)
     return value is None or type(value) in (bool, int, float, str)
+
+
+def nests_too_deep(value: object) -> bool:
+    """Whether parsed JSON nests deeper than ``freeze`` takes; without recursion, for what a stranger sent."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def json_size(value: object) -> int:

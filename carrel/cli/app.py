@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from carrel.cli.stack import StackOptions
     from carrel.cli.target import Target
     from carrel.errors import CarrelError
 
@@ -21,7 +22,7 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="carrel",
-    help="Runs AI agents for many users at once, each with their own context, process and event stream.",
+    help="Runs AI agents for many users at once, each with their own context, instance and event stream.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,7 +36,10 @@ StateOption = Annotated[
 ]
 AgentsOption = Annotated[
     list[str] | None,
-    typer.Option("--agents", help="Agents to load: FILE.py, module or module:attribute. May be repeated."),
+    typer.Option(
+        "--agents",
+        help="Agents to load beside the packaged ones: FILE.py, module or module:attribute. May be repeated.",
+    ),
 ]
 PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="The gateway's port; 0 is any free one.")]
 HostOption = Annotated[str, typer.Option("--host", help="The address that the gateway listens on.")]
@@ -58,16 +62,23 @@ def up(
     reload: Annotated[
         bool, typer.Option("--reload", help="Restart agent_instance when an agents file changes.")
     ] = False,
+    no_packaged_agents: Annotated[
+        bool, typer.Option("--no-packaged-agents", help="Load only what --agents names.")
+    ] = False,
     state: StateOption = STATE,
     port: PortOption = 8080,
     host: HostOption = "127.0.0.1",
     data: DataOption = None,
 ) -> None:
-    """Start the five processes on this machine, and keep them running until Ctrl-C."""
-    from carrel.cli import up as implementation
-    from carrel.cli.stack import stack_options
+    """Start the five processes on this machine, and keep them running until Ctrl-C.
 
-    options = stack_options(state, host=host, port=port, agents=agents or (), data=data)
+    Ends with 0 when it was stopped, 1 when it could not start, 2 for a wrong command line, 78 for wrong settings.
+    Logs are for a terminal; CARREL_LOG_FORMAT=json gives one JSON object per line.
+    """
+    from carrel.cli import up as implementation
+
+    packaged = not no_packaged_agents
+    options = _options(state, host=host, port=port, agents=agents or (), packaged=packaged, data=data)
     _finish(implementation.up(options, reload=reload))
 
 
@@ -95,6 +106,7 @@ def run_command(
     """Run agents on a message and show what they do. Ctrl-C cancels the run.
 
     Ends with 0 when the run succeeded, 1 when it failed, 2 for a wrong command line, 3 when it was refused.
+    A lost connection is made again; WEBSOCKET_MAX_RECONNECT_ATTEMPTS [3] attempts in a row may fail.
     """
     from carrel.cli.params import parse_params
     from carrel.cli.run import Wish, run_message
@@ -121,7 +133,10 @@ def watch(
     state: StateOption = STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a user's events as they come, until Ctrl-C."""
+    """Show a user's events as they come, until Ctrl-C.
+
+    A lost connection is made again; WEBSOCKET_MAX_RECONNECT_ATTEMPTS [3] attempts in a row may fail.
+    """
     from carrel.cli.watch import watch_events
 
     if run and thread:
@@ -154,13 +169,19 @@ def token(
 
 @app.command()
 def config(
-    service: Annotated[str, typer.Argument(help="execution, agent_instance, emitter, bridge or gateway; or all.")] = "",
+    service: Annotated[
+        str, typer.Argument(help="execution, agent_instance, emitter, bridge, gateway or cli; by default all.")
+    ] = "",
+    state: StateOption = STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every setting: its value here (secrets masked), where that comes from, and what it is."""
+    """Show every setting: its value (secrets masked), where that comes from, and what it is.
+
+    What a stack that runs in the state folder chose for its processes is shown as it is in effect there.
+    """
     from carrel.cli.config import show_config
 
-    raise typer.Exit(show_config(service, as_json=as_json))
+    raise typer.Exit(show_config(service, state, as_json=as_json))
 
 
 @app.command()
@@ -181,16 +202,23 @@ def demo(
     once: Annotated[bool, typer.Option("--once", help="End with the two runs; otherwise the stack stays up.")] = False,
     state: StateOption = STATE,
     port: Annotated[
-        int, typer.Option("--port", min=-1, max=65535, help="The gateway's port [8080; any free one with --once].")
-    ] = -1,
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="The gateway's port [8080, or a free one if taken; with --once a free one].",
+        ),
+    ] = None,
+    agents: AgentsOption = None,
     data: DataOption = None,
 ) -> None:
     """Start the stack and let two users' agents do real work side by side, each seeing only their own events."""
     from carrel.cli.demo import run_demo
-    from carrel.cli.stack import stack_options
 
-    chosen = port if port >= 0 else (0 if once else 8080)
-    _finish(run_demo(stack_options(state, port=chosen, data=data), once=once))
+    chosen = port if port is not None else (0 if once else 8080)
+    options = _options(state, port=chosen, agents=agents or (), data=data, yields=port is None)
+    _finish(run_demo(options, once=once))
 
 
 @app.command()
@@ -209,6 +237,16 @@ def run() -> None:
         app(prog_name="carrel")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _options(state: Path, **given: Any) -> StackOptions:
+    from carrel.cli.stack import stack_options
+    from carrel.errors import CarrelError
+
+    try:
+        return stack_options(state, **given)
+    except CarrelError as error:
+        _fail(error)
 
 
 def _target(url: str, given: str, user: str, state: Path) -> Target:

@@ -18,7 +18,7 @@ from carrel.cli.render import describe
 from carrel.cli.signals import on_signals
 from carrel.cli.stack import Stack, StackOptions
 from carrel.cli.tokens import development_token
-from carrel.cli.up import ended, stack_until_stopped
+from carrel.cli.up import command_line, ended, stack_until_stopped
 from carrel.client import Event, SocketClient
 from carrel.client.http import GatewayHttp
 from carrel.errors import CarrelError, DeadlineError, NotFoundError
@@ -69,6 +69,8 @@ async def run_demo(options: StackOptions, *, once: bool) -> int:
         printer.say("Starting the five processes: gateway, execution, agent_instance, emitter, bridge …")
         quiet = _Quiet(logs)
         async with stack_until_stopped(options, quiet, stop) as stack:
+            if stack.moved:
+                printer.say(f"Port {options.port} is taken, so the gateway listens on another one.")
             printer.say(f"Ready after {stack.ready_s:.1f} s at {stack.url}\n")
             _introduce(printer, guests)
             work = asyncio.create_task(_all(stack, guests, printer), name="the users' runs")
@@ -83,7 +85,8 @@ async def run_demo(options: StackOptions, *, once: bool) -> int:
             if not good:
                 _explain(printer, logs)
             if not once:
-                printer.say(f'\nThe stack stays up at {stack.url}. Try:  carrel run "Optimize"     Stop with Ctrl-C.')
+                hint = command_line(stack, 'run "Optimize"')
+                printer.say(f"\nThe stack stays up at {stack.url}. Stop with Ctrl-C.\nTry in another terminal:  {hint}")
                 await ended(stack, stop)
     return EXIT_OK if good else EXIT_FAILED
 

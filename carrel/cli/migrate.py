@@ -18,12 +18,16 @@ def migrate_stores(state_dir: Path) -> int:
     """Migrate execution's store and the bridge's; the exit code.
 
     Raises:
-        StartupError: A stack runs on them, or a store can't be migrated.
+        StartupError: There is no such folder, a stack runs on it, or a store can't be migrated.
     """
     state = StateFolder(state_dir.resolve())
-    state.prepare()
+    if not state.root.is_dir():
+        raise StartupError(
+            f"there is no state folder {state_dir}",
+            advice="name the folder of the stack with --state; `carrel up` makes the stores of a new one by itself",
+        )
     printer = Printer()
-    with state.locked():
+    with state.locked(advice="stop the stack (Ctrl-C where `carrel up` runs), migrate, and start it again"):
         for name, migrate in (("execution", _migrate_execution), ("bridge", _migrate_bridge)):
             path, version = migrate(state.root)
             printer.line(name, f"{path} is at version {version}")

@@ -5,18 +5,30 @@ Events of a run are ``render.py``'s.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import Final, TextIO
 
-from carrel.errors import CarrelError, Status
+from carrel.errors import CarrelError, StartupError, Status
 
-__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "EXIT_REFUSED", "EXIT_USAGE", "Printer", "exit_code_of"]
+__all__ = [
+    "EXIT_CONFIGURATION",
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_OK",
+    "EXIT_REFUSED",
+    "EXIT_USAGE",
+    "JsonPrinter",
+    "Printer",
+    "exit_code_of",
+]
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_REFUSED: Final = 3
+EXIT_CONFIGURATION: Final = 78  # EX_CONFIG of sysexits.h, as the services' own
 EXIT_INTERRUPTED: Final = 130
 
 _COLOURS: Final = {
@@ -62,6 +74,9 @@ class Printer:
         except BrokenPipeError:
             # Whoever read the output has gone (`carrel up | head`); what happens goes on without being told.
             self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 -- until the process ends
+        except OSError:
+            # Standard output on a full disk: what is said is lost, and nobody's process ends for it.
+            return
 
     def error(self, error: CarrelError) -> None:
         """An error, and what to do about it, on standard error."""
@@ -76,8 +91,30 @@ class Printer:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
 
 
+class JsonPrinter(Printer):
+    """Prints processes' JSON logs as they are, and makes what is said otherwise one object a line, too."""
+
+    def line(self, name: str, text: str) -> None:
+        """One line, or several, of one process."""
+        for part in text.split("\n"):
+            self.say(part if _is_object(part) else json.dumps({"service": name, "event": part}, ensure_ascii=False))
+
+    def paint(self, text: str, code: str) -> str:
+        """The text: what reads JSON wants no colours."""
+        return text
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
 def exit_code_of(error: CarrelError) -> int:
-    """3 when somebody refused the request as it is, 1 when something did not work."""
+    """78 for wrong settings, 3 when somebody refused the request as it is, 1 when something did not work."""
+    if isinstance(error, StartupError) and error.phase == "CONFIGURATION":
+        return EXIT_CONFIGURATION
     return EXIT_FAILED if error.status in _FAILURES or error.code == "STARTUP" else EXIT_REFUSED
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from carrel.cli.output import Printer
-from carrel.cli.stack import Stack, StackOptions
+from carrel.cli.stack import PACKAGED, Stack, StackOptions
 from carrel.errors import StartupError
 
 __all__ = ["check_reload", "reloading", "watched_paths"]
@@ -29,9 +29,10 @@ def watched_paths(agents: Sequence[str]) -> list[Path]:
     Raises:
         StartupError: There is nothing to watch, or one of them can't be found.
     """
-    if not agents:
+    named = [name for name in agents if name != PACKAGED]
+    if not named:
         raise StartupError("--reload has nothing to watch", advice="name your agents with --agents FILE.py or MODULE")
-    return [_place_of(name) for name in agents]
+    return [_place_of(name) for name in named]
 
 
 def _place_of(name: str) -> Path:

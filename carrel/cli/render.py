@@ -1,6 +1,6 @@
 """Events as lines that a person reads. Every text comes from agents or users: control characters are taken out.
 
-Where the lines go, and in which colour, is the caller's.
+Where the lines go, and in which colour, is the caller's; a run's result is ``result.py``'s.
 """
 
 from __future__ import annotations

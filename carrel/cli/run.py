@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from carrel.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Printer
+from carrel.cli.reconnect import reconnect_backoff
 from carrel.cli.render import clean, describe
+from carrel.cli.result import Said, result_text
 from carrel.cli.signals import Stop, on_signals
 from carrel.cli.target import Target
 from carrel.client import Event, Notice, SocketClient
@@ -23,6 +25,8 @@ from carrel.errors import CarrelError
 __all__ = ["Show", "Wish", "run_message"]
 
 _CANCEL_S: Final = 20.0
+# Ids begin with the time: it is their ends that differ.
+_LABEL: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +42,18 @@ class Wish:
 
 
 class Show:
-    """Prints events for a person, with the seconds since the start, or as one JSON object a line."""
+    """Prints events for a person, with the seconds since the start, or as one JSON object a line.
 
-    def __init__(self, *, as_json: bool) -> None:
+    Args:
+        as_json: JSON is what is wanted.
+        labels: Whether each line begins with the end of its run's id, because there may be several runs.
+    """
+
+    def __init__(self, *, as_json: bool, labels: bool = False) -> None:
         self.as_json = as_json
         self.printer = Printer()
+        self._labels = labels
+        self._said = Said()
         self._began = time.monotonic()
 
     def item(self, item: Event | Notice) -> None:
@@ -51,18 +62,26 @@ class Show:
             body = item.to_json() if isinstance(item, Event) else dict(item.body)
             self.json(body)
         elif isinstance(item, Event):
-            line = describe(item)
-            self.text(self.printer.paint(line.text, line.style) if line.style else line.text)
+            self._event(item)
         elif item.kind in {"reset", "gap"}:
             self.text(f"… some events are gone ({clean(item.body.get('reason', item.kind))})")
 
-    def text(self, text: str) -> None:
+    def text(self, text: str, label: str = "") -> None:
         """Lines for a person."""
         clock = self.printer.paint(f"{time.monotonic() - self._began:7.2f}", "2")
+        mark = self.printer.paint(label, "2") + "  " if label else ""
         first, *rest = text.split("\n")
-        self.printer.say(f"{clock}  {first}")
+        self.printer.say(f"{clock}  {mark}{first}")
         for part in rest:
-            self.printer.say(f"{'':7}  {part}")
+            self.printer.say(f"{'':7}  {mark}{part}")
+
+    def _event(self, event: Event) -> None:
+        label = clean(event.run_id)[-_LABEL:] if self._labels else ""
+        line = describe(event)
+        self.text(self.printer.paint(line.text, line.style) if line.style else line.text, label)
+        said = self._said.take(event)
+        if event.terminal and (result := result_text(event.data, already=said)):
+            self.text(result, label)
 
     def json(self, body: Mapping[str, Any]) -> None:
         """One object for a machine."""
@@ -76,8 +95,9 @@ async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
         CarrelError: The gateway refused it or cannot be reached.
     """
     show = Show(as_json=as_json)
+    backoff = reconnect_backoff()
     with on_signals() as stop:
-        async with SocketClient(target.url, target.token) as socket:
+        async with SocketClient(target.url, target.token, backoff=backoff) as socket:
             pipeline = wish.pipeline or ((wish.agent,) if wish.agent else ())
             accepted = await socket.execute(wish.message, params=wish.params, pipeline=pipeline, thread_id=wish.thread)
             end = await _follow(socket, accepted.run_id, show, stop)

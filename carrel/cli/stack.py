@@ -19,13 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from carrel.cli.settings import check_settings
 from carrel.cli.state import StateFolder
+from carrel.cli.status_file import StatusFile
 from carrel.cli.supervisor import LogLine, ProcessSpec, Supervisor
 from carrel.errors import StartupError
 
-__all__ = ["DEFAULT_PORT", "Stack", "StackOptions", "open_stack", "stack_options"]
+__all__ = ["DEFAULT_PORT", "PACKAGED", "Stack", "StackOptions", "open_stack", "stack_options"]
 
 DEFAULT_PORT: Final = 8080
+# What agent_instance calls the agents that installed packages bring along, ours among them.
+PACKAGED: Final = "entry-points"
+_LOG_FORMAT: Final = "CARREL_LOG_FORMAT"
 _FROM_HERE: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 -- compared, not listened on
 _LOWEST_PORT: Final = 10_240
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -43,7 +48,11 @@ _MODULES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What a stack is started with. ``port`` 0 is any free one; ``environment`` is added to every process's."""
+    """What a stack is started with. ``port`` 0 is any free one; ``environment`` is added to every process's.
+
+    ``agents`` are all that are loaded; with none it is agent_instance's own setting that says. With ``yields`` a port
+    that is taken is left to whoever has it, and any free one chosen instead.
+    """
 
     state_dir: Path
     host: str = "127.0.0.1"
@@ -51,6 +60,7 @@ class StackOptions:
     agents: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     log_format: str = "console"
+    yields: bool = False
 
 
 def stack_options(
@@ -59,24 +69,57 @@ def stack_options(
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     agents: Sequence[str] = (),
+    packaged: bool = True,
     data: Path | None = None,
+    yields: bool = False,
 ) -> StackOptions:
-    """Options as commands give them.
+    """Options as commands give them; the log's form is the environment's if that names one.
+
+    Args:
+        agents: Agents to load.
+        packaged: Whether to load the packaged ones beside them.
+        data: Where traces are.
+        state: See ``StackOptions``, as for the rest.
 
     Raises:
-        StartupError: The data folder is none.
+        StartupError: The data folder is none, or no agents are left.
     """
     environment: dict[str, str] = {}
     if data is not None:
-        if not data.is_dir():
-            raise StartupError(f"{data} is not a folder", advice="name the folder with your traces with --data")
+        if not _is_folder(data):
+            advice = "name the folder with your traces with --data or LLM_COSTS_DATA_DIR"
+            raise StartupError(f"{data} is not a folder that can be read", advice=advice)
         environment["LLM_COSTS_DATA_DIR"] = str(data.resolve())
-    return StackOptions(state, host, port, [_agents_source(name) for name in agents], environment)
+    log_format = os.environ.get(_LOG_FORMAT, "").strip() or "console"
+    return StackOptions(state, host, port, _agents(agents, packaged), environment, log_format, yields)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def _agents(given: Sequence[str], packaged: bool) -> list[str]:
+    if not packaged and not given:
+        raise StartupError(
+            "--no-packaged-agents leaves no agent to load", advice="name your own with --agents FILE.py or MODULE"
+        )
+    if not packaged and PACKAGED in given:
+        raise StartupError(
+            f"--agents {PACKAGED} and --no-packaged-agents contradict each other", advice="leave one of them out"
+        )
+    sources = [_agents_source(name) for name in given]
+    # Whoever names one twice means it once. With none named, the setting of agent_instance may name some.
+    return list(dict.fromkeys([PACKAGED, *sources] if packaged and sources else sources))
 
 
 def _agents_source(name: str) -> str:
     """A file's absolute path. A module of the current folder counts as its file: the services do not look there, so
     that an author's folder called ``services`` hides none of ours."""
+    if name == PACKAGED:
+        return name
     path = Path(name if name.endswith(".py") else name.replace(".", "/") + ".py")
     return str(path.resolve()) if path.is_file() else name
 
@@ -97,12 +140,21 @@ class Stack:
         host, _, port = self.addresses["gateway"].rpartition(":")
         return f"http://{_FROM_HERE.get(host, host)}:{port}"
 
+    @property
+    def moved(self) -> bool:
+        """Whether the gateway listens on another port than was asked for, because that was taken."""
+        return self.options.port not in {0, int(self.addresses["gateway"].rpartition(":")[2])}
+
     def facts(self) -> dict[str, Any]:
         """What the state folder tells other commands: where the stack is, and how its processes are."""
         return {
             "url": self.url,
             "supervisor": os.getpid(),
             "ready_s": self.ready_s,
+            "settings": {
+                name: {**_shared_settings(self.options, self.state), **own}
+                for name, own in _own_environments(self.options, self.state, self.addresses).items()
+            },
             "addresses": dict(self.addresses),
             "processes": {
                 name: {"pid": child.pid, "ready": child.ready.is_set(), "restarts": child.restarts}
@@ -122,29 +174,41 @@ async def open_stack(
     """Start the five processes, and end them in order on leaving; ``hasten`` ends what is left at once.
 
     Raises:
-        StartupError: The state folder is taken or can't be written, the port is in use, or a process can't start.
+        StartupError: The state folder is taken or can't be written, the port is in use, settings are wrong, or a
+            process can't start.
     """
     state = StateFolder(options.state_dir.resolve())
     state.prepare()
     began = time.perf_counter()
     with state.locked() as lock:
         addresses = _choose_addresses(options)
-        supervisor = Supervisor(_specs(options, state, addresses), log_line, held_fd=lock, hasten=hasten)
+        specs = _specs(options, state, addresses)
+        check_settings({spec.name: spec.environment for spec in specs})
+        supervisor = Supervisor(specs, log_line, held_fd=lock, hasten=hasten)
         stack = Stack(options, state, addresses, supervisor)
-        supervisor.on_change = lambda: state.write_stack(stack.facts())
+        status = StatusFile(state, stack.facts, log_line)
+        supervisor.on_change = status.write
         try:
             await supervisor.start()
             stack.ready_s = time.perf_counter() - began
-            state.write_stack(stack.facts())
+            status.write()
             yield stack
         finally:
-            await supervisor.stop()
+            try:
+                await supervisor.stop()
+            finally:
+                status.close()
 
 
 def _choose_addresses(options: StackOptions) -> dict[str, str]:
     """One address each, free at this moment and kept across restarts of a process."""
     with contextlib.ExitStack() as held:
-        port = _reserve(held, options.host, options.port)
+        try:
+            port = _reserve(held, options.host, options.port)
+        except StartupError as error:
+            if not (options.yields and error.details.get("taken")):
+                raise
+            port = _reserve(held, options.host, 0)
         host = f"[{options.host}]" if ":" in options.host else options.host
         addresses = {"gateway": f"{host}:{port}"}
         for name in _MODULES:
@@ -181,13 +245,11 @@ def _reserve(held: contextlib.ExitStack, host: str, port: int) -> int:
     try:
         sock.bind((host, port))
     except OSError as error:
-        busy = error.errno in {errno.EADDRINUSE, errno.EACCES}
-        raise StartupError(
-            f"{host}:{port} can't be listened on: {error.strerror}",
-            advice="stop what listens there, or choose another port with --port"
-            if busy
-            else "name an address of this machine with --host",
-        ) from None
+        problem = f"{host}:{port} can't be listened on: {error.strerror}"
+        if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+            advice = "stop what listens there, or choose another port with --port"
+            raise StartupError(problem, advice=advice, taken=True) from None
+        raise StartupError(problem, advice="name an address of this machine with --host") from None
     number: int = sock.getsockname()[1]
     return number
 
@@ -195,9 +257,7 @@ def _reserve(held: contextlib.ExitStack, host: str, port: int) -> int:
 def _specs(options: StackOptions, state: StateFolder, addresses: Mapping[str, str]) -> list[ProcessSpec]:
     shared = {
         **_inherited(os.environ),
-        "CARREL_STATE_DIR": str(state.root),
-        "CARREL_TICKET_JWKS": str(state.jwks),
-        "CARREL_LOG_FORMAT": options.log_format,
+        **_shared_settings(options, state),
         "PYTHONUNBUFFERED": "1",
         # The loops are single threads; libraries that agents load must not each take both cores.
         "OMP_NUM_THREADS": "1",
@@ -208,6 +268,14 @@ def _specs(options: StackOptions, state: StateFolder, addresses: Mapping[str, st
         ProcessSpec(name, [sys.executable, "-P", "-m", module], {**shared, **own[name], **options.environment})
         for name, module in _MODULES.items()
     ]
+
+
+def _shared_settings(options: StackOptions, state: StateFolder) -> dict[str, str]:
+    return {
+        "CARREL_STATE_DIR": str(state.root),
+        "CARREL_TICKET_JWKS": str(state.jwks),
+        _LOG_FORMAT: options.log_format,
+    }
 
 
 def _own_environments(

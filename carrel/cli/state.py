@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from carrel.errors import StartupError
 
@@ -77,32 +77,48 @@ class StateFolder:
             if not self.login_secret.exists():
                 write_private(self.login_secret, secrets.token_hex(32).encode())
         except OSError as error:
-            raise StartupError(
-                f"the state folder {self.root} can't be written: {error.strerror}",
-                advice="free space or mend its permissions, or name another with --state",
-            ) from error
+            raise self._cannot_write(error) from error
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[int]:
+    def locked(
+        self, advice: str = "stop it, or give this one another folder with --state and another --port"
+    ) -> Iterator[int]:
         """Hold the folder for one stack; gives the lock's descriptor.
 
         Processes that inherit the descriptor hold the folder too: a stack whose supervisor was killed keeps its
         successor out until the last of them has ended.
 
+        Args:
+            advice: What to do about a stack that runs here.
+
         Raises:
-            StartupError: Another stack holds it.
+            StartupError: Another stack holds it, or it can't be written.
         """
-        with (self.root / "stack.lock").open("a+") as lock:
+        with self._open_lock() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise self._taken() from None
+                raise self._taken(advice) from None
             try:
                 yield lock.fileno()
             finally:
-                self.stack_file.unlink(missing_ok=True)
+                # A folder that can't be written any more keeps it; `running` knows a dead supervisor's.
+                with contextlib.suppress(OSError):
+                    self.stack_file.unlink(missing_ok=True)
 
-    def _taken(self) -> StartupError:
+    def _open_lock(self) -> TextIO:
+        try:
+            return (self.root / "stack.lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> StartupError:
+        return StartupError(
+            f"the state folder {self.root} can't be written: {error.strerror}",
+            advice="free space or mend its permissions, or name another with --state",
+        )
+
+    def _taken(self, advice: str) -> StartupError:
         running = self.read_stack() or {}
         where = f" at {running['url']}" if running else ""
         if running and not _alive(running.get("supervisor")):
@@ -110,16 +126,18 @@ class StateFolder:
                 f"the stack in {self.root} was killed, and its processes are still ending",
                 advice="try again in some seconds; `carrel up` waits up to 15 s for each to finish what it does",
             )
-        return StartupError(
-            f"a stack runs already in {self.root}{where}",
-            advice="stop it, or give this one another folder with --state and another --port",
-        )
+        return StartupError(f"a stack runs already in {self.root}{where}", advice=advice)
 
     def write_stack(self, facts: dict[str, Any]) -> None:
-        """Say where the stack is."""
+        """Say where the stack is. Raises ``OSError`` when it can't; what was said before stays then."""
         temporary = self.stack_file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        temporary.replace(self.stack_file)
+        try:
+            temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            temporary.replace(self.stack_file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
     def read_stack(self) -> dict[str, Any] | None:
         """What the stack said, or None when none runs here."""
@@ -128,6 +146,11 @@ class StateFolder:
         except (OSError, ValueError):
             return None
         return facts if isinstance(facts, dict) and "url" in facts else None
+
+    def running(self) -> dict[str, Any] | None:
+        """The same, but None also when whoever wrote it is dead."""
+        facts = self.read_stack()
+        return facts if facts and _alive(facts.get("supervisor")) else None
 
 
 def _alive(pid: object) -> bool:

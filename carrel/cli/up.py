@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import os
+import shlex
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
-from carrel.cli.output import EXIT_OK, Printer
+from carrel.cli.invocation import own_command
+from carrel.cli.output import EXIT_OK, JsonPrinter, Printer
 from carrel.cli.reload import check_reload, reloading
 from carrel.cli.signals import Stop, on_signals
 from carrel.cli.stack import Stack, StackOptions, open_stack
+from carrel.cli.tokens import development_token
+from carrel.client.http import GatewayHttp
+from carrel.errors import CarrelError
 
-__all__ = ["stack_until_stopped", "up"]
+__all__ = ["command_line", "ended", "example_request", "stack_until_stopped", "up"]
+
+# Of the packaged agents it is the one that is asked.
+_PACKAGED: Final = "supervisor"
+_ASK_S: Final = 5.0
 
 
 async def up(options: StackOptions, *, reload: bool) -> int:
@@ -24,13 +34,13 @@ async def up(options: StackOptions, *, reload: bool) -> int:
     """
     if reload:
         check_reload(options)
-    printer = Printer()
+    printer = JsonPrinter() if options.log_format == "json" else Printer()
     with on_signals() as stop:
         async with contextlib.AsyncExitStack() as opened:
             stack = await opened.enter_async_context(stack_until_stopped(options, printer, stop))
             if reload:
                 await opened.enter_async_context(reloading(options, stack, printer))
-            _greet(printer, stack)
+            printer.line("carrel", await _greeting(stack, printer))
             await ended(stack, stop)
             printer.line("carrel", "stopping (Ctrl-C again to hasten)")
     printer.line("carrel", "stopped")
@@ -69,11 +79,37 @@ async def ended(stack: Stack, stop: Stop) -> None:
         raise stack.supervisor.gave_up.result()
 
 
-def _greet(printer: Printer, stack: Stack) -> None:
-    state = "" if str(stack.options.state_dir) == ".carrel" else f" --state {stack.options.state_dir}"
-    printer.line(
-        "carrel",
+def command_line(stack: Stack, arguments: str) -> str:
+    """A command on this stack as it can be typed in another terminal."""
+    state = stack.options.state_dir
+    return f"{own_command()} {arguments}" + ("" if str(state) == ".carrel" else f" --state {shlex.quote(str(state))}")
+
+
+async def _greeting(stack: Stack, printer: Printer) -> str:
+    return (
         f"up at {printer.paint(stack.url, '1')} after {stack.ready_s:.1f} s (state in {stack.state.root})\n"
-        f'try in another terminal:  carrel run "Write a report"{state}\n'
-        "stop with Ctrl-C",
+        f"try in another terminal:  {command_line(stack, await _example(stack))}\n"
+        "stop with Ctrl-C"
     )
+
+
+async def _example(stack: Stack) -> str:
+    """A request for an agent that is loaded, whatever the options and the environment have brought about."""
+    try:
+        token = development_token(stack.state.login_secret, "alice")
+        async with GatewayHttp(stack.url, token, timeout_s=_ASK_S) as http:
+            agents = (await http.get("/api/agents"))["agents"]
+        return example_request(agents, os.environ.get("CARREL_EXECUTION_DEFAULT_AGENT", "").strip() or _PACKAGED)
+    except (CarrelError, KeyError, TypeError):
+        # In production nobody gets such a token, and the hint is not worth more than this.
+        return 'run "MESSAGE" --agent NAME'
+
+
+def example_request(agents: Sequence[Mapping[str, Any]], default: str) -> str:
+    """The request to try, in the words of the command line, given the agents that there are and the default one."""
+    names = [str(agent["name"]) for agent in agents]
+    if default in names:
+        return 'run "Write a report"' if default == _PACKAGED else 'run "Hello"'
+    # One that needs no other's results can be asked alone.
+    alone = [str(agent["name"]) for agent in agents if not agent.get("requires")]
+    return f'run "Hello" --agent {(alone or names)[0]}' if names else 'run "MESSAGE" --agent NAME'

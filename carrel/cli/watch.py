@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from carrel.cli.output import EXIT_OK
+from carrel.cli.reconnect import reconnect_backoff
 from carrel.cli.run import Show
 from carrel.cli.signals import on_signals
 from carrel.cli.target import Target
@@ -20,13 +21,16 @@ async def watch_events(target: Target, *, run_id: str, thread_id: str, everythin
     Raises:
         CarrelError: There is no such run, or the gateway refused or cannot be reached.
     """
+    backoff = reconnect_backoff()
     if run_id:
         async with GatewayHttp(target.url, target.token) as http:
             thread_id = str((await http.run(run_id))["thread_id"])
-    show = Show(as_json=as_json)
+    show = Show(as_json=as_json, labels=not run_id)
     resume = Position() if everything or run_id else None
     with on_signals() as stop:
-        async with SocketClient(target.url, target.token, thread_id=thread_id, resume=resume) as socket:
+        async with SocketClient(
+            target.url, target.token, thread_id=thread_id, resume=resume, backoff=backoff
+        ) as socket:
             watching = asyncio.create_task(_watch(socket, run_id, show), name="watch")
             asked = asyncio.create_task(stop.requested.wait(), name="wait for a signal")
             try:

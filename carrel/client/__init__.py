@@ -5,7 +5,7 @@
         async for event in socket.events():
             ...
 
-``CarrelClient`` is another name of ``InternalClient``. Not here: the command line, nor anything that serves.
+Not here: the command line, nor anything that serves.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from carrel.client.backoff import Backoff as Backoff
-    from carrel.client.internal import CarrelClient as CarrelClient
     from carrel.client.internal import Endpoints as Endpoints
     from carrel.client.internal import InternalClient as InternalClient
+    from carrel.client.models import Accepted as Accepted
     from carrel.client.models import Artifact as Artifact
     from carrel.client.models import Event as Event
     from carrel.client.models import LogReset as LogReset
@@ -28,15 +28,14 @@ if TYPE_CHECKING:
     from carrel.client.tickets import GatewayTickets as GatewayTickets
     from carrel.client.tickets import Ticket as Ticket
     from carrel.client.tickets import TicketSource as TicketSource
-    from carrel.client.websocket import Accepted as Accepted
     from carrel.client.websocket import Notice as Notice
     from carrel.client.websocket import SocketClient as SocketClient
 
 _HOME: Final = {
     "Backoff": "carrel.client.backoff",
-    "CarrelClient": "carrel.client.internal",
     "Endpoints": "carrel.client.internal",
     "InternalClient": "carrel.client.internal",
+    "Accepted": "carrel.client.models",
     "Artifact": "carrel.client.models",
     "Event": "carrel.client.models",
     "LogReset": "carrel.client.models",
@@ -47,7 +46,6 @@ _HOME: Final = {
     "GatewayTickets": "carrel.client.tickets",
     "Ticket": "carrel.client.tickets",
     "TicketSource": "carrel.client.tickets",
-    "Accepted": "carrel.client.websocket",
     "Notice": "carrel.client.websocket",
     "SocketClient": "carrel.client.websocket",
 }

@@ -27,7 +27,7 @@ from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from carrel.v1.emitter_pb2_grpc import EmitterServiceStub
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
 
-__all__ = ["CarrelClient", "Endpoints", "InternalClient"]
+__all__ = ["Endpoints", "InternalClient"]
 
 T = TypeVar("T")
 
@@ -264,9 +264,6 @@ class InternalClient:
             if problem.status is not Status.UNAVAILABLE or late or delay is None:
                 raise problem
             await asyncio.sleep(delay)
-
-
-CarrelClient = InternalClient
 
 
 def _channel(target: str, tls: grpc.ChannelCredentials | None) -> aio.Channel:

@@ -13,7 +13,7 @@ from typing import Any
 
 from carrel.errors import CarrelError, ProtocolError
 
-__all__ = ["Artifact", "Event", "LogReset", "Position", "Run", "RunState", "Stage"]
+__all__ = ["Accepted", "Artifact", "Event", "LogReset", "Position", "Run", "RunState", "Stage"]
 
 
 class RunState(enum.StrEnum):
@@ -32,6 +32,19 @@ class RunState(enum.StrEnum):
     def terminal(self) -> bool:
         """Whether a run stays in this state."""
         return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.TIMED_OUT}
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer to ``execute``. ``existing`` says that ``client_ref`` named a run that was there already."""
+
+    run_id: str
+    thread_id: str
+    request_id: str
+    agent_name: str
+    status: str
+    client_ref: str
+    existing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

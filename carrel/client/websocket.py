@@ -19,13 +19,13 @@ import aiohttp
 import orjson
 
 from carrel.client.backoff import Backoff
-from carrel.client.models import Event, Position
+from carrel.client.models import Accepted, Event, Position
 from carrel.client.reading import Notice, Reader
 from carrel.error_base import from_dict
 from carrel.errors import CarrelError, DeadlineError, Status, TokenError, UnavailableError
 from carrel.ids import new_id
 
-__all__ = ["Accepted", "Notice", "SocketClient"]
+__all__ = ["Notice", "SocketClient"]
 
 SUBPROTOCOL: Final = "carrel.v1"
 _QUEUED: Final = 1000
@@ -37,19 +37,6 @@ _CONNECT_S: Final = 15.0
 _SILENCES: Final = 2.5
 
 TokenSource = str | Callable[[], str | Awaitable[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The answer to ``execute``. ``existing`` says that ``client_ref`` named a run that was there already."""
-
-    run_id: str
-    thread_id: str
-    request_id: str
-    agent_name: str
-    status: str
-    client_ref: str
-    existing: bool = False
 
 
 @dataclass(slots=True)
@@ -228,6 +215,7 @@ class SocketClient:
 
     async def _ask(self, ref: str, frame: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         failures = 0
+        last: CarrelError | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -237,12 +225,16 @@ class SocketClient:
                         # The gateway's own neighbours may be away for a moment; the same ref makes asking again safe.
                         if error.status is not Status.UNAVAILABLE or self._failure is not None:
                             raise
+                        last = error
                         failures += 1
                         delay = self._backoff.delay_s(failures, error.retry_after_s or 0.0)
                         if delay is None:
                             raise
                         await asyncio.sleep(delay)
         except TimeoutError:
+            if last is not None:
+                # It was answered, and that says more than how long was waited.
+                raise last from None
             raise DeadlineError(f"no answer to {frame['type']} came within {timeout_s:g} s") from None
 
     async def _ask_once(self, ref: str, frame: dict[str, Any]) -> dict[str, Any]:

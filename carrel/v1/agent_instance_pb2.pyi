@@ -144,7 +144,7 @@ class AgentInfo(_message.Message):
     plans: _builtins.bool
     """Whether its result is a plan of stages."""
     isolation: Global___Isolation.ValueType
-    """How it is isolated."""
+    """How it is isolated in this process, whatever its class asks for."""
     available: _builtins.bool
     """Whether its dependencies are there now."""
     unavailable_reason: _builtins.str

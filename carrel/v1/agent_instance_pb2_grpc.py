@@ -74,9 +74,10 @@ class AgentInstanceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateInstance(self, request, context):
-        """CreateInstance validates an agent's dependencies and reserves an isolated instance for one run. Run scope.
-        Fails with NOT_FOUND for an unknown agent, FAILED_PRECONDITION for a missing dependency and
-        RESOURCE_EXHAUSTED when the pool is full. An instance that is not run within 30 s is released.
+        """CreateInstance validates an agent's dependencies and reserves an isolated instance for one run. Run scope,
+        tickets of execution only. Fails with NOT_FOUND for an unknown agent, FAILED_PRECONDITION for a missing dependency
+        and RESOURCE_EXHAUSTED when the pool is full or the user has `max_workers_per_user`. An instance that is not run
+        within 30 s is released.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,7 +85,8 @@ class AgentInstanceServiceServicer(object):
 
     def RunInstance(self, request_iterator, context):
         """RunInstance runs one attempt of one stage. The first message down is `start`; the last message up is `result`,
-        sent only after the log has acknowledged every event of the stage. Losing the stream kills the attempt. Run scope.
+        sent only after the log has acknowledged every event of the stage. Losing the stream kills the attempt. The caller
+        half-closes when it has read the result; the call ends then, or 30 s later. Run scope, tickets of execution only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,13 +19,15 @@ class AgentInstanceServiceStub:
     ListAgents: _aio.UnaryUnaryMultiCallable[_agent_instance_pb2.ListAgentsRequest, _agent_instance_pb2.ListAgentsResponse]
     """ListAgents returns the frozen registry. Any scope."""
     CreateInstance: _aio.UnaryUnaryMultiCallable[_agent_instance_pb2.CreateInstanceRequest, _agent_instance_pb2.CreateInstanceResponse]
-    """CreateInstance validates an agent's dependencies and reserves an isolated instance for one run. Run scope.
-    Fails with NOT_FOUND for an unknown agent, FAILED_PRECONDITION for a missing dependency and
-    RESOURCE_EXHAUSTED when the pool is full. An instance that is not run within 30 s is released.
+    """CreateInstance validates an agent's dependencies and reserves an isolated instance for one run. Run scope,
+    tickets of execution only. Fails with NOT_FOUND for an unknown agent, FAILED_PRECONDITION for a missing dependency
+    and RESOURCE_EXHAUSTED when the pool is full or the user has `max_workers_per_user`. An instance that is not run
+    within 30 s is released.
     """
     RunInstance: _aio.StreamStreamMultiCallable[_agent_instance_pb2.RunInstanceRequest, _agent_instance_pb2.RunInstanceResponse]
     """RunInstance runs one attempt of one stage. The first message down is `start`; the last message up is `result`,
-    sent only after the log has acknowledged every event of the stage. Losing the stream kills the attempt. Run scope.
+    sent only after the log has acknowledged every event of the stage. Losing the stream kills the attempt. The caller
+    half-closes when it has read the result; the call ends then, or 30 s later. Run scope, tickets of execution only.
     """
     ReleaseInstance: _aio.UnaryUnaryMultiCallable[_agent_instance_pb2.ReleaseInstanceRequest, _agent_instance_pb2.ReleaseInstanceResponse]
     """ReleaseInstance ends an instance, whatever it does. Releasing one that is gone is no error. Run scope."""
@@ -49,9 +51,10 @@ class AgentInstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_instance_pb2.CreateInstanceRequest,
         context: _aio.ServicerContext[_agent_instance_pb2.CreateInstanceRequest, _abc.Awaitable[_agent_instance_pb2.CreateInstanceResponse]],
     ) -> _abc.Awaitable[_agent_instance_pb2.CreateInstanceResponse]:
-        """CreateInstance validates an agent's dependencies and reserves an isolated instance for one run. Run scope.
-        Fails with NOT_FOUND for an unknown agent, FAILED_PRECONDITION for a missing dependency and
-        RESOURCE_EXHAUSTED when the pool is full. An instance that is not run within 30 s is released.
+        """CreateInstance validates an agent's dependencies and reserves an isolated instance for one run. Run scope,
+        tickets of execution only. Fails with NOT_FOUND for an unknown agent, FAILED_PRECONDITION for a missing dependency
+        and RESOURCE_EXHAUSTED when the pool is full or the user has `max_workers_per_user`. An instance that is not run
+        within 30 s is released.
         """
 
     @_abc_1.abstractmethod
@@ -61,7 +64,8 @@ class AgentInstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_abc.AsyncIterator[_agent_instance_pb2.RunInstanceRequest], _abc.AsyncIterator[_agent_instance_pb2.RunInstanceResponse]],
     ) -> _abc.AsyncIterator[_agent_instance_pb2.RunInstanceResponse]:
         """RunInstance runs one attempt of one stage. The first message down is `start`; the last message up is `result`,
-        sent only after the log has acknowledged every event of the stage. Losing the stream kills the attempt. Run scope.
+        sent only after the log has acknowledged every event of the stage. Losing the stream kills the attempt. The caller
+        half-closes when it has read the result; the call ends then, or 30 s later. Run scope, tickets of execution only.
         """
 
     @_abc_1.abstractmethod

@@ -67,7 +67,9 @@ class BridgeServiceServicer(object):
     """
 
     def Publish(self, request_iterator, context):
-        """Publish appends batches to the users' logs and acknowledges what is durable. Same shape and rules as Emit.
+        """Publish appends batches to the users' logs and acknowledges what is durable. Same shape and rules as Emit. Under a
+        run ticket that is not execution's an item is a notification or refused: one event of an agents' kind, by a producer
+        `notify:…`, with a fence that the run has already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

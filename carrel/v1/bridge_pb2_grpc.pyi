@@ -17,7 +17,10 @@ class BridgeServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Publish: _aio.StreamStreamMultiCallable[_bridge_pb2.PublishRequest, _bridge_pb2.PublishResponse]
-    """Publish appends batches to the users' logs and acknowledges what is durable. Same shape and rules as Emit."""
+    """Publish appends batches to the users' logs and acknowledges what is durable. Same shape and rules as Emit. Under a
+    run ticket that is not execution's an item is a notification or refused: one event of an agents' kind, by a producer
+    `notify:…`, with a fence that the run has already.
+    """
     Attach: _aio.StreamStreamMultiCallable[_bridge_pb2.AttachRequest, _bridge_pb2.AttachResponse]
     """Attach is a gateway's one stream: it subscribes and unsubscribes users, each under that user's own context, and
     receives their entries. Has no deadline; gateways reopen it every 25 minutes and resume by position.
@@ -38,7 +41,10 @@ class BridgeServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_bridge_pb2.PublishRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_bridge_pb2.PublishRequest], _abc.AsyncIterator[_bridge_pb2.PublishResponse]],
     ) -> _abc.AsyncIterator[_bridge_pb2.PublishResponse]:
-        """Publish appends batches to the users' logs and acknowledges what is durable. Same shape and rules as Emit."""
+        """Publish appends batches to the users' logs and acknowledges what is durable. Same shape and rules as Emit. Under a
+        run ticket that is not execution's an item is a notification or refused: one event of an agents' kind, by a producer
+        `notify:…`, with a fence that the run has already.
+        """
 
     @_abc_1.abstractmethod
     def Attach(

@@ -90,7 +90,9 @@ class NotifyRequest(_message.Message):
     data_json: _builtins.bytes
     """The payload: a UTF-8 JSON object."""
     fence: _builtins.int
-    """The run's fencing number, if the caller knows it; 0 otherwise."""
+    """The run's fencing number, if the caller knows it; 0 otherwise. One above the log's is refused: only the run's owner
+    raises it.
+    """
     @_builtins.property
     def context(self) -> _context_pb2.UserExecutionContext:
         """The run that the event belongs to. Run scope."""

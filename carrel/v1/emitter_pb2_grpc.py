@@ -59,7 +59,8 @@ class EmitterServiceServicer(object):
     def Emit(self, request_iterator, context):
         """Emit carries batches of events up and acknowledgements down, for as long as both sides live. An item that is
         refused is answered by a refusal in the acknowledgement; the stream, which others share, goes on. Has no
-        deadline; clients reopen it every 25 minutes and resend what is unacknowledged.
+        deadline; clients reopen it every 25 minutes and resend what is unacknowledged. Run scope, tickets of execution
+        only: they are for runs that were admitted. An item is at most 512 KiB; fields that are not defined here are dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -67,7 +68,7 @@ class EmitterServiceServicer(object):
 
     def Notify(self, request, context):
         """Notify emits one event and returns when it is durable. The idempotency key makes a repeat return the first
-        answer. Run scope. Fails with RESOURCE_EXHAUSTED when the user's queue is full and FAILED_PRECONDITION after the
+        answer. Run scope, whoever minted the ticket. Fails with RESOURCE_EXHAUSTED when the user's queue is full and FAILED_PRECONDITION after the
         run's terminal event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -19,11 +19,12 @@ class EmitterServiceStub:
     Emit: _aio.StreamStreamMultiCallable[_emitter_pb2.EmitRequest, _emitter_pb2.EmitResponse]
     """Emit carries batches of events up and acknowledgements down, for as long as both sides live. An item that is
     refused is answered by a refusal in the acknowledgement; the stream, which others share, goes on. Has no
-    deadline; clients reopen it every 25 minutes and resend what is unacknowledged.
+    deadline; clients reopen it every 25 minutes and resend what is unacknowledged. Run scope, tickets of execution
+    only: they are for runs that were admitted. An item is at most 512 KiB; fields that are not defined here are dropped.
     """
     Notify: _aio.UnaryUnaryMultiCallable[_emitter_pb2.NotifyRequest, _emitter_pb2.NotifyResponse]
     """Notify emits one event and returns when it is durable. The idempotency key makes a repeat return the first
-    answer. Run scope. Fails with RESOURCE_EXHAUSTED when the user's queue is full and FAILED_PRECONDITION after the
+    answer. Run scope, whoever minted the ticket. Fails with RESOURCE_EXHAUSTED when the user's queue is full and FAILED_PRECONDITION after the
     run's terminal event.
     """
     GetEmitterStatistics: _aio.UnaryUnaryMultiCallable[_emitter_pb2.GetEmitterStatisticsRequest, _emitter_pb2.GetEmitterStatisticsResponse]
@@ -40,7 +41,8 @@ class EmitterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_emitter_pb2.EmitResponse]:
         """Emit carries batches of events up and acknowledgements down, for as long as both sides live. An item that is
         refused is answered by a refusal in the acknowledgement; the stream, which others share, goes on. Has no
-        deadline; clients reopen it every 25 minutes and resend what is unacknowledged.
+        deadline; clients reopen it every 25 minutes and resend what is unacknowledged. Run scope, tickets of execution
+        only: they are for runs that were admitted. An item is at most 512 KiB; fields that are not defined here are dropped.
         """
 
     @_abc_1.abstractmethod
@@ -50,7 +52,7 @@ class EmitterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_emitter_pb2.NotifyRequest, _abc.Awaitable[_emitter_pb2.NotifyResponse]],
     ) -> _abc.Awaitable[_emitter_pb2.NotifyResponse]:
         """Notify emits one event and returns when it is durable. The idempotency key makes a repeat return the first
-        answer. Run scope. Fails with RESOURCE_EXHAUSTED when the user's queue is full and FAILED_PRECONDITION after the
+        answer. Run scope, whoever minted the ticket. Fails with RESOURCE_EXHAUSTED when the user's queue is full and FAILED_PRECONDITION after the
         run's terminal event.
         """
 

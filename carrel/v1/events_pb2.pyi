@@ -129,7 +129,7 @@ class Event(_message.Message):
     """W3C trace context of the moment it happened; empty when tracing is off."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
-        """When it happened, on the producer's clock (UTC)."""
+        """When it happened, on the producer's clock (UTC), within the years 1 to 9999."""
 
     def __init__(
         self,

@@ -114,15 +114,17 @@ class _StageStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StageState
     STAGE_STATE_PENDING: _StageState.ValueType  # 1
     """Not begun."""
     STAGE_STATE_RUNNING: _StageState.ValueType  # 2
-    """Runs."""
+    """Begun: it runs, or waits for a worker."""
     STAGE_STATE_WAITING: _StageState.ValueType  # 3
     """Waits for a person."""
     STAGE_STATE_SUCCEEDED: _StageState.ValueType  # 4
     """Terminal: done and checkpointed."""
     STAGE_STATE_FAILED: _StageState.ValueType  # 5
-    """Terminal: failed."""
+    """Terminal: begun and not done: it failed, or was cut off by the run's cancel, timeout or interruption. Which of them
+    is in the run's state and error.
+    """
     STAGE_STATE_SKIPPED: _StageState.ValueType  # 6
-    """Terminal: not run, since the run ended before."""
+    """Terminal: never begun, since the run ended before, however it ended."""
 
 class StageState(_StageState, metaclass=_StageStateEnumTypeWrapper):
     """StageState is where a stage is in its life."""
@@ -132,15 +134,17 @@ STAGE_STATE_UNSPECIFIED: StageState.ValueType  # 0
 STAGE_STATE_PENDING: StageState.ValueType  # 1
 """Not begun."""
 STAGE_STATE_RUNNING: StageState.ValueType  # 2
-"""Runs."""
+"""Begun: it runs, or waits for a worker."""
 STAGE_STATE_WAITING: StageState.ValueType  # 3
 """Waits for a person."""
 STAGE_STATE_SUCCEEDED: StageState.ValueType  # 4
 """Terminal: done and checkpointed."""
 STAGE_STATE_FAILED: StageState.ValueType  # 5
-"""Terminal: failed."""
+"""Terminal: begun and not done: it failed, or was cut off by the run's cancel, timeout or interruption. Which of them
+is in the run's state and error.
+"""
 STAGE_STATE_SKIPPED: StageState.ValueType  # 6
-"""Terminal: not run, since the run ended before."""
+"""Terminal: never begun, since the run ended before, however it ended."""
 Global___StageState: _TypeAlias = StageState  # noqa: Y015
 
 @_typing.final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -112,6 +113,8 @@ def test_agents_file_is_loaded_and_its_artifact_saved_in_the_state_folder(
     saved = next(line.split("report: ")[1] for line in done.stdout.splitlines() if "report: " in line)
     assert Path(saved).read_text(encoding="utf-8") == "# Hello World"
     assert Path(saved).is_relative_to(greeter.folder / "state" / "saved")
+    after = done.stdout.partition("✓ the run succeeded\n")[2].splitlines()
+    assert after[0].split() == [after[0].split()[0], "hello"], "the result is shown, as text"
 
 
 def test_failed_run_exits_1_and_refused_one_3_and_wrong_usage_2(greeter: RunningStack, tmp_path: Path) -> None:
@@ -170,6 +173,59 @@ def test_watch_of_a_run_repeats_it_from_its_first_event(shared_stack: RunningSta
     assert ran[0]["run_id"] not in other.stdout
 
 
+def test_watch_of_several_runs_says_whose_each_line_is(greeter: RunningStack, tmp_path: Path) -> None:
+    at = ("--state", state_of(greeter), "--user", "several")
+    runs = []
+    for _ in range(2):
+        done = run_carrel("run", "x", "--agent", "greeter", "--json", *at, cwd=tmp_path)
+        runs.append(str(events_in(done.stdout)[0]["run_id"]))
+    lines: list[str] = []
+    with subprocess.Popen(
+        carrel_command("watch", "--all", *at), cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if sum("the run succeeded" in line for line in lines) == 2:
+                break
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    labels = [line.split()[1] for line in lines]
+    assert list(dict.fromkeys(labels)) == [run[-8:] for run in runs]
+
+
+def test_reconnect_attempts_that_are_no_number_are_refused(shared_stack: RunningStack, tmp_path: Path) -> None:
+    for command in (["run", "x"], ["watch"]):
+        done = run_carrel(
+            *command,
+            *("--state", state_of(shared_stack)),
+            cwd=tmp_path,
+            environment={"WEBSOCKET_MAX_RECONNECT_ATTEMPTS": "many"},
+        )
+        assert done.returncode == 78
+        assert "WEBSOCKET_MAX_RECONNECT_ATTEMPTS=many is wrong" in done.stderr
+
+
+def test_up_names_an_agent_that_is_loaded(greeter: RunningStack, shared_stack: RunningStack) -> None:
+    assert f'carrel run "Hello" --agent greeter --state {state_of(greeter)}' in greeter.log()
+    assert f'carrel run "Write a report" --state {state_of(shared_stack)}' in shared_stack.log()
+
+
+def test_own_agents_run_beside_the_packaged_ones_and_json_logs_are_json(tmp_path: Path) -> None:
+    agents = ["--agents", str(agents_file(tmp_path)), "--agents", "entry-points"]
+    with running_stack(tmp_path, arguments=agents, environment={"CARREL_LOG_FORMAT": "json"}) as stack:
+        for agent in ("greeter", "data"):
+            done = run_carrel("run", "x", "--agent", agent, "--state", "state", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        shown = run_carrel("config", "--state", "state", "--json", cwd=tmp_path)
+        rows = {(row["service"], row["name"]): row for row in map(json.loads, shown.stdout.splitlines())}
+        assert rows["bridge", "CARREL_BRIDGE_LISTEN"]["value"] == stack.address("bridge")
+        assert rows["emitter", "CARREL_EMITTER_BRIDGE"]["source"] == "stack"
+    logs = [json.loads(line) for line in stack.log().splitlines()]
+    assert {log["service"] for log in logs} == {*SERVICES, "carrel"}
+
+
 def test_token_is_for_development_only_and_holds_no_operators_permission(
     shared_stack: RunningStack, tmp_path: Path
 ) -> None:
@@ -215,8 +271,30 @@ def test_wrong_setting_ends_the_start_and_names_it(tmp_path: Path) -> None:
     done = run_carrel(
         "up", "--state", "s", "--port", "0", cwd=tmp_path, environment={"CARREL_BRIDGE_PROBE_INTERVALS": "1"}
     )
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "did you mean CARREL_BRIDGE_PROBE_INTERVAL_S?" in done.stderr
+
+
+def test_wrong_settings_of_all_services_are_told_once_before_anything_starts(tmp_path: Path) -> None:
+    environment = {"CARREL_FOO": "1", "CARREL_LOG_LEVEL": "loud", "MAX_ENGINES_PER_USER": "many"}
+    for command in ("up", "demo"):
+        done = run_carrel(command, "--state", "s", "--port", "0", cwd=tmp_path, environment=environment)
+        assert done.returncode == 78
+        assert [done.stderr.count(name) for name in environment] == [1, 1, 1]
+        assert "3 settings are wrong" in done.stderr
+        assert "│" not in done.stdout, "no process has said anything"
+
+
+def test_a_data_folder_that_is_none_is_said_without_a_traceback(tmp_path: Path) -> None:
+    for done in (
+        run_carrel("up", "--data", "/nope", cwd=tmp_path),
+        run_carrel("demo", cwd=tmp_path, environment={"LLM_COSTS_DATA_DIR": "/nope"}),
+        run_carrel("up", "--no-packaged-agents", cwd=tmp_path),
+    ):
+        assert done.returncode == 1
+        assert done.stderr.startswith("error:")
+        assert "to do:" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_state_folder_is_private_and_says_where_the_stack_is(shared_stack: RunningStack) -> None:
@@ -332,7 +410,7 @@ def test_config_shows_sources_and_masks_secrets(tmp_path: Path) -> None:
     environment = {"CARREL_LOG_LEVEL": "debug", "MAX_ENGINES_PER_USER": "3"}
     done = run_carrel("config", "execution", "--json", cwd=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
-    rows = {row["name"].partition(" ")[0]: row for row in json.loads(done.stdout)["execution"]}
+    rows = {row["name"].partition(" ")[0]: row for row in map(json.loads, done.stdout.splitlines())}
     assert rows["CARREL_LOG_LEVEL"]["value"] == "debug"
     assert rows["CARREL_LOG_LEVEL"]["source"] == "environment (CARREL_LOG_LEVEL)"
     assert rows["CARREL_EXECUTION_MAX_ENGINES_PER_USER"]["value"] == "3"
@@ -345,7 +423,15 @@ def test_config_shows_sources_and_masks_secrets(tmp_path: Path) -> None:
     assert "CARREL_LOG_LEVEL=loud" in wrong.stderr
 
 
+def test_migrate_of_a_folder_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
+    done = run_carrel("migrate", "--state", "nope", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no state folder nope" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_migrate_makes_both_stores_and_may_be_repeated(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir(mode=0o700)
     for _ in range(2):
         done = run_carrel("migrate", "--state", "s", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -357,6 +443,33 @@ def test_migrate_is_refused_while_a_stack_runs(shared_stack: RunningStack, tmp_p
     done = run_carrel("migrate", "--state", state_of(shared_stack), cwd=tmp_path)
     assert done.returncode == 1
     assert "runs already" in done.stderr
+    assert "stop the stack" in done.stderr
+    assert "--port" not in done.stderr
+
+
+def test_demo_takes_another_port_when_its_own_is_taken_and_says_so(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as held:
+        # Somebody has it: this test, or whoever had it before.
+        with contextlib.suppress(OSError):
+            taken = held.enter_context(socket.socket())
+            taken.bind(("127.0.0.1", 8080))
+            taken.listen()
+        with subprocess.Popen(
+            carrel_command("demo"), cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if "Try in another terminal" in line:
+                    break
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=40)
+    assert process.returncode == 0, lines
+    assert any(line.startswith("Port 8080 is taken") for line in lines)
+    assert lines[-1].endswith('carrel run "Optimize"\n')
+    explicit = run_carrel("demo", "--help", cwd=tmp_path).stdout
+    assert "free one if taken" in " ".join(explicit.split())
 
 
 def test_version_and_help_are_quick_and_load_nothing_heavy(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class Attempt:
     start: ai.StartStage
     context: context_pb2.UserExecutionContext
     messages: asyncio.Queue[ai.RunInstanceRequest] = field(default_factory=asyncio.Queue)
+    half_closed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
 
 
@@ -112,6 +113,7 @@ class ScriptedAgents(ai_grpc.AgentInstanceServiceServicer):
             async for request in requests:
                 self._verifier.verify(request.context, frozenset({Scope.RUN}))
                 attempt.messages.put_nowait(request)
+            attempt.half_closed.set()
 
         listener = asyncio.create_task(listen())
         try:
@@ -221,6 +223,7 @@ class World:
         pipeline: Sequence[str] = ("data",),
         limits: Mapping[str, int] | None = None,
         timeout: float = 5.0,
+        message: str = "hello",
         **fields: Any,
     ) -> pb.ExecutePipelineResponse:
         """Ask for a run under a run ticket of its own."""
@@ -232,7 +235,7 @@ class World:
             permissions=["trace:read"],
             limits=limits,
         )
-        request = pb.ExecutePipelineRequest(context=context, message="hello", pipeline=pipeline, **fields)
+        request = pb.ExecutePipelineRequest(context=context, message=message, pipeline=pipeline, **fields)
         response: pb.ExecutePipelineResponse = await self.stub.ExecutePipeline(request, timeout=timeout)
         return response
 

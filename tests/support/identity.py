@@ -84,9 +84,11 @@ def run_context(
     permissions: Iterable[str] = (),
     limits: Mapping[str, int] | None = None,
     lifetime_s: float = 600.0,
+    issuer: str = "execution",
 ) -> context_pb2.UserExecutionContext:
-    """A root context with a run ticket."""
-    ticket = identity().minter.mint_run(user, thread, run, request, permissions, limits, lifetime_s)
+    """A root context with a run ticket: execution's, for a run that was admitted, or the gateway's, to ask for one."""
+    minter = identity().minter if issuer == "gateway" else identity().execution_minter
+    ticket = minter.mint_run(user, thread, run, request, permissions, limits, lifetime_s)
     context = context_pb2.UserExecutionContext(
         user_id=user, thread_id=thread, run_id=run, request_id=request, ticket=ticket
     )
@@ -94,9 +96,12 @@ def run_context(
     return context
 
 
-def new_run_context(user: str = USER, *, permissions: Iterable[str] = ()) -> context_pb2.UserExecutionContext:
+def new_run_context(
+    user: str = USER, *, permissions: Iterable[str] = (), issuer: str = "execution"
+) -> context_pb2.UserExecutionContext:
     """A root context of a run that no other test has."""
-    return run_context(user, thread=new_id("thread"), run=new_id("run"), request=new_id("req"), permissions=permissions)
+    thread, run, request = new_id("thread"), new_id("run"), new_id("req")
+    return run_context(user, thread=thread, run=run, request=request, permissions=permissions, issuer=issuer)
 
 
 def child_context(parent: context_pb2.UserExecutionContext, operation: str) -> context_pb2.UserExecutionContext:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carrel.cli.stack import PACKAGED
 from carrel.cli.state import StateFolder
 from carrel.cli.supervisor import tied_to_us
 from carrel.cli.tokens import DEFAULT_PERMISSIONS, development_token
@@ -146,9 +147,12 @@ class RunningStack:
         request: str,
         permissions: Collection[str] = DEFAULT_PERMISSIONS,
         lifetime_s: float = 600.0,
+        admitted: bool = False,
     ) -> context_pb2.UserExecutionContext:
-        """A root context under a run ticket."""
-        ticket = self.minter.mint_run(user, thread, run, request, permissions, None, lifetime_s)
+        """A root context under a run ticket: the gateway's, to ask for the run, or execution's, once it is admitted."""
+        key = load_signing_key(self.state.execution_key)
+        minter = TicketMinter(key, "execution") if admitted else self.minter
+        ticket = minter.mint_run(user, thread, run, request, permissions, None, lifetime_s)
         return context_pb2.UserExecutionContext(
             user_id=user, thread_id=thread, run_id=run, request_id=request, ticket=ticket
         )
@@ -198,11 +202,14 @@ def running_stack(
 
     Args:
         folder: Gets ``state/`` and ``up.log``.
-        agents: ``--agents`` of the command; none for the packaged ones.
+        agents: Files and modules to load, and nothing else; with "entry-points" among them the packaged ones, too.
+            None for the packaged ones alone.
         environment: Settings for every process.
         arguments: More options of ``carrel up``.
     """
     command = carrel_command("up", "--state", str(folder / "state"), "--port", "0", *arguments)
+    if agents and PACKAGED not in agents:
+        command.append("--no-packaged-agents")
     for item in agents:
         command += ["--agents", item]
     log_path = folder / "up.log"

@@ -51,6 +51,28 @@ def test_second_stack_is_refused_and_told_where_the_first_is(state: StateFolder)
         pass
 
 
+def test_what_to_do_about_a_stack_that_runs_is_the_callers_to_say(state: StateFolder) -> None:
+    with state.locked(), pytest.raises(StartupError) as caught, state.locked(advice="wait for it"):
+        pass
+    assert caught.value.advice == "wait for it"
+
+
+def test_stack_of_a_dead_supervisor_does_not_count_as_running(state: StateFolder) -> None:
+    assert state.running() is None
+    state.write_stack({"url": "http://127.0.0.1:1", "supervisor": os.getpid()})
+    assert state.running() == state.read_stack()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    state.write_stack({"url": "http://127.0.0.1:1", "supervisor": ended.pid})
+    assert state.running() is None
+
+
+def test_folder_that_is_not_there_cannot_be_locked(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="can't be written"), StateFolder(tmp_path / "none").locked():
+        pass
+    assert not (tmp_path / "none").exists()
+
+
 def test_folder_stays_taken_while_a_process_of_a_killed_stack_lives(state: StateFolder) -> None:
     with state.locked() as lock:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))

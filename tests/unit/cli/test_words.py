@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,13 @@ def test_every_check_fails_for_what_it_is_there_for() -> None:
     strange = [replace(e, request_id="z_child", parent_request_id="z") if e.parent_request_id else e for e in events]
     assert failing(strange) == {"children's events under their own request_id"}
     assert failing([])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_output_onto_a_full_disk_is_lost_and_ends_nothing() -> None:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    stream = io.TextIOWrapper(io.FileIO(descriptor, "w", closefd=False), encoding="utf-8", write_through=True)
+    try:
+        Printer(stream).line("gateway", "serving")
+    finally:
+        os.close(descriptor)

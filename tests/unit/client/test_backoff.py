@@ -1,4 +1,4 @@
-"""Full jitter, bounded in time and number."""
+"""Jitter, bounded in time and number."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def test_gives_up_at_the_last_attempt() -> None:
 
 def test_waits_at_least_as_long_as_the_peer_asks() -> None:
     assert all((Backoff().delay_s(1, 2.0) or 0.0) >= 2.0 for _ in range(50))
+
+
+def test_a_steady_part_is_always_waited_and_bounds_grow_by_the_factor() -> None:
+    backoff = Backoff(attempts=9, first_s=0.5, longest_s=10.0, factor=4.0, steady=0.5)
+    for failures, bound in ((1, 0.5), (2, 2.0), (3, 8.0), (4, 10.0)):
+        waits = [backoff.delay_s(failures) or 0.0 for _ in range(300)]
+        assert min(waits) >= bound / 2
+        assert 0.9 * bound < max(waits) <= bound

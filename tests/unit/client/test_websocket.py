@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from carrel.client import Backoff, Event, Notice, Position, SocketClient
-from carrel.errors import CarrelError, DeadlineError, EnginesLimitError, TokenError, UnavailableError
+from carrel.errors import (
+    CarrelError,
+    DeadlineError,
+    EnginesLimitError,
+    StoreUnavailableError,
+    TokenError,
+    UnavailableError,
+)
 from tests.support.fake_gateway import TOKEN, FakeGateway, event, fake_gateway
 
 Eventually = Callable[..., Awaitable[object]]
@@ -110,6 +117,18 @@ async def test_unavailable_neighbour_is_asked_again() -> None:
     accepted = {"type": "run_accepted", "run_id": "r"}
     async with fake_gateway(answer=lambda _, n: away if n < 3 else accepted) as gateway, client(gateway) as socket:
         assert (await socket.execute("hello")).run_id == "r"
+
+
+async def test_the_last_answer_is_what_is_raised_when_time_is_over() -> None:
+    full = {"type": "error", **StoreUnavailableError("database or disk is full").to_dict()}
+    patient = Backoff(attempts=10**6, first_s=0.001, longest_s=0.01)
+    async with (
+        fake_gateway(answer=lambda *_: full) as gateway,
+        client(gateway, backoff=patient) as socket,
+    ):
+        with pytest.raises(StoreUnavailableError, match="disk is full"):
+            await socket.execute("x", timeout_s=0.2)
+    assert len(gateway.executed) > 1
 
 
 async def test_unanswered_execute_ends_with_a_deadline() -> None:
