@@ -101,7 +101,7 @@ def timed(function: Callable[[], int]) -> float:
 def stages(events: int) -> None:
     """Each stage by itself, in this process."""
     key = generate_key()
-    minter, verifier = TicketMinter(key, "gateway"), TicketVerifier(KeySet([key]))
+    minter, verifier = TicketMinter(key, "execution"), TicketVerifier(KeySet([key]))
     users = contexts(minter)
     sanitizer = Sanitizer()
     guard = Guard(sanitizer)
@@ -203,7 +203,7 @@ def _client(pipe: Connection, port: int, secret: bytes, events: int, per_turn: i
     async def load() -> None:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        minter = TicketMinter(SigningKey("k1", Ed25519PrivateKey.from_private_bytes(secret)), "gateway")
+        minter = TicketMinter(SigningKey("k1", Ed25519PrivateKey.from_private_bytes(secret)), "execution")
         async with open_channel(f"127.0.0.1:{port}") as channel, ProducerStream.to_emitter(channel) as stream:
             producers = [Producer(stream, "r1:0:1", context, fence=1, attempt=1) for context in contexts(minter)]
             await stream.wait_connected()

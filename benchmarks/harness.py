@@ -46,8 +46,8 @@ def login(stack: Stack, user: str) -> str:
 
 
 def run_ticket_context(stack: Stack, user: str) -> UserExecutionContext:
-    """The root context of a new run, under a ticket of the gateway's."""
-    minter = TicketMinter(load_signing_key(stack.state.gateway_key), "gateway")
+    """The root context of a new run, under a ticket of execution's, which producers need."""
+    minter = TicketMinter(load_signing_key(stack.state.execution_key), "execution")
     thread, run, request = new_id("thread"), new_id("run"), new_id("req")
     ticket = minter.mint_run(user, thread, run, request, ["trace:read", "trace:query", "optimize:run", "report:write"])
     context = UserExecutionContext(user_id=user, thread_id=thread, run_id=run, request_id=request, ticket=ticket)

@@ -15,6 +15,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
+from servicekit.logs import get_logger, hash_user
+
 __all__ = ["Frame", "control", "encode_entry", "event_batch", "iso_time", "ws_text"]
 
 _TEXT: Final = 0x81
@@ -22,6 +24,13 @@ _SHORT: Final = struct.Struct("!BB").pack
 _MEDIUM: Final = struct.Struct("!BBH").pack
 _LONG: Final = struct.Struct("!BBQ").pack
 _PREFIXES: dict[int, str] = {}
+# The seconds of the years 1 to 9999: beyond, ISO 8601 has no form that all readers know.
+_FIRST_S: Final = -62_135_596_800
+_LAST_S: Final = 253_402_300_799
+_KNOWN_BAD: Final = 1000
+
+_log: Final = get_logger("gateway.encoding")
+_bad: set[tuple[str, str]] = set()
 
 
 class Frame(NamedTuple):
@@ -83,7 +92,24 @@ def control(kind: str, fields: Mapping[str, Any]) -> bytes:
 
 
 def encode_entry(user_id: str, entry: EntryLike) -> Frame:
-    """A log entry as the flat JSON object of the protocol. Its ``data`` is embedded as it is, without parsing it."""
+    """A log entry as the flat JSON object of the protocol. Its ``data`` is embedded as it is, without parsing it.
+
+    An entry that cannot be encoded is shown as an ``event_rejected`` in its place, so that offsets stay contiguous.
+    """
+    try:
+        return _encode(user_id, entry)
+    except Exception as error:  # noqa: BLE001 -- one entry, whatever it holds, must not keep the others back
+        if (known := (user_id, entry.event_id)) not in _bad:
+            if len(_bad) >= _KNOWN_BAD:
+                _bad.clear()
+            _bad.add(known)
+            _log.error(
+                "an entry of the log could not be encoded", error=error, user=hash_user(user_id), offset=entry.offset
+            )
+        return _encode(user_id, _Unreadable(entry))
+
+
+def _encode(user_id: str, entry: EntryLike) -> Frame:
     moment = entry.timestamp
     offset, event_id, thread_id = entry.offset, entry.event_id, entry.thread_id
     body: dict[str, Any] = {
@@ -97,13 +123,33 @@ def encode_entry(user_id: str, entry: EntryLike) -> Frame:
         "agent_name": entry.agent_name,
         "attempt": entry.attempt,
         "timestamp": iso_time(moment.seconds, moment.nanos),
-        "data": orjson.Fragment(entry.data or b"{}"),
+        "data": orjson.Fragment(entry.data.decode() or "{}"),
     }
     if parent := entry.parent_request_id:
         body["parent_request_id"] = parent
     payload = orjson.dumps(body)
     header = _header(len(payload))
     return Frame(offset, event_id, thread_id, len(header), header + payload)
+
+
+class _Unreadable:
+    """What is shown of an entry that cannot be encoded: its place and its ids."""
+
+    def __init__(self, entry: EntryLike) -> None:
+        self.offset = entry.offset
+        self.event_id = entry.event_id
+        self.event_type = "event_rejected"
+        self.agent_name = entry.agent_name
+        self.thread_id = entry.thread_id
+        self.run_id = entry.run_id
+        self.request_id = entry.request_id
+        self.parent_request_id = entry.parent_request_id
+        self.attempt = entry.attempt
+        self.timestamp = self
+        # As the timestamp: nobody knows when it happened.
+        self.seconds = self.nanos = 0
+        reason = "the entry in the log cannot be read"
+        self.data = orjson.dumps({"event_type": entry.event_type, "reason": reason, "code": "INVALID_EVENT"})
 
 
 def event_batch(frames: Iterable[Frame]) -> bytes:
@@ -116,12 +162,22 @@ def event_batch(frames: Iterable[Frame]) -> bytes:
 
 
 def iso_time(seconds: int, nanos: int) -> str:
-    """UTC time in ISO 8601 with microseconds. The part up to the second is remembered for the seconds just past."""
+    """UTC time in ISO 8601 with microseconds. The part up to the second is remembered for the seconds just past.
+
+    Raises:
+        ValueError: Not within the years 1 to 9999.
+    """
     prefix = _PREFIXES.get(seconds)
+    if not 0 <= nanos < 1_000_000_000:
+        raise ValueError("nanos are not within a second")
     if prefix is None:
+        if not _FIRST_S <= seconds <= _LAST_S:
+            raise ValueError("seconds are not within the years 1 to 9999")
         if len(_PREFIXES) >= 64:
             _PREFIXES.clear()
-        prefix = _PREFIXES[seconds] = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        moment = time.gmtime(seconds)
+        # `%Y` writes the year 1 as it is, without the zeros before it.
+        prefix = _PREFIXES[seconds] = f"{moment.tm_year:04d}{time.strftime('-%m-%dT%H:%M:%S', moment)}"
     return f"{prefix}.{nanos // 1000:06d}Z"
 
 

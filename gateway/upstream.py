@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from grpc import aio
 
-from carrel.errors import CarrelError, Status, TicketError, UnavailableError
+from carrel.errors import CarrelError, InternalError, Status, TicketError, UnavailableError
 from carrel.v1 import bridge_pb2
 from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from carrel.wire import error_from_proto
@@ -32,6 +32,7 @@ __all__ = ["Upstream", "UpstreamOptions"]
 
 _log = get_logger("gateway.upstream")
 _Call: TypeAlias = aio.StreamStreamCall[bridge_pb2.AttachRequest, bridge_pb2.AttachResponse]
+_Told: TypeAlias = bridge_pb2.UserEntries | bridge_pb2.Subscribed | bridge_pb2.SubscriptionReset
 
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 2.0
@@ -176,20 +177,27 @@ class Upstream:
     def _receive(self, response: bridge_pb2.AttachResponse) -> None:
         for item in response.items:
             match item.WhichOneof("item"):
-                case "entries":
-                    entries = item.entries
-                    if feed := self._feed(entries.user_id, entries.generation):
-                        feed.extend(entries.epoch, entries.entries)
-                case "subscribed":
-                    if feed := self._feed(item.subscribed.user_id, item.subscribed.generation):
-                        feed.begin(place_of(item.subscribed.top))
-                case "reset":
-                    if feed := self._feed(item.reset.user_id, item.reset.generation):
-                        feed.reset(place_of(item.reset.reset.position))
+                case "entries" | "subscribed" | "reset" as kind:
+                    told: _Told = getattr(item, kind)
+                    if feed := self._feed(told.user_id, told.generation):
+                        self._tell(feed, told)
                 case "refused":
                     self._refused(item.refused)
                 case "bye":
                     raise UnavailableError(f"the bridge says bye: {item.bye.reason}")
+
+    def _tell(self, feed: Feed, told: _Told) -> None:
+        try:
+            match told:
+                case bridge_pb2.UserEntries():
+                    feed.extend(told.epoch, told.entries)
+                case bridge_pb2.Subscribed():
+                    feed.begin(place_of(told.top))
+                case bridge_pb2.SubscriptionReset():
+                    feed.reset(place_of(told.reset.position))
+        except Exception as error:  # noqa: BLE001 -- the stream is everybody's: this user's connections end, no others
+            _log.error("a user's feed failed", error=error, user=hash_user(told.user_id))
+            feed.end(CloseCode.INTERNAL, InternalError("your events could not be read", advice="connect again"))
 
     def _feed(self, user_id: str, generation: int) -> Feed | None:
         # Late items of an earlier subscription would put entries into a feed that has moved on.

@@ -62,7 +62,10 @@ async def serve_bridge(settings: BridgeSettings, log: EventLog, verifier: Ticket
     readiness = Readiness()
 
     def state_changed(state: IntegrationState) -> None:
-        _log.info("integration state", state=state.name)
+        if state in {IntegrationState.DEGRADED, IntegrationState.FAILED}:
+            _log.warning("integration state", state=state.name, reason=bridge.monitor.last_error)
+        else:
+            _log.info("integration state", state=state.name)
         readiness.poke()
 
     bridge = Bridge(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from servicekit.settings import Section, SharedSettings
+from servicekit.settings import ListenAddress, Section, SharedSettings
 from services.bridge.domain.hub import HubOptions
 from services.bridge.domain.integration import RecoveryOptions
 from services.bridge.models import Retention
@@ -38,7 +38,7 @@ class RetentionSettings(Section):
 class BridgeSettings(SharedSettings):
     """Everything that the bridge can be told."""
 
-    listen: str = Field("127.0.0.1:50054", description="host:port to listen on; port 0 is any free one")
+    listen: ListenAddress = Field("127.0.0.1:50054", description="host:port to listen on; port 0 is any free one")
     log: LogSettings = Field(default_factory=LogSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     recovery_max_attempts: int = Field(3, ge=1, description="recoveries before the state is FAILED")

@@ -12,12 +12,13 @@ from carrel.errors import (
     CarrelError,
     EventGapError,
     InvalidRequestError,
+    PermissionDeniedError,
     SealedLogError,
     StaleFenceError,
     TooLargeError,
 )
-from carrel.events import TERMINAL
-from carrel.ids import new_id
+from carrel.events import EVENTS, TERMINAL, validate_event
+from carrel.ids import MAX_REQUEST_ID_LENGTH, new_id
 from carrel.v1 import bridge_pb2, events_pb2
 from carrel.wire import error_to_proto
 from servicekit.delivery.refusals import refusal_of
@@ -59,6 +60,16 @@ MAX_EVENTS: Final = 100
 MAX_DATA: Final = 262_144
 _MAX_INT: Final = (1 << 63) - 1
 _PRODUCER_ID: Final = re.compile(r"[!-.0-~]{1,200}")
+_KIND: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_MAX_NAME: Final = 128
+_MAX_TRACEPARENT: Final = 64
+# The seconds of the years 1 to 9999: what a reader can make a date of.
+_FIRST_S: Final = -62_135_596_800
+_LAST_S: Final = 253_402_300_799
+# Run tickets of this issuer are for runs that were admitted. Others are what a user can get: they notify, no more.
+_OWNER: Final = "execution"
+_NOTIFY: Final = "notify:"
+_LOGS_OWN: Final = frozenset(name for name, kind in EVENTS.items() if kind.source == "log")
 
 _RESETS: Final = {
     ResetReason.EPOCH_CHANGED: events_pb2.RESET_REASON_EPOCH_CHANGED,
@@ -73,8 +84,12 @@ def append_of(item: events_pb2.ProducerEvents, principal: RunPrincipal) -> Appen
 
     Raises:
         InvalidRequestError: The item is malformed.
+        PermissionDeniedError: The ticket is not of the run's owner, and this is more than a notification.
     """
     producer_id, fence, events = item.producer_id, item.fence, item.events
+    notified = principal.issuer != _OWNER
+    if notified:
+        _check_notification(item)
     if not _PRODUCER_ID.fullmatch(producer_id):
         raise InvalidRequestError("producer_id must be 1 to 200 printable ASCII characters without '/' and space")
     if not 0 < len(events) <= MAX_EVENTS:
@@ -102,11 +117,33 @@ def append_of(item: events_pb2.ProducerEvents, principal: RunPrincipal) -> Appen
         tuple(stored),
         event_type == TERMINAL,
         gap,
+        notified,
     )
+
+
+def _check_notification(item: events_pb2.ProducerEvents) -> None:
+    """What a ticket allows that any user can get, whether it came through the emitter's Notify or past it."""
+    if not item.producer_id.startswith(_NOTIFY) or len(item.events) != 1 or item.declare_gap:
+        raise PermissionDeniedError(
+            "only the run's owner publishes streams of events", advice="send single events with the emitter's Notify"
+        )
+    event = item.events[0]
+    kind = EVENTS.get(event.event_type)
+    if kind is None or kind.source != "agent":
+        raise PermissionDeniedError(
+            "a notification is of one of the agents' kinds", advice="leave the run's own events to its owner"
+        )
+    try:
+        value = orjson.loads(event.data)
+    except orjson.JSONDecodeError:
+        raise InvalidRequestError("an event's data is not JSON") from None
+    validate_event(event.event_type, value)
 
 
 def _shared_fields(item: events_pb2.ProducerEvents, principal: RunPrincipal) -> events_pb2.LogEntry:
     context = item.context
+    if max(len(context.request_id), len(context.parent_request_id)) > MAX_REQUEST_ID_LENGTH:
+        raise InvalidRequestError(f"a request_id is at most {MAX_REQUEST_ID_LENGTH} characters")
     return events_pb2.LogEntry(
         thread_id=principal.thread_id,
         run_id=principal.run_id,
@@ -119,7 +156,7 @@ def _shared_fields(item: events_pb2.ProducerEvents, principal: RunPrincipal) -> 
 
 def _stored(event: events_pb2.Event, number: int, shared: bytes) -> StoredEvent:
     # Measured: assignments take 1.6 µs an event, keyword arguments 2.0.
-    event_id, data = event.event_id, event.data
+    event_id, event_type, data = event.event_id, event.event_type, event.data
     if event.number != number:
         raise InvalidRequestError("the events of an item must be numbered without a hole")
     if not (0 < len(event_id) <= 128 and event_id.isascii() and event_id.isprintable()):
@@ -132,18 +169,42 @@ def _stored(event: events_pb2.Event, number: int, shared: bytes) -> StoredEvent:
             limit_value=MAX_DATA,
             use=len(data),
         )
+    if event_type not in EVENTS or event_type in _LOGS_OWN:
+        _check_kind(event_type)
+    _check_data(data)
     entry = events_pb2.LogEntry()
     entry.event_id = event_id
-    entry.event_type = event.event_type
-    entry.agent_name = event.agent_name
+    entry.event_type = event_type
+    agent_name, traceparent = event.agent_name, event.traceparent
+    if len(agent_name) > _MAX_NAME or len(traceparent) > _MAX_TRACEPARENT:
+        raise InvalidRequestError("agent_name or traceparent is too long")
+    entry.agent_name = agent_name
     entry.data = data
     entry.number = number
     if event.HasField("timestamp"):
-        entry.timestamp.CopyFrom(event.timestamp)
-    if event.traceparent:
-        entry.traceparent = event.traceparent
+        timestamp = event.timestamp
+        if not (_FIRST_S <= timestamp.seconds <= _LAST_S and 0 <= timestamp.nanos < 1_000_000_000):
+            raise InvalidRequestError("timestamp is not within the years 1 to 9999")
+        entry.timestamp.CopyFrom(timestamp)
+    if traceparent:
+        entry.traceparent = traceparent
     # Messages concatenated are messages merged: the fields that all events of the item share are encoded once.
     return StoredEvent(event_id, shared + entry.SerializeToString())
+
+
+def _check_kind(event_type: str) -> None:
+    if event_type in _LOGS_OWN:
+        raise InvalidRequestError(f"{event_type} is written by the log alone")
+    if not _KIND.fullmatch(event_type):
+        raise InvalidRequestError("event_type must be 1 to 64 small letters, digits and '_'")
+
+
+def _check_data(data: bytes) -> None:
+    # Readers embed it into their own JSON as it is. Whether it is JSON is the emitter's to see, which parses it anyway.
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequestError("an event's data is not UTF-8") from None
 
 
 def _gap_event(producer_id: str, first: int, shared: bytes) -> StoredEvent:
@@ -191,6 +252,8 @@ def _refusal_error(refusal: Refusal) -> CarrelError:
             )
         case RefusalReason.STALE_FENCE:
             return StaleFenceError("a newer holder of the run has written to the log")
+        case RefusalReason.FENCE:
+            return PermissionDeniedError("only the run's owner raises its fence", advice="leave fence out")
         case RefusalReason.SEALED:
             return SealedLogError("the run's terminal event is in the log")
         case RefusalReason.MISMATCH:

@@ -61,6 +61,7 @@ class Append(NamedTuple):
 
     ``terminal`` says that the last of them is the run's terminal event. ``gap`` is the ``log_gap`` event to record if
     ``first_number`` turns out to leave a hole that the producer cannot fill; None means that a hole is refused.
+    ``notified`` says that the run's owner did not send it: it must not raise the run's fence.
     """
 
     user: str
@@ -72,6 +73,7 @@ class Append(NamedTuple):
     events: tuple[StoredEvent, ...]
     terminal: bool = False
     gap: StoredEvent | None = None
+    notified: bool = False
 
 
 class RefusalReason(enum.Enum):
@@ -79,6 +81,7 @@ class RefusalReason(enum.Enum):
 
     GAP = "gap"
     STALE_FENCE = "stale_fence"
+    FENCE = "fence"  # higher than the run's, from one who may not raise it
     SEALED = "sealed"
     MISMATCH = "mismatch"  # the run is known under another thread, or the producer under another run
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from grpc import aio
 
-from carrel.errors import CarrelError, InvalidRequestError, PermissionDeniedError, UnavailableError
+from carrel.errors import CarrelError, InternalError, InvalidRequestError, PermissionDeniedError, UnavailableError
 from carrel.v1 import bridge_pb2, bridge_pb2_grpc, events_pb2
 from servicekit.identity.principals import RunPrincipal, Scope, may_see_run, user_of
 from servicekit.identity.tickets import TicketVerifier
@@ -101,6 +101,10 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
                 appends.append(convert.append_of(item, principal))
             except CarrelError as error:
                 refused.append(convert.refused_ack(item.context.user_id, item.producer_id, item.fence, error))
+            except Exception as error:  # noqa: BLE001 -- the stream is everybody's, and the item would come for ever
+                _log.error("an item could not be judged", error=error)
+                internal = InternalError("the item could not be judged")
+                refused.append(convert.refused_ack(item.context.user_id, item.producer_id, item.fence, internal))
         if not appends:
             return _Batch(appends, None, refused)
         try:

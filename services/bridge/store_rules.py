@@ -98,6 +98,8 @@ def apply_append(
 ) -> AppendResult:
     """Take or refuse ``append`` by the rules of ``store.EventLog``; changes the states in place."""
     last = producer.last_number if producer is not None else 0
+    if append.notified and append.fence > (run.fence if run is not None else 0):
+        return _refused(user, RefusalReason.FENCE, last)
     if run is not None:
         if append.fence < run.fence:
             return _refused(user, RefusalReason.STALE_FENCE, last)

@@ -28,7 +28,7 @@ from services.emitter.client_bridge import Publisher, fence_reader
 from services.emitter.config import EmitterSettings
 from services.emitter.convert import reason_name
 from services.emitter.domain.guard import Guard
-from services.emitter.domain.intake import Intake
+from services.emitter.domain.intake import MAX_ITEM_BYTES, Intake
 from services.emitter.domain.ledger import Ledger
 from services.emitter.domain.sanitize import Sanitizer
 from services.emitter.domain.statistics import Statistics
@@ -71,13 +71,19 @@ async def serve_emitter(
     watch = Watch(ledger, statistics, late_s=settings.delivery_timeout, stuck_s=settings.event_timeout)
 
     bridge = BridgeServiceStub(channel)
+    # A message is at most this and one more item, which may have grown to twice its bound: three quarters.
+    item_bytes = min(MAX_ITEM_BYTES, settings.max_message_bytes // 4)
     stream = publisher.stream(
         bridge.Publish,
-        options=StreamOptions(max_items=128 if settings.enable_batching else 1, alert_after=settings.delivery_retries),
+        options=StreamOptions(
+            max_items=128 if settings.enable_batching else 1,
+            max_bytes=item_bytes,
+            alert_after=settings.delivery_retries,
+        ),
         on_state=lambda _up: readiness.poke(),
     )
     servicer = EmitterServicer(
-        Intake(_run_verifier(verifier), guard, ledger, statistics, reason_name),
+        Intake(_run_verifier(verifier), guard, ledger, statistics, reason_name, item_bytes),
         guard,
         ledger,
         statistics,

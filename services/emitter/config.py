@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from servicekit.settings import Section, SharedSettings, alias_env
+from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSettings, alias_env
 from services.emitter.domain.sanitize import DEFAULT_WITHHELD
 from services.emitter.models import Limits
 
@@ -29,8 +29,8 @@ class EmitterSettings(SharedSettings):
     Timeouts and retries never drop an event: past them the emitter says that it is not ready, logs it and counts it.
     """
 
-    listen: str = Field("127.0.0.1:50053", description="host:port to listen on; port 0 is any free one")
-    bridge: str = Field("127.0.0.1:50054", description="address of the bridge")
+    listen: ListenAddress = Field("127.0.0.1:50053", description="host:port to listen on; port 0 is any free one")
+    bridge: PeerAddress = Field("127.0.0.1:50054", description="address of the bridge")
     queue: QueueSettings = Field(default_factory=QueueSettings)
     max_events_per_user: Annotated[
         int, Field(ge=100, description="events held for one user"), alias_env("WEBSOCKET_MAX_EVENTS_PER_USER")
@@ -42,7 +42,9 @@ class EmitterSettings(SharedSettings):
     ] = 30.0
     delivery_retries: Annotated[
         int,
-        Field(ge=1, description="failed connections to the bridge in a row at which that is logged as an error"),
+        Field(
+            ge=1, description="failed connections to the bridge in a row, over 5 s or more, that are an error to log"
+        ),
         alias_env("WEBSOCKET_DELIVERY_RETRIES"),
     ] = 3
     delivery_timeout: Annotated[

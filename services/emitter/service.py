@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from grpc import aio
 
-from carrel.errors import CarrelError
+from carrel.errors import CarrelError, PermissionDeniedError
 from carrel.v1 import emitter_pb2, events_pb2
 from carrel.v1.context_pb2 import UserExecutionContext
 from carrel.v1.emitter_pb2_grpc import EmitterServiceServicer
@@ -105,7 +105,7 @@ class EmitterServicer(EmitterServiceServicer):
         ledger: What is held.
         wake: Called when something new can be sent.
         counts: Messages to the bridge, identity mismatches, resends.
-        fence_of: Asks the log for a run's fence, for a notification whose caller does not know it.
+        fence_of: Asks the log for a run's fence: a notification never raises it.
     """
 
     def __init__(
@@ -174,11 +174,17 @@ class EmitterServicer(EmitterServiceServicer):
         """Emit one event and return when it is in the log."""
         check_notifiable(request.event_type)
         data = self._guard.admit_data(request.event_type, request.data_json)
-        fence = request.fence or await self._fence_of(request.context)
-        item = notification(request, data, fence)
+        fence = await self._fence_of(request.context)
+        if request.fence > fence:
+            raise PermissionDeniedError(
+                "a notification's fence is higher than the run's",
+                advice="leave fence out: the log knows the run's own",
+                field="fence",
+            )
+        item = notification(request, data, request.fence or fence)
         waiter = NotifyWaiter()
         try:
-            self._intake.take(item, waiter, time.monotonic())
+            self._intake.take(item, waiter, time.monotonic(), notified=True)
             self._wake()
             ack = await waiter.done
         finally:

@@ -392,3 +392,16 @@ async def test_closed_log_refuses_and_closes_twice(log: EventLog) -> None:
         await log.read("alice", 0, 1)
     with pytest.raises(StoreUnavailableError):
         await log.probe()
+
+
+async def test_a_notified_append_is_refused_above_the_runs_fence_and_raises_none(log: EventLog) -> None:
+    (unknown,) = await put(log, make(1, 1, producer="n", fence=1)._replace(notified=True))
+    assert unknown.refusal == Refusal(RefusalReason.FENCE, 0)
+    await put(log, make(1, 2, fence=4))
+    results = await put(log, *(make(1, 1, producer="n", fence=fence)._replace(notified=True) for fence in (4, 5)))
+    assert [result.refusal and result.refusal.reason for result in results] == [None, RefusalReason.FENCE]
+    run = await log.resolve_run("alice", "run1")
+    assert run is not None
+    assert run.fence == 4
+    (result,) = await put(log, make(3, 3, fence=4))
+    assert result.refusal is None

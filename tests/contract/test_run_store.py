@@ -366,7 +366,7 @@ async def test_stale_fence_writes_nothing(store: RunStore) -> None:
     assert await store.finish(old, success()) is None
     assert await store.checkpoint(old, Checkpoint(0, b"{}", "data")) is None
     assert not await store.save_journal(old, 0, [JournalItem(1, "c", "tool", "t", "h", b"1")])
-    assert not await store.save_artifact(old, ArtifactRecord("run-1", "a", "text/plain", 1, "s", 0), 10)
+    assert not await store.save_artifact(old, ArtifactRecord("run-1", "a", "text/plain", 1, "s", 0), 10, 200)
     assert await store.finish(taken.ref, success()) is not None
     assert not await store.close_run(old)
     assert await store.close_run(taken.ref)
@@ -419,6 +419,33 @@ async def test_runs_are_listed_newest_first_by_page_and_filter(store: RunStore, 
     assert [run.identity.run_id for run in of_thread.items] == ["run-4"]
 
 
+async def test_pages_of_long_texts_end_early_and_nothing_is_left_out(store: RunStore) -> None:
+    for n in range(20):
+        admitted = await store.admit(admission(f"run-{n:02}", thread="t", message="x" * 250_000, max_engines=9))
+        end = Finish(RunState.FAILED, error={"code": "X", "message": "y" * 250_000}, interrupts=True)
+        await store.finish(admitted.run.ref, end)
+        await store.close_run(admitted.run.ref)
+    said: list[str] = []
+    after = None
+    while True:
+        page = await store.messages(ALICE, "t", 100, after)
+        assert page.items
+        assert sum(len(message.text) for message in page.items) < 2 * 1024 * 1024
+        said += [message.run_id for message in page.items if message.role == "user"]
+        if (after := page.next) is None:
+            break
+    assert said == [f"run-{n:02}" for n in range(20)]
+    found: list[str] = []
+    while True:
+        runs = await store.list_runs(ALICE, "", frozenset(), 100, after)
+        assert runs.items
+        assert len(runs.items) < 10
+        found += [run.identity.run_id for run in runs.items]
+        if (after := runs.next) is None:
+            break
+    assert sorted(found) == said
+
+
 async def test_threads_are_listed_by_latest_activity_with_their_live_run(store: RunStore, clock: Clock) -> None:
     first = await store.admit(admission("run-1", thread="t1"))
     clock.forward(1)
@@ -447,7 +474,7 @@ async def test_history_is_the_end_of_the_thread_without_the_asking_run(store: Ru
 
 async def test_thread_is_deleted_with_all_that_hangs_on_it(store: RunStore) -> None:
     admitted = await store.admit(admission("run-1", thread="t", client_ref="ref"))
-    await store.save_artifact(admitted.run.ref, ArtifactRecord("run-1", "a", "text/plain", 1, "s", 0), 10)
+    await store.save_artifact(admitted.run.ref, ArtifactRecord("run-1", "a", "text/plain", 1, "s", 0), 10, 200)
     with pytest.raises(RunNotEndedError):
         await store.delete_thread(ALICE, "t")
     await finish_and_close(store, admitted)
@@ -461,14 +488,26 @@ async def test_thread_is_deleted_with_all_that_hangs_on_it(store: RunStore) -> N
 # Artifacts and audit
 
 
+async def test_a_run_has_so_many_artifacts_and_no_more(store: RunStore) -> None:
+    ref = (await store.admit(admission("run-1"))).run.ref
+    other = (await store.admit(admission("run-2", thread="t2"))).run.ref
+    for name in ("a", "b", "a"):
+        assert await store.save_artifact(ref, ArtifactRecord("run-1", name, "text/plain", 1, "s", 0), 10, 2)
+    assert await store.save_artifact(other, ArtifactRecord("run-2", "a", "text/plain", 1, "s", 0), 10, 2)
+    with pytest.raises(QuotaError) as raised:
+        await store.save_artifact(ref, ArtifactRecord("run-1", "c", "text/plain", 1, "s", 0), 10, 2)
+    assert (raised.value.limit, raised.value.limit_value, raised.value.use) == ("artifacts_per_run", 2, 2)
+    assert await store.get_artifact(ALICE, "run-1", "c") is None
+
+
 async def test_artifacts_count_against_the_quota_and_replace_their_namesake(store: RunStore) -> None:
     ref = (await store.admit(admission())).run.ref
     first = ArtifactRecord("run-1", "a.txt", "text/plain", 6, "s1", 1)
-    assert await store.save_artifact(ref, first, 10)
+    assert await store.save_artifact(ref, first, 10, 200)
     bigger = replace(first, size=10, sha256="s2")
-    assert await store.save_artifact(ref, bigger, 10)
+    assert await store.save_artifact(ref, bigger, 10, 200)
     with pytest.raises(QuotaError) as raised:
-        await store.save_artifact(ref, replace(first, name="b.txt", size=1), 10)
+        await store.save_artifact(ref, replace(first, name="b.txt", size=1), 10, 200)
     assert raised.value.use == 10
     assert await store.get_artifact(ALICE, "run-1", "a.txt") == bigger
     assert await store.get_artifact(BOB, "run-1", "a.txt") is None

@@ -120,8 +120,9 @@ class Harness:
 
     def __init__(self, tmp_path: Any) -> None:
         key = generate_key()
-        self.minter = TicketMinter(key, "gateway")
-        self.forger = TicketMinter(generate_key(), "gateway")
+        self.minter = TicketMinter(key, "execution")
+        self.users_minter = TicketMinter(key, "gateway")
+        self.forger = TicketMinter(generate_key(), "execution")
         self.verifier = TicketVerifier(KeySet([key]))
         self.log = FakeLog()
         self.bridge = FakeBridge(self.log)

@@ -26,7 +26,7 @@ from servicekit.identity.tickets import TicketMinter
 from tests.conftest import Eventually
 
 KEY = generate_key()
-MINTER = TicketMinter(KEY, "test")
+MINTER = TicketMinter(KEY, "execution")
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = 1 << 40
 

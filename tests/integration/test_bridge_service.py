@@ -29,7 +29,8 @@ from services.bridge.config import BridgeSettings
 from services.bridge.store_sqlite import SqliteEventLog
 
 KEY = generate_key()
-MINTER = TicketMinter(KEY, "test")
+MINTER = TicketMinter(KEY, "execution")
+USERS_MINTER = TicketMinter(KEY, "gateway")
 R = events_pb2.RefusalReason
 
 

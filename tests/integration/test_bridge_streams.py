@@ -31,7 +31,7 @@ from services.bridge.store_sqlite import SqliteEventLog, SqliteOptions
 from tests.conftest import Eventually
 
 KEY = generate_key()
-MINTER = TicketMinter(KEY, "test")
+MINTER = TicketMinter(KEY, "execution")
 OVERLOADED = events_pb2.REFUSAL_REASON_OVERLOADED
 
 

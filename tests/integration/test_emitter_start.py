@@ -85,7 +85,7 @@ async def test_it_starts_serves_and_ends_in_order_on_sigterm(tmp_path: Path, key
                     break
                 await asyncio.sleep(0.02)
             address = ready.read_text().strip()
-            harness.minter = TicketMinter(key, "gateway")
+            harness.minter = TicketMinter(key, "execution")
             async with (
                 open_channel(address) as channel,
                 ProducerStream.to_emitter(channel, options=QUICK) as stream,

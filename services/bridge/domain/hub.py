@@ -11,12 +11,11 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from carrel.errors import CarrelError, LimitExceededError
 from servicekit.tasks import FailureHandler, TaskOwner, end_service
 from services.bridge.domain.contract import bridge_contract
-from services.bridge.domain.links import GatewayLink, Subscription
+from services.bridge.domain.links import GatewayLink, Subscription, entries_size
 from services.bridge.models import (
     Append,
     AppendResult,
@@ -32,8 +31,6 @@ from services.bridge.models import (
 from services.bridge.store import EventLog
 
 __all__ = ["Hub", "HubOptions"]
-
-_OVERHEAD: Final = 64  # bytes an entry weighs in a queue beside its blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +169,7 @@ class Hub:
                 continue
             links = by_user.get(append.user)
             if links:
-                size = _size(events)
+                size = entries_size(events)
                 for link, subscription in links.items():
                     link.offer(subscription, result.epoch, result.first_offset, events, size)
             if watchers and (waiting := watchers.get(append.user)):
@@ -281,7 +278,7 @@ class Hub:
         if entries:
             events = tuple(StoredEvent(entry.event_id, entry.blob) for entry in entries)
             item = Entries(sub.user, sub.generation, sub.epoch, entries[0].offset, events)
-            sub.link.put(item, _size(events))
+            sub.link.put(item, entries_size(events))
             self._move(sub, ResumePoint(sub.epoch, entries[-1].offset, entries[-1].event_id))
         sub.live = max(position.top, sub.known_top) <= sub.cursor
         return sub.live
@@ -292,10 +289,6 @@ class Hub:
 
     def _move(self, sub: Subscription, point: ResumePoint) -> None:
         sub.epoch, sub.cursor, sub.event_id = point
-
-
-def _size(events: tuple[StoredEvent, ...]) -> int:
-    return sum(len(event.blob) for event in events) + len(events) * _OVERHEAD
 
 
 def _too_many(limit: int) -> LimitExceededError:

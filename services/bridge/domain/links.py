@@ -11,8 +11,9 @@ from collections import deque
 
 from services.bridge.models import Bye, Entries, GatewayItem, ResumePoint, StoredEvent
 
-__all__ = ["GatewayLink", "Subscription"]
+__all__ = ["GatewayLink", "Subscription", "entries_size"]
 
+_OVERHEAD = 64  # bytes an entry weighs in a queue beside its blob
 _NOTICE_BYTES = 200  # about what an item without entries takes
 
 
@@ -132,7 +133,10 @@ class GatewayLink:
         await self._drained.wait()
 
     async def take(self, max_bytes: int) -> list[GatewayItem]:
-        """What is queued, up to about ``max_bytes``; waits until there is something. Empty when the link has ended."""
+        """What is queued, up to ``max_bytes`` or a single entry; waits until there is something.
+
+        Entries that are more are handed out in parts. Empty when the link has ended.
+        """
         while not self._items:
             if self._closing:
                 return []
@@ -142,6 +146,10 @@ class GatewayLink:
         size = 0
         while self._items and size < max_bytes:
             item, cost = self._items.popleft()
+            if size + cost > max_bytes and isinstance(item, Entries):
+                item, cost = self._part(item, cost, max_bytes - size, at_least=0 if taken else 1)
+                if not item.events:
+                    break
             taken.append(item)
             size += cost
         self._size -= size
@@ -149,9 +157,28 @@ class GatewayLink:
             self._drained.set()
         return taken
 
+    def _part(self, item: Entries, cost: int, room: int, at_least: int) -> tuple[Entries, int]:
+        """The first entries that fit, and what they weigh; the others are put back before everything else."""
+        count = size = 0
+        for event in item.events:
+            weight = entries_size((event,))
+            if size + weight > room and count >= at_least:
+                break
+            size += weight
+            count += 1
+        if count < len(item.events):
+            rest = item._replace(first_offset=item.first_offset + count, events=item.events[count:])
+            self._items.appendleft((rest, cost - size))
+        return item._replace(events=item.events[:count]), size
+
     def finish(self, bye: Bye | None = None) -> None:
         """Take no more items; what is queued, ``bye`` last, is still handed out."""
         if bye is not None:
             self.put(bye)
         self._closing = True
         self._filled.set()
+
+
+def entries_size(events: tuple[StoredEvent, ...]) -> int:
+    """What entries weigh in a queue."""
+    return sum(len(event.blob) for event in events) + len(events) * _OVERHEAD

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from typing import Any, Final, Protocol
 
 import orjson
@@ -32,6 +33,19 @@ _KIND_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _PRODUCIBLE: Final = {name: kind for name, kind in EVENTS.items() if kind.source in ("agent", "run")}
 
 
+# The seconds of the years 1 to 9999, which is what a timestamp may say and ISO 8601 can.
+_FIRST_S: Final = -62_135_596_800
+_LAST_S: Final = 253_402_300_799
+_LAST_NS: Final = 999_999_999
+
+
+class TimestampFields(Protocol):
+    """The fields of ``google.protobuf.Timestamp``."""
+
+    seconds: int
+    nanos: int
+
+
 class EventFields(Protocol):
     """The fields of ``carrel.v1.Event`` that are looked at."""
 
@@ -41,6 +55,10 @@ class EventFields(Protocol):
     agent_name: str
     data: bytes
     traceparent: str
+
+    @property
+    def timestamp(self) -> TimestampFields:
+        """When it happened, by its producer."""
 
 
 class Guard:
@@ -60,6 +78,9 @@ class Guard:
                 raise InvalidEventError("event_id is not 1 to 128 printable ASCII characters", field="event_id")
             if len(event.agent_name) > _MAX_NAME or len(event.traceparent) > _MAX_TRACEPARENT:
                 raise InvalidEventError("agent_name or traceparent is too long", field="agent_name")
+            timestamp = event.timestamp
+            if not (_FIRST_S <= timestamp.seconds <= _LAST_S and 0 <= timestamp.nanos <= _LAST_NS):
+                raise InvalidEventError("timestamp is not within the years 1 to 9999", field="timestamp")
             admitted = self.admit_data(kind, data)
         except CarrelError as error:
             known = EVENTS.get(kind)
@@ -127,5 +148,8 @@ def _replace(event: EventFields, error: CarrelError) -> None:
         event.event_id = f"rejected-{event.number}-{digest}"
     event.agent_name = event.agent_name[:_MAX_NAME]
     event.traceparent = ""
+    timestamp = event.timestamp
+    if not (_FIRST_S <= timestamp.seconds <= _LAST_S and 0 <= timestamp.nanos <= _LAST_NS):
+        timestamp.seconds, timestamp.nanos = divmod(time.time_ns(), _LAST_NS + 1)
     event.data = orjson.dumps({"event_type": kind, "reason": error.message[:500], "code": error.code})
     event.event_type = REJECTED

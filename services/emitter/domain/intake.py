@@ -1,7 +1,8 @@
 """The way of an item from an upstream stream into the queue: identity, envelope, numbers, events, room.
 
-One item's failure is answered to its own producer and changes nothing for the others on the same stream. Items are the
-wire's own messages, seen through protocols, and are forwarded as they came unless something in them had to be changed.
+One item's failure is answered to its own producer and changes nothing for the others on the same stream, here or on
+the way to the bridge: what could not be sent there is not taken. Items are the wire's own messages, seen through
+protocols, and are forwarded as they came unless something in them had to be changed.
 """
 
 from __future__ import annotations
@@ -9,17 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from carrel.errors import CarrelError, InvalidRequestError
+from carrel.errors import CarrelError, InternalError, InvalidRequestError, PermissionDeniedError
 from servicekit.identity.principals import RunPrincipal
 from servicekit.identity.tickets import ContextMessage
+from servicekit.logs import get_logger
 from services.emitter.domain.guard import EventFields, Guard
 from services.emitter.domain.ledger import Ledger
 from services.emitter.domain.statistics import Statistics
 from services.emitter.models import Batch, Listener, Offer, Verdict, VerdictKind
 
-__all__ = ["Events", "Intake", "Item"]
+__all__ = ["MAX_ITEM_BYTES", "Events", "Intake", "Item"]
+
+_log: Final = get_logger("services.emitter")
 
 MAX_EVENTS: Final = 100
+# As it comes. Cleaning makes data longer: an item may grow to twice this, and still fits into a message with others.
+MAX_ITEM_BYTES: Final = 512 << 10
+# Events of a run that was admitted are sent under tickets of its owner; what a user can get speaks for the user alone.
+_OWNER: Final = "execution"
 MAX_PRODUCER_ID: Final = 200
 
 
@@ -44,6 +52,7 @@ class Item(Protocol):
     @property
     def events(self) -> Any: ...
     def ByteSize(self) -> int: ...  # noqa: N802 -- protobuf's name
+    def DiscardUnknownFields(self) -> None: ...  # noqa: N802 -- protobuf's name
 
 
 class Intake:
@@ -55,6 +64,7 @@ class Intake:
         ledger: Where items wait for the log.
         statistics: Counts.
         reason: The RefusalReason's name for an error.
+        max_item_bytes: Bound of an item as it comes.
     """
 
     def __init__(
@@ -64,48 +74,85 @@ class Intake:
         ledger: Ledger,
         statistics: Statistics,
         reason: Callable[[CarrelError], str],
+        max_item_bytes: int = MAX_ITEM_BYTES,
     ) -> None:
         self._verify = verify
         self._guard = guard
         self._ledger = ledger
         self._statistics = statistics
         self._reason = reason
+        self._max_item_bytes = max_item_bytes
 
-    def take(self, item: Item, listener: Listener, now: float) -> bool:
-        """Take one item; False when it was refused, which the listener has been told."""
+    def take(self, item: Item, listener: Listener, now: float, *, notified: bool = False) -> bool:
+        """Take one item; False when it was refused, which the listener has been told.
+
+        ``notified`` items are the emitter's own, made of a notification that the guard has admitted.
+        """
         try:
             principal = self._verify(item.context)
+            if principal.issuer != _OWNER and not notified:
+                raise PermissionDeniedError(
+                    "only the run's owner sends streams of events",
+                    advice="send single events with Notify, or have execution run the agent",
+                )
             first, last = _envelope(item)
+            # Fields that this version does not know would travel on, unseen by the guard.
+            item.DiscardUnknownFields()
+            size = item.ByteSize()
+            self._check_size(size, self._max_item_bytes)
             offer = Offer(
                 principal.user_id, item.producer_id, principal.run_id, first, last, item.declare_gap, item.fence
             )
             verdict = self._ledger.offer(offer, listener, now)
             if verdict.kind is VerdictKind.QUEUE:
-                self._queue(item, verdict, first, last, now)
+                self._queue(item, size, verdict, first, now, notified)
             elif verdict.kind is VerdictKind.KNOWN:
                 listener.known(verdict.producer)
             return True
         except CarrelError as error:
-            self._statistics.refused[self._reason(error)] += 1
-            last_number = error.details.get("last_number")
-            if not isinstance(last_number, int):
-                last_number = item.events[0].number - 1 if len(item.events) else 0
-            listener.refused(item.context.user_id, item.producer_id, error, max(0, last_number))
-            return False
+            self._refuse(item, listener, error)
+        except Exception as error:  # noqa: BLE001 -- the stream is everybody's, and the item would come again for ever
+            _log.error("an item could not be judged", error=error)
+            self._refuse(item, listener, InternalError("the item could not be judged"))
+        return False
 
-    def _queue(self, item: Item, verdict: Verdict, first: int, last: int, now: float) -> None:
+    def _refuse(self, item: Item, listener: Listener, error: CarrelError) -> None:
+        self._statistics.refused[self._reason(error)] += 1
+        last_number = error.details.get("last_number")
+        if not isinstance(last_number, int):
+            last_number = item.events[0].number - 1 if len(item.events) else 0
+        listener.refused(item.context.user_id, item.producer_id, error, max(0, last_number))
+
+    def _queue(self, item: Item, size: int, verdict: Verdict, first: int, now: float, notified: bool) -> None:
         if verdict.skip:
             del item.events[: verdict.skip]
             first += verdict.skip
-        producer = verdict.producer
-        batch = Batch(producer, first, last, item.ByteSize(), item, now)
+            size = item.ByteSize()
+        batch = Batch(verdict.producer, first, first + len(item.events) - 1, size, item, now)
         # What is refused for want of room will come again, and need not be looked through twice.
         self._ledger.check_room(batch, now)
-        admit = self._guard.admit
-        for event in item.events:
-            if not admit(event):
-                self._statistics.events_rejected += 1
+        if not notified and self._guard_changes(item.events):
+            batch.size = item.ByteSize()
+            self._check_size(batch.size, 2 * self._max_item_bytes)
         self._ledger.queue_batch(batch)
+
+    def _guard_changes(self, events: Events) -> bool:
+        """Check and clean the events; whether any of them is another one now."""
+        guard, rejected = self._guard, 0
+        admit, cleaned = guard.admit, guard.cleaned
+        for event in events:
+            if not admit(event):
+                rejected += 1
+        self._statistics.events_rejected += rejected
+        return rejected > 0 or guard.cleaned != cleaned
+
+    def _check_size(self, size: int, bound: int) -> None:
+        if size > bound:
+            raise InvalidRequestError(
+                f"an item is {size} bytes; at most {bound} can be sent on",
+                advice=f"send fewer events in one item, {self._max_item_bytes} bytes in all",
+                field="events",
+            )
 
 
 def _envelope(item: Item) -> tuple[int, int]:

@@ -48,6 +48,10 @@ _WHOLE: Final = frozenset(
     "clientassertion dbpass userpass phpsessid jsessionid".split()
 )
 _CREDENTIALS: Final = frozenset("token jwt authorization proxyauthorization".split())
+# A login as a header has it; what follows may be of any alphabet, all in small letters too.
+_SCHEME: Final = re.compile(
+    r"(?i)\s*(?:bearer|basic|digest|token|apikey|negotiate)\s+(?=\S{16}|\S*[0-9._~+/=])\S{8,}\s*"
+)
 _COOKIES: Final = frozenset("cookie cookies setcookie cookiejar cookieheader".split())
 # What people write in the place of a secret; an error's {"password": "required"} is one of these.
 _STAND_INS: Final = frozenset(
@@ -102,6 +106,8 @@ def _secret(value: Any) -> bool:
 
 
 def _looks_like_credential(text: str) -> bool:
+    if _SCHEME.fullmatch(text):
+        return True
     if len(text) < 16 or text.count(" ") > 1:
         return False
     body = text.rpartition(" ")[2]

@@ -22,6 +22,7 @@ REDACTED: Final = "[redacted]"
 _DIGIT: Final = r"(?=[A-Za-z0-9_-]{0,200}[0-9])"
 _PROVIDERS: Final = (
     rf"sk-{_DIGIT}[A-Za-z0-9_-]{{20,}}",  # OpenAI, Anthropic, OpenRouter
+    r"sk-ant-[A-Za-z0-9_-]{3,}",  # however short: what else begins like this
     r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])",  # AWS
     r"AIza[A-Za-z0-9_-]{35}",  # Google
     r"ya29\.[A-Za-z0-9_-]{20,}",

@@ -10,7 +10,7 @@ import pytest
 
 from carrel.errors import StoreUnavailableError
 from services.bridge.domain.hub import Hub, HubOptions
-from services.bridge.domain.links import GatewayLink
+from services.bridge.domain.links import GatewayLink, entries_size
 from services.bridge.models import (
     Append,
     AppendResult,
@@ -329,3 +329,20 @@ async def test_subscriptions_of_one_gateway_are_bounded() -> None:
     await reader.until_notices(2)
     assert {type(notice) for notice in reader.notices} == {Subscribed, Refused}
     await hub.detach(link)
+
+
+async def test_entries_that_are_more_than_asked_for_are_handed_out_in_parts_and_in_order() -> None:
+    link = GatewayLink("g", 1 << 20)
+    sizes = [100, 100, 5_000, 100, 100, 100]
+    events = tuple(StoredEvent(f"e{n}", b"x" * size) for n, size in enumerate(sizes))
+    link.put(Reset("alice", 1, ResetReason.TRIMMED, ResumePoint("e", 0, "")))
+    link.put(Entries("alice", 1, "e", 1, events), entries_size(events))
+    link.put(Bye("later", 0.0))
+    parts = [await link.take(600) for _ in range(3)]
+    assert [
+        [item.first_offset + n for item in part if isinstance(item, Entries) for n in range(len(item.events))]
+        for part in parts
+    ] == [[1, 2], [3], [4, 5, 6]]
+    assert isinstance(parts[0][0], Reset)
+    assert isinstance(parts[2][-1], Bye)
+    assert link.queued_bytes == 0

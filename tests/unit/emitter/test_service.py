@@ -24,7 +24,7 @@ from services.emitter.service import AckStream, EmitterServicer
 from tests.conftest import Eventually
 
 CONTEXT = UserExecutionContext(user_id="u", thread_id="t", run_id="r", request_id="q")
-PRINCIPAL = RunPrincipal("u", "t", "r", "q", frozenset(), {}, 0.0)
+PRINCIPAL = RunPrincipal("u", "t", "r", "q", frozenset(), {}, 0.0, "execution")
 
 
 class Parts:
@@ -124,3 +124,20 @@ async def test_a_request_wakes_the_bridges_stream_once(eventually: Eventually) -
     assert (await waiting).acks[0].through == 3
     with pytest.raises(StopAsyncIteration):
         await anext(responses)
+
+
+async def test_an_item_that_trips_the_intake_up_is_refused_and_the_stream_goes_on(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    parts = Parts()
+    offer = parts.ledger.offer
+    monkeypatch.setattr(parts.ledger, "offer", lambda o, *rest: 1 // 0 if o.producer_id == "odd" else offer(o, *rest))
+    responses = parts.emit()
+    parts.send(1, 1, "odd")
+    assert (await anext(responses)).acks[0].refusal.reason == RefusalReason.REFUSAL_REASON_INVALID
+    parts.send(1, 1, "good")
+    waiting = asyncio.ensure_future(anext(responses))
+    await eventually(lambda: parts.ledger.queue.events == 1)
+    parts.acknowledge(1, "good")
+    assert (await waiting).acks[0].through == 1
+    await responses.aclose()
