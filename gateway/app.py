@@ -13,9 +13,10 @@ from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from gateway.agents import Agents
 from gateway.config import GatewaySettings
 from gateway.connections import Connections
+from gateway.downstream import Downstream
 from gateway.handshake import Handshake
 from gateway.hub import Hub
-from gateway.limits import ConnectionLimits
+from gateway.limits import AcceptLimits, ConnectionLimits
 from gateway.log_reader import BridgeLogReader
 from gateway.login import LoginVerifier
 from gateway.login_keys import LoginKeys
@@ -60,14 +61,15 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
             await wait_ready(execution, f"execution at {settings.execution}", wait_s)
         parts = _parts(settings, desk, logins, (bridge, execution, agents))
         upstream = Upstream(bridge, parts.hub, desk, new_id("gw"), settings.upstream_options())
-        readiness = Readiness()
-        readiness.add("bridge", lambda: upstream.attached)
+        readiness = _readiness(upstream, Downstream(bridge), Downstream(execution))
         server = GatewayServer(
             web_application(parts, readiness, settings),
             settings.listen,
             parts.connections,
             readiness,
             settings.drain_seconds,
+            limits=AcceptLimits(settings.limits.connections, settings.limits.per_address, settings.proxies),
+            head_s=settings.connect_seconds,
         )
         _ = tasks.start(upstream.run(), "upstream")
         try:
@@ -85,6 +87,19 @@ def web_application(parts: Parts, readiness: Readiness, settings: GatewaySetting
     application.on_response_prepare.append(on_prepare(parts.origins))
     add_routes(application, parts, readiness, handshake.handle, settings.execute_wait_seconds)
     return application
+
+
+def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream) -> Readiness:
+    """Whether new connections and requests are welcome; those that are open stay, whatever it says."""
+
+    async def log() -> bool:
+        # The stream may be open though the bridge cannot write.
+        return upstream.attached and await bridge.ready()
+
+    readiness = Readiness()
+    readiness.add("bridge", log)
+    readiness.add("execution", execution.ready)
+    return readiness
 
 
 def _parts(

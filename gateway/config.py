@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gateway.handshake import HandshakeOptions
 from gateway.limits import Network
@@ -15,7 +15,7 @@ from gateway.origins import normal_origin
 from gateway.outflow import Flow
 from gateway.session import SessionOptions
 from gateway.upstream import UpstreamOptions
-from servicekit.settings import Section, SharedSettings, alias_env
+from servicekit.settings import PeerAddress, Section, SharedSettings, TcpListenAddress, alias_env
 
 __all__ = ["GatewaySettings", "LimitSettings", "LoginSettings"]
 
@@ -41,7 +41,7 @@ class LoginSettings(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.secret_file is not None and self.jwks is not None:
-            raise ValueError("set secret_file or jwks, not both")
+            raise ValueError("set CARREL_GATEWAY_LOGIN__SECRET_FILE or CARREL_GATEWAY_LOGIN__JWKS, not both")
         return self
 
     def claim_names(self) -> ClaimNames:
@@ -64,10 +64,10 @@ def _key_of(values: dict[str, Any]) -> Path:
 class GatewaySettings(SharedSettings):
     """What the gateway is told at its start. Durations are seconds, sizes are bytes."""
 
-    listen: str = Field("127.0.0.1:8080", description="host:port to listen on; port 0 is any free one")
-    execution: str = Field("127.0.0.1:50051", description="address of execution")
-    agent_instance: str = Field("127.0.0.1:50052", description="address of agent_instance")
-    bridge: str = Field("127.0.0.1:50054", description="address of the bridge")
+    listen: TcpListenAddress = Field("127.0.0.1:8080", description="host:port to listen on; port 0 is any free one")
+    execution: PeerAddress = Field("127.0.0.1:50051", description="address of execution")
+    agent_instance: PeerAddress = Field("127.0.0.1:50052", description="address of agent_instance")
+    bridge: PeerAddress = Field("127.0.0.1:50054", description="address of the bridge")
     ticket_key: Path = Field(default_factory=_key_of, description="private key that signs the gateway's tickets")
     login: LoginSettings = Field(default_factory=LoginSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
@@ -81,7 +81,9 @@ class GatewaySettings(SharedSettings):
         60.0, gt=0, description="how long connections are kept while the bridge is away"
     )
     reattach_seconds: float = Field(1500.0, gt=0, description="age at which the stream from the bridge is opened anew")
-    run_seconds: float = Field(300.0, gt=0, description="execution's engine_timeout_seconds, which run tickets outlive")
+    run_seconds: float = Field(
+        300.0, gt=0, description="ENGINE_TIMEOUT_SECONDS of execution, which run tickets outlive"
+    )
     execute_wait_seconds: float = Field(330.0, gt=0, description="how long POST /api/agents/execute waits for its run")
     ring_bytes: int = Field(4 << 20, ge=64 << 10, description="newest events kept for each connected user")
     max_events_per_user: Annotated[
@@ -110,11 +112,16 @@ class GatewaySettings(SharedSettings):
     def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ipaddress.ip_network(network)) for network in networks)
 
-    @model_validator(mode="after")
-    def _production(self) -> Self:
-        if self.production and self.login.jwks is None:
-            raise ValueError("production takes no shared login secret: set login.jwks to your issuer's public keys")
-        return self
+    # Of the field, not of the whole: it is told together with what is wrong with other fields.
+    @field_validator("login")
+    @classmethod
+    def _public_keys(cls, login: LoginSettings, info: ValidationInfo) -> LoginSettings:
+        if info.data.get("environment") == "production" and login.jwks is None:
+            raise ValueError(
+                "production takes no shared login secret: set CARREL_GATEWAY_LOGIN__JWKS to the file with your issuer's"
+                " public keys"
+            )
+        return login
 
     @property
     def login_secret(self) -> Path:
@@ -126,14 +133,18 @@ class GatewaySettings(SharedSettings):
         """How long a run ticket lives."""
         return self.run_seconds + _RUN_TICKET_GRACE_S
 
+    @property
+    def proxies(self) -> tuple[Network, ...]:
+        """Networks of proxies whose word is taken."""
+        return tuple(ipaddress.ip_network(network) for network in self.trusted_proxies)
+
     def handshake_options(self) -> HandshakeOptions:
         """How connections are received, served and written to."""
-        proxies: tuple[Network, ...] = tuple(ipaddress.ip_network(network) for network in self.trusted_proxies)
         return HandshakeOptions(
             connect_s=self.connect_seconds,
             flow=Flow(stall_s=self.delivery_timeout, full_bytes=self.send_buffer_bytes),
             session=SessionOptions(heartbeat_s=self.heartbeat_interval),
-            trusted_proxies=proxies,
+            trusted_proxies=self.proxies,
             allow_batch=self.enable_batching,
         )
 

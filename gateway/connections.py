@@ -29,7 +29,7 @@ class Endable(Protocol):
 
 
 class Connections:
-    """Open connections: those that have a session, and those that are still shaking hands."""
+    """``WebSocketConnectionPool`` of the documents, with ``Hub``: open connections, with a session or shaking hands."""
 
     def __init__(self) -> None:
         self._sessions: set[Endable] = set()

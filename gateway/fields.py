@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from carrel.errors import InvalidRequestError
+from carrel.frozen import MAX_NESTING, nests_too_deep
 
 __all__ = ["ID", "OBJECT", "TEXT", "Rule", "check_fields"]
 
@@ -96,4 +97,12 @@ def check_fields(
         listed = "; ".join(f"{name} {problem}" for name, problem in problems.items())
         known = ", ".join(rules) or "none"
         raise error(f"{what}: {listed}", advice=f"fields of {what} are: {known}", fields=problems)
+    deep = [name for name, value in body.items() if nests_too_deep(value)]
+    if deep:
+        problem = f"nests more than {MAX_NESTING} levels deep"
+        raise InvalidRequestError(
+            f"{what}: {deep[0]} {problem}",
+            advice="send flatter values, or the inner ones as JSON text",
+            fields=dict.fromkeys(deep, problem),
+        )
     return {name: value for name, value in body.items() if value is not None}

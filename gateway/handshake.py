@@ -15,6 +15,7 @@ from aiohttp import hdrs, web
 
 from carrel.errors import CarrelError, DrainingError, FrameError, InvalidRequestError, PermissionDeniedError, TokenError
 from carrel.ids import check_minted_id, new_id
+from gateway.accept import upgraded
 from gateway.close_codes import CloseCode, close_code_for
 from gateway.frames import Connect, connect_options
 from gateway.limits import Network, client_address
@@ -84,6 +85,7 @@ class Handshake:
             if login is not None:
                 _check_path(request, login)
                 held.enter_context(self._parts.limits.user(login.user_id))
+            held.enter_context(upgraded(request))
             await ws.prepare(request)
             transport = request.transport
             if transport is not None:

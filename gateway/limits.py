@@ -1,4 +1,5 @@
-"""How many connections there may be: in all, from one address, of one user. Counted from before the upgrade to the end.
+"""How many connections there may be: in all, from one address, of one user. Sockets are counted from before the upgrade
+to the end, whatever else is a TCP connection from its accept on.
 
 Not engines, runs or rates: those are execution's.
 """
@@ -9,13 +10,15 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from carrel.errors import ConnectionsLimitError, UnavailableError
 
-__all__ = ["ConnectionLimits", "Network", "client_address"]
+__all__ = ["AcceptLimits", "ConnectionLimits", "Network", "client_address"]
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_RESERVE: Final = 1_000
 
 
 class ConnectionLimits:
@@ -37,16 +40,8 @@ class ConnectionLimits:
             UnavailableError: This gateway has as many as it may.
             ConnectionsLimitError: The address has.
         """
-        if self.connections >= self._total:
-            raise UnavailableError(
-                "this gateway has as many connections as it may",
-                advice="connect again shortly",
-                retry_after_s=5,
-                limit="max_connections",
-                limit_value=self._total,
-                use=self.connections,
-            )
-        self._check(self._addresses[address], self._per_address, "max_connections_per_address", "this address")
+        _check_total(self.connections, self._total)
+        _check(self._addresses[address], self._per_address, "max_connections_per_address", "this address")
         self.connections += 1
         self._addresses[address] += 1
         try:
@@ -62,7 +57,7 @@ class ConnectionLimits:
         Raises:
             ConnectionsLimitError: The user has as many as allowed.
         """
-        self._check(self._users[user_id], self._per_user, "max_connections_per_user", "this user")
+        _check(self._users[user_id], self._per_user, "max_connections_per_user", "this user")
         self._users[user_id] += 1
         try:
             yield
@@ -73,16 +68,86 @@ class ConnectionLimits:
         """How many connections the user has."""
         return self._users[user_id]
 
-    def _check(self, use: int, bound: int, name: str, whose: str) -> None:
-        if use >= bound:
-            raise ConnectionsLimitError(
-                f"{whose} has {use} connections; at most {bound} are allowed",
-                advice="close one that is no longer needed",
-                retry_after_s=5,
-                limit=name,
-                limit_value=bound,
-                use=use,
-            )
+
+class AcceptLimits:
+    """The counts of TCP connections, of those that never become sockets too.
+
+    Args:
+        total: In all; beyond it there is a reserve, so that a request over the limit of sockets gets its answer.
+        per_address: From one address, besides its sockets.
+        trusted: Networks of proxies; theirs are many peoples' connections, and count in all only.
+    """
+
+    def __init__(self, total: int, per_address: int, trusted: Sequence[Network] = ()) -> None:
+        self._total = total + _RESERVE
+        self._per_address = per_address
+        self._trusted = trusted
+        self._addresses: Counter[str] = Counter()
+        self.connections = 0
+
+    @contextmanager
+    def accepted(self, peer: str) -> Iterator[None]:
+        """A TCP connection from a peer.
+
+        Raises:
+            UnavailableError: This gateway has as many as it may.
+            ConnectionsLimitError: The address has.
+        """
+        _check_total(self.connections, self._total)
+        address = "" if _within(peer, self._trusted) else _normal(peer)
+        if address:
+            _check(self._addresses[address], self._per_address, "max_connections_per_address", "this address")
+            self._add(address, 1)
+        self.connections += 1
+        try:
+            yield
+        finally:
+            self.connections -= 1
+            if address:
+                self._add(address, -1)
+
+    @contextmanager
+    def upgraded(self, peer: str) -> Iterator[None]:
+        """An accepted connection is a socket meanwhile, and not counted here for its address."""
+        if _within(peer, self._trusted):
+            yield
+            return
+        address = _normal(peer)
+        self._add(address, -1)
+        try:
+            yield
+        finally:
+            self._add(address, 1)
+
+    def _add(self, address: str, number: int) -> None:
+        # Below 0 for a moment when a connection is lost before its socket's handler has ended.
+        self._addresses[address] += number
+        if not self._addresses[address]:
+            del self._addresses[address]
+
+
+def _check_total(use: int, bound: int) -> None:
+    if use >= bound:
+        raise UnavailableError(
+            "this gateway has as many connections as it may",
+            advice="connect again shortly",
+            retry_after_s=5,
+            limit="max_connections",
+            limit_value=bound,
+            use=use,
+        )
+
+
+def _check(use: int, bound: int, name: str, whose: str) -> None:
+    if use >= bound:
+        raise ConnectionsLimitError(
+            f"{whose} has {use} connections; at most {bound} are allowed",
+            advice="close one that is no longer needed",
+            retry_after_s=5,
+            limit=name,
+            limit_value=bound,
+            use=use,
+        )
 
 
 def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> str:

@@ -88,7 +88,8 @@ def _stage_json(stage: execution_pb2.Stage) -> dict[str, Any]:
         "attempt": stage.attempt,
         "started_at": _time(stage, "started_at"),
         "ended_at": _time(stage, "ended_at"),
-        "answered_by": stage.answered_by or None,
+        # Only a fallback is news: a stage that went well was answered by its own agent.
+        "answered_by": stage.answered_by if stage.answered_by not in {"", stage.agent_name} else None,
     }
 
 

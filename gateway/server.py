@@ -9,7 +9,9 @@ from typing import Final
 from aiohttp import web
 
 from carrel.errors import InvalidConfigurationError, StartupError
+from gateway.accept import Accepted, note_request
 from gateway.connections import Connections
+from gateway.limits import AcceptLimits
 from servicekit.health import Readiness
 from servicekit.logs import get_logger
 
@@ -20,24 +22,49 @@ _log = get_logger("gateway.server")
 # Tokens of identity providers reach 8 KiB and more.
 _MAX_HEADER_BYTES: Final = 24 * 1024
 _BACKLOG: Final = 1024
+# Between two requests; longer than the proxies that are used keep theirs. Not put off by the half of a request.
+_KEEPALIVE_S: Final = 75.0
 
 
 class GatewayServer:
-    """One HTTP server; a ``Running`` of servicekit.lifecycle."""
+    """One HTTP server; a ``Running`` of servicekit.lifecycle.
+
+    Args:
+        app: What is served.
+        listen: ``host:port``.
+        connections: Open sockets.
+        readiness: Turned on with the listening, off with the drain.
+        drain_s: How long sockets may take to close.
+        limits: Counts TCP connections.
+        head_s: How long the first request's head may take.
+    """
 
     def __init__(
-        self, app: web.Application, listen: str, connections: Connections, readiness: Readiness, drain_s: float
+        self,
+        app: web.Application,
+        listen: str,
+        connections: Connections,
+        readiness: Readiness,
+        drain_s: float,
+        *,
+        limits: AcceptLimits,
+        head_s: float,
     ) -> None:
+        app.middlewares.insert(0, note_request)
         self._app = app
         self._host, self._port = _parse(listen)
         self._connections = connections
         self._readiness = readiness
         self._drain_s = drain_s
+        self._limits = limits
+        self._head_s = head_s
+        self._listener: asyncio.Server | None = None
         self._runner = web.AppRunner(
             app,
             handle_signals=False,
             access_log=None,
             handler_cancellation=True,
+            keepalive_timeout=_KEEPALIVE_S,
             shutdown_timeout=min(drain_s, 5.0),
             max_field_size=_MAX_HEADER_BYTES,
         )
@@ -66,12 +93,18 @@ class GatewayServer:
         """
         if not self._started:
             await self._runner.setup()
-            site = web.TCPSite(self._runner, self._host.strip("[]"), self._port, backlog=_BACKLOG)
+            serve = self._runner.server
+            assert serve is not None
             try:
-                await site.start()
+                self._listener = await asyncio.get_running_loop().create_server(
+                    lambda: Accepted(serve, self._limits, self._head_s),
+                    self._host.strip("[]"),
+                    self._port,
+                    backlog=_BACKLOG,
+                )
             except OSError as error:
                 raise _cannot_listen(self.address, error) from error
-            self._port = self._runner.addresses[0][1]
+            self._port = self._listener.sockets[0].getsockname()[1]
             self._started = True
             self._readiness.set_open(True)
         return self._port
@@ -90,6 +123,8 @@ class GatewayServer:
         self._readiness.set_open(False)
         _log.info("draining", connections=len(self._connections))
         await self._connections.drain(self._drain_s)
+        if self._listener is not None:
+            self._listener.close()
         await self._runner.cleanup()
 
 

@@ -22,7 +22,8 @@ from carrel.errors import CarrelError, StartupError
 from servicekit import logs
 from servicekit.contracts import PHASES, Phase
 from servicekit.settings import SharedSettings, load_settings
-from servicekit.tasks import failure_handler
+from servicekit.tasks import TaskOwner, failure_handler
+from servicekit.watchdog import watch_loop
 
 __all__ = ["App", "Phase", "Running", "Starter", "run_service"]
 
@@ -175,6 +176,8 @@ class _Life:
                 _settle_memory()
                 await running.start()
             self._running = running
+            # From here on: a start may block its loop, since nobody is served yet.
+            _ = (await stack.enter_async_context(TaskOwner())).start(watch_loop(), "watch over the loop")
             self._tell_ready(running.address, time.monotonic() - start.began)
             await self._stop.wait()
             asyncio.get_running_loop().call_later(self._longest_end_s, self._cut_off)

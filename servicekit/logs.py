@@ -1,21 +1,22 @@
 """Logs: one JSON object per line on stderr (or a readable line in development), a fixed message, values in fields.
 
-Never a payload, a ticket, a token or a user's text: fields named like one are withheld. Not metrics and not traces.
+Never a payload, a ticket, a token or a user's text: fields named like one are withheld. Libraries, and ``carrel``
+itself, log by the standard library, with their fields in ``extra``. Not metrics and not traces.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, TextIO
 
 import orjson
+
+from carrel.pseudonyms import hash_user
 
 __all__ = ["Logger", "bind", "configure", "get_logger", "hash_user"]
 
@@ -25,6 +26,8 @@ _WITHHELD: Final = frozenset(
     "ticket token socket_token authorization password secret payload data data_json text prompt result".split()
 )
 _EMPTY: Final[Mapping[str, Any]] = {}
+# What every record has; whatever else one has came in ``extra``, from code that uses the standard library's loggers.
+_OF_EVERY_RECORD: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "fields"})
 
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("servicekit_log_fields", default=_EMPTY)
 
@@ -83,12 +86,6 @@ class bind:  # noqa: N801 -- reads as a verb, in a with statement or alone
         _bound.reset(self._token)
 
 
-@lru_cache(maxsize=4096)
-def hash_user(user_id: str) -> str:
-    """A short pseudonym of a user, the same in every process: lines can be followed without naming anybody."""
-    return "u-" + hashlib.blake2s(user_id.encode(), digest_size=6, person=b"carrel").hexdigest()
-
-
 def configure(service: str, level: str = "info", format: str = "json", stream: TextIO | None = None) -> None:  # noqa: A002
     """Send every log line of this process to ``stream`` (stderr), in the given form ("json" or "console")."""
     handler = logging.StreamHandler(stream or sys.stderr)
@@ -110,8 +107,11 @@ class _Formatter(logging.Formatter):
         self._service = service
 
     def fields_of(self, record: logging.LogRecord) -> dict[str, Any]:
+        extra = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
         own = getattr(record, "fields", _EMPTY)
-        fields = {name: _safe(name, value) for name, value in {**_bound.get(), **own}.items()}
+        if not isinstance(own, Mapping):  # of another library's making
+            own = {"fields": own}
+        fields = {name: _safe(name, value) for name, value in {**_bound.get(), **extra, **own}.items()}
         if record.exc_info and record.exc_info[0] is not None:
             fields["error_type"] = record.exc_info[0].__name__
             fields["traceback"] = self.formatException(record.exc_info)[-_MAX_TRACEBACK:]

@@ -12,12 +12,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["SERVICES", "Section", "SharedSettings", "alias_env", "load_settings"]
+from servicekit.addresses import ListenAddress, PeerAddress, TcpListenAddress
+
+__all__ = [
+    "DOCUMENTS_NAMES",
+    "SERVICES",
+    "ListenAddress",
+    "PeerAddress",
+    "Section",
+    "SharedSettings",
+    "TcpListenAddress",
+    "alias_env",
+    "load_settings",
+]
 
 # A process leaves the names of the others alone. CLI, UP and TEST are no services but have names of their own.
 SERVICES: Final = ("EXECUTION", "AGENT_INSTANCE", "EMITTER", "BRIDGE", "GATEWAY", "CLI", "UP", "TEST")
+
+# The documents' names that share a prefix with other programs' variables. One that is nearly one of these is a mistake;
+# any other is somebody else's. No process reads all of them, and none reads WEBSOCKET_ENABLE_COMPRESSION: batches are
+# not compressed in this release.
+DOCUMENTS_NAMES: Final = (
+    "WEBSOCKET_MAX_EVENTS_PER_USER",
+    "WEBSOCKET_EVENT_TIMEOUT",
+    "WEBSOCKET_HEARTBEAT_INTERVAL",
+    "WEBSOCKET_MAX_RECONNECT_ATTEMPTS",
+    "WEBSOCKET_DELIVERY_RETRIES",
+    "WEBSOCKET_DELIVERY_TIMEOUT",
+    "WEBSOCKET_ENABLE_COMPRESSION",
+    "WEBSOCKET_ENABLE_BATCHING",
+)
 
 
 class alias_env:  # noqa: N801 -- reads as a mark on a field: Annotated[int, alias_env("WEBSOCKET_DELIVERY_RETRIES")]
@@ -67,15 +93,6 @@ class SharedSettings(Section):
     max_connection_age_seconds: float | None = Field(
         None, gt=0, description="age at which a gRPC connection is renewed, so that clients see new replicas"
     )
-
-    # Every service has one of its own. grpc would take an address without a port, and one with too large a port.
-    @field_validator("listen", check_fields=False)
-    @classmethod
-    def _listen(cls, listen: str) -> str:
-        host, _, port = listen.rpartition(":")
-        if not listen.startswith("unix:") and not (host and port.isascii() and port.isdigit() and int(port) <= 65_535):
-            raise ValueError("must be host:port, the port from 0 (any free one) to 65535")
-        return listen
 
     @property
     def production(self) -> bool:

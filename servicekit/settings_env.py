@@ -17,12 +17,15 @@ from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from carrel.errors import StartupError
-from servicekit.settings import SERVICES, SharedSettings, alias_env
+from servicekit.settings import DOCUMENTS_NAMES, SERVICES, SharedSettings, alias_env
 
 __all__ = ["SettingRow", "Variable", "describe", "read_environment", "variables"]
 
 S = TypeVar("S", bound=SharedSettings)
 _PREFIX: Final = "CARREL_"
+_DOCUMENTS_PREFIX: Final = "WEBSOCKET_"
+# Of a documents' name without its prefix: one or two letters wrong, missing, too many or exchanged.
+_NEARLY: Final = 0.85
 _COLLECTIONS: Final = (list, tuple, set, frozenset)
 _MASK: Final = "********"
 _PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^/@\s:]*):([^/@\s]+)(?=@)")
@@ -69,7 +72,7 @@ def read_environment(cls: type[S], service: str, environ: Mapping[str, str]) -> 
     if service.upper() not in SERVICES:
         raise ValueError(f"{service} is none of {', '.join(SERVICES)}")
     known = variables(cls, service)
-    problems = list(_unknown(known, service.upper(), environ))
+    problems = [*_unknown(known, service.upper(), environ), *_mistyped(environ)]
     values: dict[str, Any] = {}
     for variable in known:
         try:
@@ -133,6 +136,17 @@ def _unknown(known: Iterable[Variable], own: str, environ: Mapping[str, str]) ->
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
         hint = f"did you mean {close[0]}?" if close else "remove it; `carrel config` lists the names there are"
         yield f"{name} is not a setting: {hint}"
+
+
+def _mistyped(environ: Mapping[str, str]) -> Iterator[str]:
+    ends = [name.removeprefix(_DOCUMENTS_PREFIX) for name in DOCUMENTS_NAMES]
+    for name in sorted(environ):
+        end = name.removeprefix(_DOCUMENTS_PREFIX)
+        if end == name or end in ends:
+            continue
+        # Without the prefix, which would make any two of them alike.
+        if close := difflib.get_close_matches(end, ends, n=1, cutoff=_NEARLY):
+            yield f"{name} is not a setting: did you mean {_DOCUMENTS_PREFIX}{close[0]}?"
 
 
 def _text_of(variable: Variable, environ: Mapping[str, str]) -> str:

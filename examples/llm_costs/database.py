@@ -29,6 +29,9 @@ MAX_RESULT_CHARS: Final = 24_576
 QUERY_TIMEOUT_S: Final = 5.0
 _EXACT: Final = 2**53
 _BATCH: Final = 50_000
+# Rows become Python's outside DuckDB's memory limit, and no interrupt stops that: a few at a time.
+_PORTION: Final = 4
+_MAX_PARTS: Final = 128
 _CONFIG: Final[Mapping[str, str | bool | int | float | list[str]]] = {
     "allow_community_extensions": "false",
     "autoinstall_known_extensions": "false",
@@ -82,7 +85,7 @@ class Query:
             try:
                 if self._stopped:
                     raise QueryError("the query was cancelled")
-                return _fetch(connection.execute(sql))
+                return self._fetch(connection.execute(sql))
             except duckdb.Error as error:
                 raise self._explain(error) from error
             finally:
@@ -90,16 +93,39 @@ class Query:
                 with self._lock:
                     self._connection = None
 
+    def _fetch(self, result: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+        columns = _columns(result)
+        rows: list[list[Any]] = []
+        used, truncated = 0, False
+        while not truncated and (portion := result.fetchmany(_PORTION)):
+            if self._stopped:
+                raise self._stop_error()
+            for row in portion:
+                values = [_json(value) for value in row]
+                used += len(str(values))
+                if len(rows) == MAX_QUERY_ROWS or used > MAX_RESULT_CHARS:
+                    truncated = True
+                    break
+                rows.append(values)
+        if truncated and not rows:
+            raise QueryError(
+                "the first row of the result is larger than a result may be", advice="ask for fewer values"
+            )
+        return {"columns": columns, "rows": rows, "row_count": len(rows), "truncated": truncated}
+
+    def _stop_error(self) -> ToolTimeoutError:
+        return ToolTimeoutError(
+            f"the query took longer than {self._timeout_s:g} s and was stopped"
+            if self._stopped == "timeout"
+            else "the query was cancelled",
+            advice="ask for less: aggregate, filter, or join on fewer rows",
+        )
+
     def _explain(self, error: duckdb.Error) -> Exception:
         import duckdb
 
         if isinstance(error, duckdb.InterruptException):
-            return ToolTimeoutError(
-                f"the query took longer than {self._timeout_s:g} s and was stopped"
-                if self._stopped == "timeout"
-                else "the query was cancelled",
-                advice="ask for less: aggregate, filter, or join on fewer rows",
-            )
+            return self._stop_error()
         if isinstance(error, duckdb.OutOfMemoryException):
             return QueryError("the query needs more memory than it may have", advice="aggregate, or filter rows first")
         return QueryError(f"DuckDB cannot run the query: {first_line(error)}")
@@ -115,22 +141,24 @@ def _fill(connection: duckdb.DuckDBPyConnection, trace: Trace) -> None:
         )
 
 
-def _fetch(result: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    columns = [str(column[0])[:128] for column in result.description or ()]
-    if len(columns) > MAX_COLUMNS:
-        raise QueryError(f"the result has {len(columns)} columns; {MAX_COLUMNS} are allowed")
-    rows: list[list[Any]] = []
-    used, truncated = 0, False
-    for row in result.fetchmany(MAX_QUERY_ROWS + 1):
-        values = [_json(value) for value in row]
-        used += len(str(values))
-        if len(rows) == MAX_QUERY_ROWS or used > MAX_RESULT_CHARS:
-            truncated = True
-            break
-        rows.append(values)
-    if truncated and not rows:
-        raise QueryError("the first row of the result is larger than a result may be", advice="ask for fewer values")
-    return {"columns": columns, "rows": rows, "row_count": len(rows), "truncated": truncated}
+def _columns(result: duckdb.DuckDBPyConnection) -> list[str]:
+    """Names of the result's columns, once it is known that a row of them has no more parts than it may."""
+    described = result.description or []
+    if len(described) > MAX_COLUMNS:
+        raise QueryError(f"the result has {len(described)} columns; {MAX_COLUMNS} are allowed")
+    kinds: list[Any] = [column[1] for column in described]
+    parts = 0
+    # Structs of structs multiply: counted only as far as they may go.
+    while kinds and parts <= _MAX_PARTS:
+        kind = kinds.pop()
+        parts += 1
+        if kind.id in {"struct", "list", "array", "map", "union"}:
+            kinds.extend(child for _, child in kind.children if not isinstance(child, int))
+    if parts > _MAX_PARTS:
+        raise QueryError(
+            f"a row of the result has more than {_MAX_PARTS} parts", advice="ask for plain columns, and fewer of them"
+        )
+    return [str(column[0])[:128] for column in described]
 
 
 def _json(value: object) -> Any:

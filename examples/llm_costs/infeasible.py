@@ -2,7 +2,8 @@
 
 Two answers, both from further linear programs: ``conflict`` is a set of constraints that cannot hold together while
 any of them left out would let the rest hold (found by leaving out one after the other); ``changes`` is the smallest
-change that makes an assignment possible, each constraint measured against its own size (an elastic program).
+change that makes an assignment possible, each constraint measured against its own size (an elastic program). The
+second may have to touch constraints beyond the first, since there may be several conflicts; the error names them all.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ def explain(problem: Problem) -> InfeasibleError:
     rows = rows_of(problem)
     conflict = _conflict(problem, rows)
     changes = _changes(problem, rows, conflict)
+    names = {row.name: None for row in conflict}
+    others = [change["constraint"] for change in changes if change["constraint"] not in names]
+    also = f"; the smallest change that helps has to touch, besides: {_grouped(others)}" if others else ""
     return InfeasibleError(
-        f"no assignment of requests to models keeps every limit; what cannot hold together: {_grouped(conflict)}",
+        f"no assignment of requests to models keeps every limit; what cannot hold together: {_grouped(names)}{also}",
         advice=f"for example {_advice(changes)}",
-        constraints=sorted({row.name for row in conflict}),
+        constraints=sorted({*names, *others}),
         changes=changes,
     )
 
@@ -124,10 +128,10 @@ def _slacks(problem: Problem, rows: Sequence[Row]) -> dict[str, float]:
     return dict(zip(names, (float(value) for value in outcome.x[width:]), strict=True))
 
 
-def _grouped(rows: Iterable[Row]) -> str:
+def _grouped(names: Iterable[str]) -> str:
     """``large_share (quartile_4), tokens_per_minute (gpt-5, gpt-4.1 and 5 more)``."""
     by_kind: dict[str, list[str]] = {}
-    for name in dict.fromkeys(row.name for row in rows):
+    for name in names:
         kind, _, member = name.partition("/")
         by_kind.setdefault(kind, []).append(member)
     return ", ".join(f"{kind} ({_some(members)})" for kind, members in by_kind.items())

@@ -8,6 +8,7 @@ refused; a tree of a shape not known here is refused too. The connection's own l
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from examples.llm_costs.errors import QueryError
@@ -15,9 +16,15 @@ from examples.llm_costs.errors import QueryError
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["MAX_SQL_CHARS", "check"]
+__all__ = ["MAX_LITERAL_CHARS", "MAX_SQL_CHARS", "check"]
 
 MAX_SQL_CHARS: Final = 10_000
+# What a query can make of its rows is bounded by what its text holds: the longest text, tables joined with themselves,
+# lists of lists of the same text.
+MAX_LITERAL_CHARS: Final = 256
+_MAX_TABLES: Final = 16
+_MAX_ITEMS: Final = 64
+_MAX_FAN_OUT: Final = 128
 _MAX_DEPTH: Final = 200
 _TABLE: Final = "trace"
 
@@ -38,6 +45,12 @@ _NODE_NAMES: Final = {
 # A name of WITH hides a view of the catalog only in its own scope, and scopes are not followed here.
 _CATALOG_PREFIXES: Final = ("duckdb_", "pg_", "pragma_", "sqlite_")
 _TABLE_FUNCTIONS: Final = frozenset({"range", "generate_series", "unnest"})
+_CONSTRUCTORS: Final = frozenset({"list_value", "struct_pack", "row"})
+# With one argument more they give a list of that many values.
+_MOST_ARGUMENTS: Final = {
+    **dict.fromkeys(("min", "max"), 1),
+    **dict.fromkeys(("arg_min", "arg_max", "argmin", "argmax", "min_by", "max_by"), 2),
+}
 # No function that builds text or lists of any size (repeat, lpad, list, range as a scalar, …): one call makes
 # gigabytes, in DuckDB past its memory limit or in Python when fetched, and no interrupt stops that. None that tells
 # of the host (current_setting, …).
@@ -110,6 +123,7 @@ def _walk_all(tree: Any) -> None:
     names = {_TABLE} | _with_names(tree)
     if taken := sorted(name for name in names if name.startswith(_CATALOG_PREFIXES)):
         raise QueryError(f"WITH may not use the name {taken[0]}, which is one of DuckDB's own", table=taken[0])
+    _check_sizes(tree)
     stack: list[tuple[Any, bool, int]] = [(tree, False, 0)]
     while stack:
         node, is_table_function, depth = stack.pop()
@@ -137,10 +151,50 @@ def _with_names(tree: Any) -> set[str]:
     return found
 
 
+def _check_sizes(tree: Any) -> None:
+    """Bounds how large one value can grow. Lists that hold constants only count once in each SELECT, the longest."""
+    tables, fan_out = 0, 1
+    longest: list[int] = [1]
+    stack: list[tuple[Any, int]] = [(tree, 0)]
+    while stack:
+        node, select = stack.pop()
+        if isinstance(node, list):
+            stack.extend((item, select) for item in node)
+        elif isinstance(node, dict):
+            if node.get("type") == "SELECT_NODE":
+                longest.append(1)
+                select = len(longest) - 1
+            tables += node.get("type") == "BASE_TABLE"
+            text = node["literal"].get("text") if isinstance(node.get("literal"), dict) else None
+            if isinstance(text, str) and len(text) > MAX_LITERAL_CHARS:
+                raise QueryError(f"a text in the query is longer than {MAX_LITERAL_CHARS} characters")
+            if str(node.get("function_name", "")).lower() in _CONSTRUCTORS:
+                items, constant = _items(node)
+                longest[select] = max(longest[select], items if constant else 1)
+                fan_out *= 1 if constant else items
+            stack.extend((item, select) for item in node.values())
+    if tables > _MAX_TABLES:
+        raise QueryError(f"the query names tables {tables} times; {_MAX_TABLES} are allowed")
+    if fan_out * math.prod(longest) > _MAX_FAN_OUT:
+        raise QueryError("the query builds too large lists or structs", advice="ask for plain columns instead")
+
+
+def _items(node: dict[str, Any]) -> tuple[int, bool]:
+    """How many items a constructor has that are no constants; how many it has at all when it has only such."""
+    arguments = [item.get("expression", item) for item in node.get("arguments", node.get("children", []))]
+    if len(arguments) > _MAX_ITEMS:
+        raise QueryError(f"a list or struct in the query has {len(arguments)} items; {_MAX_ITEMS} are allowed")
+    others = sum(item.get("class") != "CONSTANT" for item in arguments)
+    return others or max(1, len(arguments)), not others
+
+
 def _check_node(node: dict[str, Any], names: set[str], is_table_function: bool) -> None:
     kind = node.get("type")
     if node.get("class") in {"FUNCTION", "WINDOW"}:
-        _check_function(str(node.get("function_name", "")).lower(), is_table_function)
+        name = str(node.get("function_name", "")).lower()
+        _check_function(name, is_table_function)
+        if len(node.get("arguments", node.get("children", []))) > _MOST_ARGUMENTS.get(name, _MAX_ITEMS):
+            raise QueryError(f"the function {name} has more arguments here than are allowed", function=name)
     elif "class" in node:
         if node["class"] == "LAMBDA":
             raise QueryError("lambda functions are not allowed")

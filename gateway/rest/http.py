@@ -29,6 +29,7 @@ from servicekit.logs import get_logger
 __all__ = ["MAX_BODY_BYTES", "Handler", "authenticated", "edge", "int_query", "json_body", "json_response", "query"]
 
 MAX_BODY_BYTES: Final = 1 << 20
+BODY_S: float = 60.0
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LoginHandler: TypeAlias = Callable[[web.Request, Login], Awaitable[web.StreamResponse]]
@@ -52,8 +53,18 @@ class UnsupportedMediaTypeError(InvalidRequestError):
     default_advice = "send Content-Type: application/json"
 
 
+class BodyTimeoutError(InvalidRequestError):
+    """The body did not come in time."""
+
+    default_advice = "send the whole body at once"
+
+
 # Where HTTP has a status of its own for what is one of a kind elsewhere.
-_OWN_STATUS: Final[Mapping[str, int]] = {MethodNotAllowedError.code: 405, UnsupportedMediaTypeError.code: 415}
+_OWN_STATUS: Final[Mapping[str, int]] = {
+    MethodNotAllowedError.code: 405,
+    BodyTimeoutError.code: 408,
+    UnsupportedMediaTypeError.code: 415,
+}
 _FIXED_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -134,13 +145,18 @@ async def json_body(request: web.Request) -> Any:
     Raises:
         UnsupportedMediaTypeError: It is not declared as JSON.
         TooLargeError: It is over MAX_BODY_BYTES.
+        BodyTimeoutError: It takes longer than BODY_S.
         InvalidRequestError: It is empty or not JSON.
     """
     if request.content_type != "application/json":
         raise UnsupportedMediaTypeError("the body must be declared as application/json")
     if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
         raise _too_large(request.content_length)
-    data = await request.read()
+    try:
+        async with asyncio.timeout(BODY_S):
+            data = await request.read()
+    except TimeoutError:
+        raise BodyTimeoutError(f"the body did not come within {BODY_S:g} s") from None
     try:
         return orjson.loads(data)
     except ValueError:

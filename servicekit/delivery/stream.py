@@ -71,7 +71,8 @@ class StreamOptions:
     A lost connection is opened again at once, then after ``first_delay_s``, doubling up to ``max_delay_s``, each delay
     shortened by up to a half at random. After ``max_age_s`` a connection is replaced, so that load balancers and
     certificates get their turn; ``close_grace_s`` is how long the next hop then has to acknowledge what it got.
-    ``alert_after`` failures in a row are an error to be looked at; trying goes on for ever.
+    ``alert_after`` failures in a row, over ``alert_after_s`` or longer, are an error to be looked at; trying goes on
+    for ever.
     """
 
     max_items: int = 128
@@ -82,6 +83,7 @@ class StreamOptions:
     max_age_s: float = 25 * 60.0
     close_grace_s: float = 1.0
     alert_after: int = 3
+    alert_after_s: float = 5.0
 
 
 @dataclass(slots=True)
@@ -128,8 +130,10 @@ class ReliableStream(Generic[Req, AckResponse]):
         self._wake = asyncio.Event()
         self._up = asyncio.Event()
         self._heard = False
+        self._was_up = False
         self._half_close = False
-        self._told = False
+        # A peer that was never there is not lost: both may be starting.
+        self._told = True
         self._tasks = TaskOwner(on_failure)
         self._runner: asyncio.Task[None] | None = None
         self.statistics = StreamStatistics()
@@ -159,17 +163,22 @@ class ReliableStream(Generic[Req, AckResponse]):
 
     async def _run(self) -> None:
         clock = asyncio.get_running_loop().time
-        failures = 0
+        failures, alerted, away_since = 0, False, clock()
         while True:
             opened = clock()
             await self._connection()
             # A connection that opens only to break at once must not reset the delay, or it is retried in a tight loop.
-            if self._heard or clock() - opened > self._options.max_delay_s:
-                failures = 0
+            if self._heard or (self._was_up and clock() - opened > self._options.max_delay_s):
+                failures, alerted, away_since = 0, False, clock()
             failures += 1
-            if failures == self._options.alert_after:
-                _log.error("the next hop stays away", peer=self._name, failures=failures)
+            if not alerted and self._is_alarming(failures, clock() - away_since):
+                alerted = True
+                away = round(clock() - away_since, 3)
+                _log.error("the next hop stays away", peer=self._name, failures=failures, seconds=away)
             await asyncio.sleep(self._delay(failures))
+
+    def _is_alarming(self, failures: int, seconds: float) -> bool:
+        return failures >= self._options.alert_after and seconds >= self._options.alert_after_s
 
     def _delay(self, failures: int) -> float:
         if failures <= 1:
@@ -179,7 +188,7 @@ class ReliableStream(Generic[Req, AckResponse]):
 
     async def _connection(self) -> None:
         """One connection from its opening to its end."""
-        self._heard = self._half_close = False
+        self._heard = self._was_up = self._half_close = False
         call = self._open()
         # In a task of its own: a call that the peer cancels raises CancelledError, which here must not mean us.
         talk = asyncio.create_task(self._talk(call))
@@ -209,6 +218,7 @@ class ReliableStream(Generic[Req, AckResponse]):
         self._source.restart()
         self.statistics.connections += 1
         self._set_up(True)
+        self._was_up = True
         self._told = False
         writer = asyncio.create_task(self._write(call))
         reader = asyncio.create_task(self._read(call))

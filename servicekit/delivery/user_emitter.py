@@ -15,7 +15,10 @@ __all__ = ["UserWebSocketEmitter"]
 
 
 class UserWebSocketEmitter:
-    """Emits one agent's events. Every method returns the event's number, and raises as ``Producer.emit`` does."""
+    """Emits one agent's events. Every method returns the event's number, and raises as ``Producer.emit`` does.
+
+    Making one is the documents' ``WebSocketBridgeFactory.create_user_emitter``; that factory has no other work.
+    """
 
     def __init__(self, producer: Producer, agent_name: str) -> None:
         self._producer = producer

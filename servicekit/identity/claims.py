@@ -74,7 +74,7 @@ def principal_from_claims(claims: Mapping[str, Any]) -> Principal:
         thread, run, request = (_id(claims, name) for name in _RUN_ONLY)
         if "_" in request:
             raise _bad("names a root request with '_' in it")
-        return RunPrincipal(subject, thread, run, request, permissions, limits, ends)
+        return RunPrincipal(subject, thread, run, request, permissions, limits, ends, claims["iss"])
     if any(name in claims for name in _RUN_ONLY):
         raise _bad(f"is of the scope {scope.value} and names a run")
     if scope is Scope.SESSION:

@@ -73,6 +73,7 @@ class RunPrincipal(_Permitted):
     permissions: frozenset[str]
     limits: Mapping[str, int]
     expires_at: float  # seconds since the epoch
+    issuer: str = ""  # who signed it: execution's are for runs that were admitted, the gateway's only ask for one
 
 
 @dataclass(frozen=True, slots=True)

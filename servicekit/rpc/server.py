@@ -179,7 +179,9 @@ class RpcServer:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
             ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
             ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
+            # Also how long the kernel holds what a client does not read: one that stands still for a while, with its
+            # window full, keeps its connection.
+            ("grpc.keepalive_timeout_ms", 20_000),
         ]
         age = self._settings.max_connection_age_seconds
         if age is not None:

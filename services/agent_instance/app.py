@@ -12,6 +12,7 @@ from servicekit.delivery import Outlet, ProducerStream
 from servicekit.identity.keys import KeySet
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.lifecycle import Phase, Starter
+from servicekit.logs import get_logger
 from servicekit.rpc.channel import open_channel
 from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
@@ -32,6 +33,7 @@ from services.agent_instance.workers.in_loop import InLoopExecutor
 
 __all__ = ["app", "dependency_checker", "stage_services"]
 
+_log: Final = get_logger("agent_instance.app")
 _SERVICE: Final = "carrel.v1.AgentInstanceService"
 
 
@@ -58,12 +60,20 @@ def stage_services(
     pool = ResourcePool(lambda: InLoopExecutor(kill_s=times.kill), warm=settings.warm_workers)
     strategy = DispatchStrategy.SEQUENTIAL if tools.sequential else DispatchStrategy.CONCURRENT
     return StageServices(
-        core=AgentExecutionCore(registry, pool, dependencies, capacity=settings.max_workers, reserve_s=times.reserve),
+        core=AgentExecutionCore(
+            registry,
+            pool,
+            dependencies,
+            capacity=settings.max_workers,
+            user_capacity=settings.max_workers_per_user,
+            reserve_s=times.reserve,
+        ),
         fallbacks=FallbackManager(registry, limit=settings.max_fallbacks),
         periodic=PeriodicUpdateManager(interval_s=times.periodic_update, limit=settings.max_periodic_updates),
         dispatchers=UnifiedToolDispatcherFactory(strategy, concurrency=tools.concurrency, max_open=tools.max_open),
         policy=TimePolicy(times.idle, times.idle_max, times.wall, times.wall_max),
         times=StageTimes(grace_s=times.grace, kill_s=times.kill, log_wait_s=times.log_wait),
+        isolation=InLoopExecutor.isolation,
     )
 
 
@@ -80,6 +90,13 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
     async with start.phase(Phase.CONFIGURATION, needs="agent classes that can be loaded, and the ticket keys"):
         registry = AgentClassRegistry.load(settings.agents)
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+    _log.info(
+        "how agents run",
+        executor=InLoopExecutor.__name__,
+        isolation=InLoopExecutor.isolation,
+        limit=InLoopExecutor.limit,
+        agents=len(registry),
+    )
     dependencies = dependency_checker(settings)
     services = stage_services(settings, registry, dependencies)
     async with AsyncExitStack() as stack:

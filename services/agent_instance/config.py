@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from servicekit.settings import Section, SharedSettings
+from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSettings
 
 __all__ = ["AgentInstanceSettings", "TimeSettings", "ToolSettings"]
 
@@ -35,13 +35,14 @@ class ToolSettings(Section):
 class AgentInstanceSettings(SharedSettings):
     """What ``services.agent_instance`` is told at its start."""
 
-    listen: str = Field("127.0.0.1:50052", description="address to listen on; port 0 for any free one")
-    emitter: str = Field("127.0.0.1:50053", description="address of the emitter")
+    listen: ListenAddress = Field("127.0.0.1:50052", description="address to listen on; port 0 for any free one")
+    emitter: PeerAddress = Field("127.0.0.1:50053", description="address of the emitter")
     agents: tuple[str, ...] = Field(
         (), description="modules, module:attribute, .py files, or entry-points; empty means entry-points"
     )
     database: bool = Field(False, description="whether a database that agents may depend on can be reached from here")
     max_workers: int = Field(50, ge=1, le=10_000, description="instances at once")
+    max_workers_per_user: int = Field(10, ge=1, le=10_000, description="instances of one user at once")
     warm_workers: int = Field(4, ge=0, le=10_000, description="workers kept started ahead of need")
     max_fallbacks: int = Field(20, ge=0, le=10_000, description="fallbacks that answer at once")
     max_periodic_updates: int = Field(30, ge=0, le=10_000, description="silent agents that are spoken for at once")

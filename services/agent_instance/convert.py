@@ -9,7 +9,7 @@ import orjson
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from carrel.agents import Message, Request
+from carrel.agents import Isolation, Message, Request
 from carrel.context import UserExecutionContext
 from carrel.errors import CarrelError, InvalidRequestError
 from carrel.ids import new_id
@@ -51,7 +51,10 @@ _OUTCOMES: Final[Mapping[AuditOutcome, pb.AuditOutcome.ValueType]] = {
     AuditOutcome.FAILED: pb.AUDIT_OUTCOME_FAILED,
     AuditOutcome.DENIED: pb.AUDIT_OUTCOME_DENIED,
 }
-_ISOLATION: Final = {"process": pb.ISOLATION_PROCESS, "task": pb.ISOLATION_TASK}
+_ISOLATION: Final[Mapping[Isolation, pb.Isolation.ValueType]] = {
+    "process": pb.ISOLATION_PROCESS,
+    "task": pb.ISOLATION_TASK,
+}
 
 
 def duration(seconds: float) -> Duration:
@@ -171,8 +174,8 @@ def artifact_answer(stored: pb.ArtifactStored, run_id: str) -> StoredArtifact | 
     return StoredArtifact(artifact.name, artifact.media_type, artifact.size, artifact.sha256, url)
 
 
-def agent_info(entry: AgentEntry, limits: TimeLimits, missing: Mapping[str, str]) -> pb.AgentInfo:
-    """An agent class with the limits that hold for it, and what is missing for it now."""
+def agent_info(entry: AgentEntry, limits: TimeLimits, isolation: Isolation, missing: Mapping[str, str]) -> pb.AgentInfo:
+    """An agent class with the limits and the isolation that hold for it, and what is missing for it now."""
     return pb.AgentInfo(
         name=entry.name,
         description=entry.description,
@@ -180,7 +183,7 @@ def agent_info(entry: AgentEntry, limits: TimeLimits, missing: Mapping[str, str]
         tools=[_tool_info(tool) for tool in entry.tools.values()],
         fallback=entry.fallback or "",
         plans=entry.plans,
-        isolation=_ISOLATION[entry.isolation],
+        isolation=_ISOLATION[isolation],
         idle_timeout=duration(limits.idle_s),
         timeout=duration(limits.wall_s),
         available=not missing,

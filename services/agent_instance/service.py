@@ -13,10 +13,17 @@ from typing import Any, Final, Self
 from grpc import aio
 
 from carrel.context import UserExecutionContext
-from carrel.errors import CarrelError, IdentityMismatchError, InternalError, InvalidRequestError, TicketError
+from carrel.errors import (
+    CarrelError,
+    IdentityMismatchError,
+    InternalError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    TicketError,
+)
 from carrel.v1 import agent_instance_pb2 as pb
 from carrel.v1 import agent_instance_pb2_grpc as pb_grpc
-from servicekit.identity.principals import RunPrincipal, Scope
+from servicekit.identity.principals import Principal, RunPrincipal, Scope
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.logs import bind, get_logger, hash_user
 from servicekit.rpc.context import current_principal
@@ -32,6 +39,7 @@ from services.agent_instance.models import AuditEntry, Caller, ChunkUp, JournalI
 __all__ = ["AgentInstanceServicer", "RunSession", "StreamLimits"]
 
 _log: Final = get_logger("agent_instance.service")
+_ADMITS: Final = "execution"  # keeps users' limits, and signs the tickets of the runs that are within them
 _RUN: Final = frozenset({Scope.RUN})
 _QUEUED_MESSAGES: Final = 16
 _MAX_GRACE_S: Final = 60.0
@@ -43,11 +51,12 @@ _Context = aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """Seconds: between heartbeats, for the first message, for an artifact to be stored; bytes of an artifact."""
+    """Seconds: between heartbeats, for the first message, for an artifact to be stored, for the result to be read."""
 
     heartbeat_s: float = 5.0
     first_message_s: float = 10.0
     artifact_s: float = 30.0
+    parting_s: float = 30.0
 
 
 class RunSession:
@@ -76,6 +85,7 @@ class RunSession:
         self._tasks = TaskOwner(self._failed)
         self._failure: asyncio.Future[CarrelError] = asyncio.get_running_loop().create_future()
         self._runner: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._instance.end = self._end
@@ -93,7 +103,7 @@ class RunSession:
 
     def listen(self, requests: AsyncIterator[pb.RunInstanceRequest], verify: Callable[[Any], Caller]) -> None:
         """Take the further messages down from here on, each verified before it counts."""
-        _ = self._tasks.start(self._listen(requests, verify), "messages of execution")
+        self._listener = self._tasks.start(self._listen(requests, verify), "messages of execution")
 
     async def responses(self) -> AsyncGenerator[pb.RunInstanceResponse, None]:
         """Messages up, in order; the last one is the result.
@@ -115,6 +125,14 @@ class RunSession:
             if response.HasField("result"):
                 return
 
+    async def part(self) -> None:
+        """Wait, after the result, until execution has closed its side, which it does when it has read the result.
+
+        A call that ends while execution still writes to it fails at execution, and the result with it.
+        """
+        if self._listener is not None:
+            await asyncio.wait({self._listener}, timeout=self._limits.parting_s)
+
     # The domain's Uplink.
 
     async def journal(self, item: JournalItem) -> None:
@@ -132,6 +150,8 @@ class RunSession:
     async def _run(self) -> None:
         bind(run_id=self._caller.run_id, user=hash_user(self._caller.user_id))
         outcome = await self._attempt.run()
+        # Not at the end of the call: how soon execution reads the result is no reason to hold a worker.
+        _ = self._tasks.start(self._core.drop(self._instance), "release of an instance")
         await self._up.put(pb.RunInstanceResponse(result=convert.stage_result(outcome)))
 
     async def _beat(self) -> None:
@@ -212,16 +232,16 @@ class AgentInstanceServicer(pb_grpc.AgentInstanceServiceServicer):
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: _Context) -> pb.ListAgentsResponse:
         """The frozen registry."""
-        registry, policy = self._core.registry, self._services.policy
+        registry, policy, isolation = self._core.registry, self._services.policy, self._services.isolation
         agents = [
-            convert.agent_info(entry, policy.limits(entry, None), await self._dependencies.missing(entry))
+            convert.agent_info(entry, policy.limits(entry, None), isolation, await self._dependencies.missing(entry))
             for entry in registry.values()
         ]
         return pb.ListAgentsResponse(agents=agents, registry_digest=registry.digest)
 
     async def CreateInstance(self, request: pb.CreateInstanceRequest, context: _Context) -> pb.CreateInstanceResponse:
         """Reserve an instance."""
-        caller = convert.caller_of(request.context, current_principal())
+        caller = convert.caller_of(request.context, _admitted(current_principal()))
         instance = await self._core.create(caller, request.agent_name)
         return pb.CreateInstanceResponse(instance_id=instance.instance_id, warm=instance.warm)
 
@@ -265,6 +285,7 @@ class AgentInstanceServicer(pb_grpc.AgentInstanceServiceServicer):
             async with aclosing(session.responses()) as responses:
                 async for response in responses:
                     yield response
+            await session.part()
 
     async def _first(self, requests: AsyncIterator[pb.RunInstanceRequest]) -> pb.RunInstanceRequest:
         try:
@@ -276,9 +297,18 @@ class AgentInstanceServicer(pb_grpc.AgentInstanceServiceServicer):
     def _verify(self, request: pb.RunInstanceRequest) -> Caller:
         if not request.HasField("context"):
             raise TicketError("the message carries no context", advice="send a context with a ticket in it")
-        principal = self._verifier.verify(request.context, _RUN)
-        assert isinstance(principal, RunPrincipal)
-        return convert.caller_of(request.context, principal)
+        return convert.caller_of(request.context, _admitted(self._verifier.verify(request.context, _RUN)))
+
+
+def _admitted(principal: Principal) -> RunPrincipal:
+    """The principal of a run that execution has admitted; a ticket to ask for a run starts nothing."""
+    assert isinstance(principal, RunPrincipal)
+    if principal.issuer != _ADMITS:
+        raise PermissionDeniedError(
+            "only a run that execution has admitted may have instances",
+            advice="ask execution for the run (ExecutePipeline); it starts what the run needs",
+        )
+    return principal
 
 
 def _accepted(instance: Instance, creation_s: float) -> pb.RunInstanceResponse:

@@ -70,7 +70,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
                 await wait_ready(emitter, f"the emitter at {settings.emitter}", wait_s)
             contexts = RunContexts(minter)
-            host = GrpcAgentHost(agents, settings.agent_instance, contexts)
+            host = GrpcAgentHost(agents, settings.agent_instance, contexts, run_tasks)
             services = RunServices(
                 store=store,
                 folder=folder,

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 from grpc import aio
 
 from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import agent_instance_pb2_grpc as ai_grpc
+from servicekit.tasks import TaskOwner
 from services.execution.client_contexts import RunContext, RunContexts
 from services.execution.convert import catalogue_from_proto, downlink_to_proto, start_to_proto, uplink_from_proto
 from services.execution.domain.planning import Catalogue
-from services.execution.domain.ports import Downlink, StageStart, StageStream, Uplink
+from services.execution.domain.ports import Downlink, StageResult, StageStart, StageStream, Uplink
 from services.execution.models import RunIdentity
 
 __all__ = ["GrpcAgentHost"]
 
 _Call = aio.StreamStreamCall[ai.RunInstanceRequest, ai.RunInstanceResponse]
+_PARTING_S: Final = 10.0
 
 
 class GrpcAgentHost:
@@ -29,12 +32,14 @@ class GrpcAgentHost:
         channel: To agent_instance.
         address: What it was dialled by, kept in the rows of runs.
         contexts: The contexts of runs, with tickets.
+        tasks: Own the ends of calls, which nobody waits for.
     """
 
-    def __init__(self, channel: aio.Channel, address: str, contexts: RunContexts) -> None:
+    def __init__(self, channel: aio.Channel, address: str, contexts: RunContexts, tasks: TaskOwner) -> None:
         self._stub = ai_grpc.AgentInstanceServiceStub(channel)
         self._address = address
         self._contexts = contexts
+        self._tasks = tasks
 
     @property
     def address(self) -> str:
@@ -52,12 +57,15 @@ class GrpcAgentHost:
         context = self._contexts.of(start.identity, start.deadline_at)
         # After a restart of agent_instance the channel may still be backing off; the silence limit bounds the wait.
         call = self._stub.RunInstance(wait_for_ready=True)
+        stream = _Stream(call, context, start.identity)
         try:
-            stream = _Stream(call, context, start.identity)
             await stream.begin(start)
             yield stream
         finally:
-            call.cancel()
+            if stream.answered:
+                _ = self._tasks.start(stream.part(), "end of an attempt's call")
+            else:
+                call.cancel()
 
 
 class _Stream:
@@ -67,6 +75,7 @@ class _Stream:
         self._call = call
         self._context = context
         self._identity = identity
+        self.answered = False
         # grpc.aio takes one write at a time.
         self._writing = asyncio.Lock()
 
@@ -81,9 +90,11 @@ class _Stream:
 
     async def __aiter__(self) -> AsyncIterator[Uplink]:
         try:
-            while isinstance(response := await self._call.read(), ai.RunInstanceResponse):
+            # Not `read()`: once the call is over, that withholds what came before its end.
+            async for response in self._call:
                 message = uplink_from_proto(response, self._identity)
                 if message is not None:
+                    self.answered = isinstance(message, StageResult)
                     yield message
         except aio.AioRpcError as error:
             raise from_rpc_error(error) from None
@@ -93,7 +104,9 @@ class _Stream:
         request = downlink_to_proto(message, self._context())
         try:
             async with self._writing:
-                await self._call.write(request)
+                # After the result there is nobody to hear it, and a write to a call that is over would fail the call.
+                if not self.answered:
+                    await self._call.write(request)
         except (aio.AioRpcError, asyncio.InvalidStateError):
             # Whoever reads the stream learns why it ended.
             return
@@ -102,3 +115,15 @@ class _Stream:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
+
+    async def part(self) -> None:
+        """Tell agent_instance, which waits for it, that the result has come, and let it end the call."""
+        try:
+            with suppress(aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+                async with asyncio.timeout(_PARTING_S):
+                    async with self._writing:
+                        await self._call.done_writing()
+                    async for _ in self._call:
+                        pass
+        finally:
+            self._call.cancel()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from servicekit.settings import SharedSettings, alias_env
+from servicekit.settings import ListenAddress, PeerAddress, SharedSettings, alias_env
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.services import RunOptions
 from services.execution.domain.uploads import ArtifactLimits
@@ -28,9 +28,9 @@ def _data_of(values: dict[str, Any]) -> Path:
 class ExecutionSettings(SharedSettings):
     """What the execution service can be told. Durations are seconds, sizes are bytes."""
 
-    listen: str = Field("127.0.0.1:50051", description="host:port that is served")
-    agent_instance: str = Field("127.0.0.1:50052", description="host:port of agent_instance")
-    emitter: str = Field("127.0.0.1:50053", description="host:port of the emitter")
+    listen: ListenAddress = Field("127.0.0.1:50051", description="host:port that is served")
+    agent_instance: PeerAddress = Field("127.0.0.1:50052", description="host:port of agent_instance")
+    emitter: PeerAddress = Field("127.0.0.1:50053", description="host:port of the emitter")
     ticket_key: Path = Field(default_factory=_key_of, description="private key that signs the tickets of runs")
     data_dir: Path = Field(default_factory=_data_of, description="folder of the run store and the artifacts")
     synchronous: Literal["NORMAL", "FULL"] = Field(
@@ -52,6 +52,7 @@ class ExecutionSettings(SharedSettings):
     cancel_grace_seconds: float = Field(2.0, ge=0, description="how long a cancelled agent may take to end by itself")
     artifact_max_bytes: int = Field(8 * _MIB, ge=1, description="largest artifact")
     artifact_quota_per_user: int = Field(256 * _MIB, ge=1, description="bytes of all artifacts of one user")
+    artifacts_per_run: int = Field(200, ge=1, description="artifacts of one run")
     artifact_retention_days: float = Field(30.0, gt=0, description="how long an artifact is kept")
     history_messages: int = Field(50, ge=0, description="messages of the thread that an agent gets")
     history_bytes: int = Field(65_536, ge=0, description="bytes of them")
@@ -82,6 +83,9 @@ class ExecutionSettings(SharedSettings):
             history_messages=self.history_messages,
             history_bytes=self.history_bytes,
             artifacts=ArtifactLimits(
-                self.artifact_max_bytes, self.artifact_quota_per_user, self.artifact_retention_days * 86_400
+                self.artifact_max_bytes,
+                self.artifact_quota_per_user,
+                self.artifact_retention_days * 86_400,
+                self.artifacts_per_run,
             ),
         )

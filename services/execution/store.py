@@ -140,7 +140,10 @@ class RunStore(Protocol):
     async def list_runs(
         self, user: UserKey, thread_id: str, states: frozenset[RunState], limit: int, after: PageKey | None
     ) -> Page[RunRecord]:
-        """The user's runs, newest first, without messages, params and results; empty filters take all."""
+        """The user's runs, newest first, without messages, params and results; empty filters take all.
+
+        Here and in ``messages`` a page is shorter than ``limit`` when it would not fit into a message of gRPC's.
+        """
         ...
 
     async def history(self, user: UserKey, thread_id: str, before_run: str, limit: int) -> tuple[MessageRecord, ...]:
@@ -168,10 +171,10 @@ class RunStore(Protocol):
 
     # Artifacts and audit
 
-    async def save_artifact(self, ref: RunRef, artifact: ArtifactRecord, quota: int) -> bool:
+    async def save_artifact(self, ref: RunRef, artifact: ArtifactRecord, quota: int, per_run: int) -> bool:
         """Record stored bytes, in place of those of the same name; False when the run is no longer the caller's.
 
-        Raises ``QuotaError`` when the user's artifacts would exceed ``quota`` bytes.
+        Raises ``QuotaError`` when the user's artifacts would exceed ``quota`` bytes, or the run's ``per_run`` of them.
         """
         ...
 

@@ -183,9 +183,9 @@ class SqlRunStore:
 
     # Artifacts and audit
 
-    async def save_artifact(self, ref: RunRef, artifact: ArtifactRecord, quota: int) -> bool:
+    async def save_artifact(self, ref: RunRef, artifact: ArtifactRecord, quota: int, per_run: int) -> bool:
         """See ``RunStore``."""
-        return await self._database.write(lambda c: care.save_artifact(c, ref, artifact, quota))
+        return await self._database.write(lambda c: care.save_artifact(c, ref, artifact, quota, per_run))
 
     async def get_artifact(self, user: UserKey, run_id: str, name: str) -> ArtifactRecord | None:
         """See ``RunStore``."""

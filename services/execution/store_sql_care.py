@@ -48,6 +48,9 @@ _STORED_BYTES: Final = sa.select(sa.func.coalesce(sa.func.sum(artifacts.c.size),
     artifacts.c.user_id == _P("u"),
     sa.not_(sa.and_(artifacts.c.run_id == _P("run"), artifacts.c.name == _P("name"))),
 )
+_OTHERS_OF_RUN: Final = sa.select(sa.func.count()).where(
+    artifacts.c.user_id == _P("u"), artifacts.c.run_id == _P("run"), artifacts.c.name != _P("name")
+)
 _DROP_ARTIFACT: Final = artifacts.delete().where(
     artifacts.c.user_id == _P("u"), artifacts.c.run_id == _P("run"), artifacts.c.name == _P("name")
 )
@@ -81,7 +84,7 @@ def save_journal(connection: sa.Connection, ref: RunRef, stage: int, entries: Se
     return True
 
 
-def save_artifact(connection: sa.Connection, ref: RunRef, artifact: ArtifactRecord, quota: int) -> bool:
+def save_artifact(connection: sa.Connection, ref: RunRef, artifact: ArtifactRecord, quota: int, per_run: int) -> bool:
     """See ``RunStore.save_artifact``."""
     if not holds(connection, ref, _ALIVE):
         return False
@@ -94,6 +97,15 @@ def save_artifact(connection: sa.Connection, ref: RunRef, artifact: ArtifactReco
             limit="artifact_quota_per_user",
             limit_value=quota,
             use=stored,
+        )
+    others = int(connection.execute(_OTHERS_OF_RUN, key).scalar_one())
+    if others >= per_run:
+        raise QuotaError(
+            f"the run has {others} artifacts; {per_run} are allowed",
+            advice="put several results into one file",
+            limit="artifacts_per_run",
+            limit_value=per_run,
+            use=others,
         )
     connection.execute(_DROP_ARTIFACT, key)
     connection.execute(

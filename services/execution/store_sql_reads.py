@@ -50,6 +50,8 @@ __all__ = [
 
 _T = TypeVar("_T")
 _P: Final = sa.bindparam
+# Of what users and agents wrote, in one page: with the rest of a page it fits into a message of 4 MiB.
+_PAGE_BYTES: Final = 3 * 512 * 1024
 _LIVE: Final = (RunState.QUEUED, RunState.RUNNING, RunState.WAITING)
 
 _RUN: Final = sa.select(runs).where(runs.c.user_id == _P("u"), runs.c.run_id == _P("run"))
@@ -105,10 +107,14 @@ def list_runs(
         query = query.where(runs.c.thread_id == thread_id)
     if states:
         query = query.where(runs.c.state.in_(sorted(states)))
-    rows, more = _page(connection, query, (runs.c.created_at, runs.c.run_id), limit, after, descending=True)
+    key = (runs.c.created_at, runs.c.run_id)
+    rows, more = _page(connection, query, key, limit, after, descending=True, size=lambda row: len(row.error or b""))
     staged: dict[str, list[Any]] = defaultdict(list)
     if rows:
-        found = sa.select(stages).where(stages.c.user_id == user, stages.c.run_id.in_([row.run_id for row in rows]))
+        columns = [column for column in stages.c if column.name != "result"]
+        found = sa.select(*columns, sa.null().label("result")).where(
+            stages.c.user_id == user, stages.c.run_id.in_([row.run_id for row in rows])
+        )
         for stage in connection.execute(found.order_by(stages.c.stage_index)):
             staged[stage.run_id].append(stage)
     return Page(
@@ -149,7 +155,7 @@ def read_messages(
 ) -> Page[MessageRecord]:
     """See ``RunStore.messages``."""
     query = sa.select(messages).where(messages.c.user_id == user, messages.c.thread_id == thread_id)
-    rows, more = _page(connection, query, (messages.c.seq,), limit, after)
+    rows, more = _page(connection, query, (messages.c.seq,), limit, after, size=lambda row: len(row.text.encode()))
     return Page(tuple(map(message_of, rows)), (rows[-1].seq,) if more else None)
 
 
@@ -230,10 +236,19 @@ def _page(
     after: PageKey | None,
     *,
     descending: bool = False,
+    size: Callable[[Any], int] = lambda _row: 0,
 ) -> tuple[list[Any], bool]:
+    """The rows of a page, at least one if there is one, and whether there are more."""
     if after is not None:
         bound, place = sa.tuple_(*key), sa.tuple_(*(sa.literal(value) for value in after))
         query = query.where(bound < place if descending else bound > place)
     order = [column.desc() if descending else column.asc() for column in key]
-    rows = list(connection.execute(query.order_by(*order).limit(limit + 1)))
-    return rows[:limit], len(rows) > limit
+    rows: list[Any] = []
+    room = _PAGE_BYTES
+    with connection.execute(query.order_by(*order).limit(limit + 1)) as found:
+        for row in found:
+            room -= size(row)
+            if len(rows) == limit or (rows and room < 0):
+                return rows, True
+            rows.append(row)
+    return rows, False

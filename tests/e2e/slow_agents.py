@@ -33,4 +33,17 @@ class SlowAgent(Agent):
         return {"steps": steps}
 
 
-agents = (SlowAgent,)
+class LastAgent(Agent):
+    """Ends right after several tool calls at once, while execution still keeps the journal of them."""
+
+    name = "last"
+    tools = (step,)
+
+    async def run(self, ctx: AgentContext, request: Request) -> dict[str, int]:
+        """All calls, then the end."""
+        calls = int(request.params.get("calls", 8))
+        await asyncio.gather(*(ctx.call_tool("step", number=number) for number in range(calls)))
+        return {"calls": calls}
+
+
+agents = (SlowAgent, LastAgent)

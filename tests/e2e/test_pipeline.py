@@ -74,6 +74,20 @@ async def test_the_status_is_terminal_only_once_the_log_has_the_terminal_event(s
     assert logged[-1].data["status"] == found["status"] == "SUCCEEDED"
 
 
+async def test_a_result_is_never_lost_to_what_execution_still_says_to_the_attempt(slow_stack: RunningStack) -> None:
+    # Execution acknowledges journal entries while the last result is on its way: many runs, since it is a race.
+    async def statuses(user: str) -> list[str]:
+        found = []
+        async with slow_stack.client(user, patient=True) as client:
+            for _ in range(15):
+                run = await client.execute("go", pipeline=["last"])
+                found.append(str((await until_end(client, run.run_id))[-1].data["status"]))
+        return found
+
+    found = await asyncio.gather(*(statuses(f"last-{n}") for n in range(20)))
+    assert [status for statuses in found for status in statuses if status != "SUCCEEDED"] == []
+
+
 async def test_two_users_at_once_with_the_same_names_see_nothing_of_each_other(slow_stack: RunningStack) -> None:
     users = ("alice2", "bob2")
     results = await asyncio.gather(

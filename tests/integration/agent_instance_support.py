@@ -125,9 +125,11 @@ class Attempt:
         assert isinstance(message, pb.RunInstanceResponse)
         return message
 
-    async def finish(self) -> pb.StageResult:
+    async def finish(self, *, half_close: bool = True) -> pb.StageResult:
         while (message := await self.read()) is not None:
             if message.HasField("result"):
+                if half_close:
+                    await self.call.done_writing()
                 assert await self.read() is None
                 return message.result
         raise AssertionError("the stream ended without a result")
@@ -188,14 +190,16 @@ class Deployment:
         await attempt.send(start=start)
         return attempt
 
-    async def run(self, agent: str, **options: Any) -> Attempt:
+    async def run(self, agent: str, *, half_close: bool = True, **options: Any) -> Attempt:
         attempt = await self.start(agent, **options)
-        await attempt.finish()
+        await attempt.finish(half_close=half_close)
         return attempt
 
 
 @asynccontextmanager
-async def deployment(*agents: type[Agent], heartbeat_s: float = 5.0, **settings: Any) -> AsyncIterator[Deployment]:
+async def deployment(
+    *agents: type[Agent], heartbeat_s: float = 5.0, parting_s: float = 30.0, **settings: Any
+) -> AsyncIterator[Deployment]:
     """agent_instance with these agents, as ``app`` builds it, for the length of the block."""
     configured = AgentInstanceSettings.model_validate({"warm_workers": 0, **settings})
     dependencies = dependency_checker(configured)
@@ -216,7 +220,7 @@ async def deployment(*agents: type[Agent], heartbeat_s: float = 5.0, **settings:
             dependencies,
             verifier,
             producer,
-            limits=StreamLimits(heartbeat_s=heartbeat_s, first_message_s=0.3),
+            limits=StreamLimits(heartbeat_s=heartbeat_s, first_message_s=0.3, parting_s=parting_s),
         )
         stack.push_async_callback(services.core.aclose)
         add_own = agent_instance_pb2_grpc.add_AgentInstanceServiceServicer_to_server

@@ -279,6 +279,30 @@ async def test_streams_that_begin_wrongly_are_refused() -> None:
         assert here.services.core.active == 0
 
 
+async def test_the_call_outlives_the_result_until_execution_has_read_it_and_the_worker_does_not(
+    eventually: Eventually,
+) -> None:
+    async with deployment(*ALL) as here:
+        attempt = await here.start("worker")
+        while not attempt.of("result"):
+            assert await attempt.read() is not None
+        await eventually(lambda: here.services.core.active == 0)
+        # What execution has to say of an earlier message must not meet a call that is over.
+        for _ in range(20):
+            await attempt.send(journal_stored=pb.JournalStored(through=1))
+            await asyncio.sleep(0)
+        assert not attempt.call.done()
+        await attempt.call.done_writing()
+        assert await attempt.read() is None
+        assert await attempt.call.code() is grpc.StatusCode.OK
+
+
+async def test_a_caller_that_never_closes_its_side_is_waited_for_no_longer_than_the_bound() -> None:
+    async with deployment(*ALL, parting_s=0.1) as here:
+        attempt = await here.run("worker", half_close=False)
+        assert await attempt.call.code() is grpc.StatusCode.OK
+
+
 async def test_the_pool_is_bounded_and_says_so(eventually: Eventually) -> None:
     async with deployment(*ALL, max_workers=1) as here:
         first = await here.start("sleeper")
@@ -331,6 +355,8 @@ async def test_the_registry_and_the_pools_counts_are_listed() -> None:
         assert (worker.tools[0].name, worker.tools[0].permission) == ("square", "trace:read")
         assert b'"value"' in worker.tools[0].input_schema_json
         assert worker.idle_timeout.seconds == 30
+        assert ALL[0].isolation == "process", "what the class asks for"
+        assert {agent.isolation for agent in listed.agents} == {pb.ISOLATION_TASK}, "what it gets"
         assert not agents["needy"].available
         assert "llm" in agents["needy"].unavailable_reason
         assert agents["planner"].plans

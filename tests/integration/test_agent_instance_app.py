@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -52,7 +53,10 @@ def emitter_service(emitter: FakeEmitter) -> tuple[Any, FakeEmitter, str]:
     return (emitter_pb2_grpc.add_EmitterServiceServicer_to_server, emitter, "carrel.v1.EmitterService")
 
 
-async def test_the_app_serves_a_file_of_agents(tmp_path: Path, agent_file: Path) -> None:
+async def test_the_app_serves_a_file_of_agents(
+    tmp_path: Path, agent_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     emitter = FakeEmitter()
     async with serving([emitter_service(emitter)]) as rpc:
         settings = settings_for(tmp_path, emitter=rpc.address, agents=(str(agent_file),))
@@ -61,6 +65,9 @@ async def test_the_app_serves_a_file_of_agents(tmp_path: Path, agent_file: Path)
             stub = agent_instance_pb2_grpc.AgentInstanceServiceStub(channel)
             listed = await stub.ListAgents(pb.ListAgentsRequest(context=session_context()))
             assert [agent.name for agent in listed.agents] == ["hello"]
+            (told,) = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "how agents run"]
+            assert (told["executor"], told["isolation"]) == ("InLoopExecutor", "task")
+            assert "holds up every other run" in told["limit"]
             context = new_run_context()
             attempt = Attempt(context, stub.RunInstance(), "p")
             await attempt.send(start=pb.StartStage(agent_name="hello", attempt=1, producer_id="p", message="hi"))

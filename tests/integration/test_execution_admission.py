@@ -206,6 +206,20 @@ async def test_listings_page_and_refuse_foreign_tokens(world: World) -> None:
     assert deleted.deleted
 
 
+async def test_a_thread_of_long_messages_is_read_page_by_page(world: World) -> None:
+    world.agents.scripts["data"] = answer({})
+    for _ in range(20):
+        await world.ended((await world.execute(thread="t", message="x" * 250_000)).run.run_id)
+    texts, token = [], ""
+    while True:
+        request = pb.GetThreadRequest(context=session_context(), thread_id="t", page_token=token)
+        page = await world.stub.GetThread(request, timeout=5)
+        texts += [message.text for message in page.messages]
+        if not (token := page.next_page_token):
+            break
+    assert sum(map(len, texts)) >= 5_000_000
+
+
 async def test_locked_store_refuses_admission_and_the_running_run_ends_well_once_it_is_free(world: World) -> None:
     go = asyncio.Event()
 

@@ -97,6 +97,20 @@ async def test_watch_hears_of_a_stages_end_at_once(world: World) -> None:
     await world.ended(run_id)
 
 
+async def test_execution_closes_its_side_once_it_has_read_the_result(world: World, eventually: Eventually) -> None:
+    async def patient(attempt: Attempt) -> AsyncIterator[Up]:
+        yield result({})
+        await attempt.half_closed.wait()
+        parted.append(attempt)
+
+    parted: list[Attempt] = []
+    world.agents.scripts["data"] = patient
+    run = await world.ended((await world.execute()).run.run_id)
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    await eventually(lambda: len(parted) == 1)
+    await eventually(lambda: parted[0].closed)
+
+
 async def test_run_is_terminal_only_when_the_log_has_its_terminal_event(world: World, eventually: Eventually) -> None:
     world.emitter.hold = lambda event: event.event_type == "run_completed"
     world.agents.scripts["data"] = answer({"ok": True})

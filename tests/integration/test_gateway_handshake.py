@@ -117,6 +117,7 @@ async def test_a_first_frame_other_than_connect_or_none_at_all_ends_the_connecti
     async with gateway(tmp_path, connect_seconds=1.0) as g:
         for text, close, code in (
             ('{"type": "ping"}', 4500, "TOKEN"),
+            ('{"type": "subscribe"}', 4500, "TOKEN"),
             ("{", 4501, "FRAME"),
             ('{"type": "connect"}', 4500, "TOKEN"),
             ('{"type": "connect", "token": "t", "resume": {"offset": 5}}', 4501, "FRAME"),

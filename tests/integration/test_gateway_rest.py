@@ -329,22 +329,3 @@ async def test_pages_of_allowed_origins_may_ask_and_others_may_not(tmp_path: Pat
         assert (status, headers["Access-Control-Allow-Origin"]) == (200, "https://app.example.org")
         status, body, _ = await _ask(g, "GET", "/api/runs", headers={"Origin": "https://evil.net"})
         assert (status, body["error"]["code"]) == (403, "ORIGIN")
-
-
-async def test_readiness_follows_the_bridge_and_the_drain(tmp_path: Path, eventually: Eventually) -> None:
-    async with gateway(tmp_path) as g:
-
-        async def readyz() -> int:
-            async with g.http.get(g.url + "/readyz") as response:
-                return response.status
-
-        async def status_is(wanted: int) -> bool:
-            return await readyz() == wanted
-
-        await eventually(lambda: status_is(200))
-        await g.bridge.kill()
-        await eventually(lambda: status_is(503))
-        async with g.http.get(g.url + "/readyz") as response:
-            assert await response.json() == {"status": "not_ready", "failing": ["bridge"]}
-        await g.bridge.start()
-        await eventually(lambda: status_is(200))

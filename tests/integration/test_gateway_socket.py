@@ -194,6 +194,7 @@ WRONG_FRAMES: list[tuple[str, str]] = [
     ('"text"', "FRAME"),
     ("{}", "FRAME"),
     ('{"type": 7}', "FRAME"),
+    ('{"type": "ping", "type": "ping"}', "FRAME"),
     ('{"type": "subscribe"}', "UNKNOWN_FRAME"),
     ('{"type": "agent_execute"}', "INVALID_REQUEST"),
     ('{"type": "agent_execute", "message": ""}', "INVALID_REQUEST"),
@@ -224,6 +225,43 @@ async def test_each_wrong_frame_gets_an_error_and_the_connection_lives(tmp_path:
         assert (await socket.frame())["code"] == "FRAME"
         await _still_there(socket)
         assert not g.execution.requests
+
+
+async def test_the_error_for_a_frame_of_unknown_type_repeats_its_client_ref(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as g:
+        socket, _ = await g.ready()
+        await socket.send(type="agent_exceute", message="m", client_ref="r7")
+        error = await socket.frame()
+        assert (error["code"], error["client_ref"]) == ("UNKNOWN_FRAME", "r7")
+
+
+@pytest.mark.parametrize("depth", [33, 250, 400])
+async def test_values_that_nest_too_deep_are_refused_with_advice(tmp_path: Path, depth: int) -> None:
+    deep: Any = {}
+    for _ in range(depth - 1):
+        deep = {"a": deep}
+    async with gateway(tmp_path) as g:
+        ws, _ = await g.ready()
+        # Not orjson, which writes 254 levels only.
+        await ws.ws.send_json({"type": "agent_execute", "message": "m", "params": deep, "client_ref": "r"})
+        refused = [await ws.control("error")]
+        await ws.ws.send_json(
+            {"type": "input_provide", "run_id": "run-1", "input_id": "i", "value": deep, "client_ref": "r"}
+        )
+        refused.append(await ws.control("error"))
+        headers = {"Authorization": f"Bearer {token()}"}
+        for path, body in (
+            ("/api/agents/execute", {"message": "m", "params": deep}),
+            ("/api/runs/run-1/input", {"input_id": "i", "value": deep}),
+        ):
+            async with g.http.post(g.url + path, json=body, headers=headers) as response:
+                assert response.status == 400
+                refused.append((await response.json())["error"])
+        for error in refused:
+            assert (error["code"], "nests more than 32" in error["message"]) == ("INVALID_REQUEST", True)
+            assert "flatter" in error["advice"]
+        assert [error.get("client_ref") for error in refused[:2]] == ["r", "r"]
+        assert not g.execution.runs
 
 
 async def test_ten_wrong_frames_in_a_row_end_the_connection(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from grpc import aio
 
 from carrel.errors import CarrelError, PermissionDeniedError, StoreUnavailableError, TicketExpiredError
@@ -215,3 +216,34 @@ async def test_a_user_who_comes_while_the_stream_is_down_is_subscribed_by_the_ne
                     return feed.ready.is_set()
 
                 await eventually(answered)
+
+
+async def test_an_entry_that_cannot_be_read_keeps_its_place_and_the_stream_goes_on(eventually: Eventually) -> None:
+    async with attached() as (bridge, hub, _):
+        with hub.join(_login(), Listener()) as alice, hub.join(_login("bob"), Listener()) as bob:
+            await eventually(lambda: len(bridge.subscriptions("bob")) == 1)
+            first, second = bridge.subscriptions()[0].generation, bridge.subscriptions("bob")[0].generation
+            bridge.begin(first)
+            bridge.begin(second, user="bob")
+            bad = entries(1, 3)
+            bad[1].timestamp.seconds = 2**62
+            bridge.say(entries=bridge_pb2.UserEntries(user_id="alice", generation=first, epoch="e", entries=bad))
+            bridge.entries(second, 1, 2, user="bob")
+            await eventually(lambda: _offsets(bob) == [1, 2])
+            assert _offsets(alice) == [1, 2, 3]
+    assert bridge.streams == 1
+
+
+async def test_a_feed_that_fails_ends_its_own_users_connections_only(
+    eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with attached() as (bridge, hub, _):
+        broken = Listener()
+        with hub.join(_login(), broken) as alice, hub.join(_login("bob"), Listener()) as bob:
+            await eventually(lambda: len(bridge.subscriptions("bob")) == 1)
+            monkeypatch.setattr(alice.ring, "_max_bytes", None)
+            bridge.entries(bridge.subscriptions()[0].generation, 1, 2)
+            bridge.entries(bridge.subscriptions("bob")[0].generation, 1, 2, user="bob")
+            await eventually(lambda: _offsets(bob) == [1, 2])
+            assert broken.ended is CloseCode.INTERNAL
+    assert bridge.streams == 1

@@ -70,7 +70,9 @@ async def belongings_of_alice(stack: RunningStack) -> AsyncIterator[Ids]:
         engine = await stub.CreateEngine(
             execution_pb2.CreateEngineRequest(context=stack.session_context(ALICE)), timeout=5
         )
-        context = stack.run_context(ALICE, thread=new_id("thread"), run=new_id("run"), request=new_id("req"))
+        context = stack.run_context(
+            ALICE, thread=new_id("thread"), run=new_id("run"), request=new_id("req"), admitted=True
+        )
         instance = await AgentInstanceServiceStub(agents).CreateInstance(
             agent_instance_pb2.CreateInstanceRequest(context=context, agent_name="echo"), timeout=5
         )

@@ -100,8 +100,15 @@ class Forge:
         return f"{body}.{_b64(signature)}"
 
     def good(self, who: Who, **changes: Any) -> UserExecutionContext:
-        """What every service must take; ``changes`` are the context's."""
-        return who.context(self.ticket(who.claims()), **changes)
+        """What every service must take; ``changes`` are the context's. A run's ticket is execution's."""
+        if who.scope != "run":
+            return who.context(self.ticket(who.claims()), **changes)
+        header = self.header(kid=self.execution.kid)
+        return who.context(self.ticket(who.claims(iss="execution"), header, self.execution.key.sign), **changes)
+
+    def asking(self, who: Who) -> UserExecutionContext:
+        """A run's context under the gateway's ticket, as anybody who is logged in gets one: not admitted yet."""
+        return who.context(self.ticket(who.claims()))
 
 
 @dataclass(frozen=True)

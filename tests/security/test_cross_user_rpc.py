@@ -47,7 +47,7 @@ def _session(stack: RunningStack) -> Any:
 
 
 def _run(stack: RunningStack) -> Any:
-    return stack.run_context(BOB, thread=new_id("thread"), run=new_id("run"), request=new_id("req"))
+    return stack.run_context(BOB, thread=new_id("thread"), run=new_id("run"), request=new_id("req"), admitted=True)
 
 
 _Make = Callable[[RunningStack, Ids], Message]

@@ -297,9 +297,29 @@ async def test_run_instance_runs_for_a_good_ticket(forge: Forge, channels: dict[
     running = AgentInstanceServiceStub(channels["agent_instance"]).RunInstance()
     async with asyncio.timeout(_WITHIN_S):
         await running.write(_start(forge.good(who), who))
-        answers = [answer.WhichOneof("message") async for answer in running]
+        answers = []
+        async for answer in running:
+            answers.append(answer.WhichOneof("message"))
+            if answers[-1] == "result":
+                await running.done_writing()
+        assert await running.code() is grpc.StatusCode.OK
     assert answers[0] == "accepted"
     assert answers[-1] == "result"
+
+
+async def test_a_run_that_execution_did_not_admit_has_no_instance(
+    forge: Forge, channels: dict[str, aio.Channel]
+) -> None:
+    stub = AgentInstanceServiceStub(channels["agent_instance"])
+    who = _fresh()
+    status, error = await _status_of_first(stub.RunInstance, _start(forge.asking(who), who))
+    assert status is PERMISSION_DENIED
+    assert error is not None
+    assert "ExecutePipeline" in from_rpc_error(error).advice
+    create = agent_instance_pb2.CreateInstanceRequest(context=forge.asking(who), agent_name="echo")
+    with pytest.raises(aio.AioRpcError) as caught:
+        await stub.CreateInstance(create, timeout=5)
+    assert caught.value.code() is PERMISSION_DENIED
 
 
 async def test_run_instance_takes_no_child_s_context(forge: Forge, channels: dict[str, aio.Channel]) -> None:

@@ -50,10 +50,11 @@ class _Counts:
 
 
 class AgentExecutionCore:
-    """Creates, claims and releases instances; counts what became of them.
+    """``AgentInstanceFactory`` and ``AgentExecutionCore`` of the documents: creates, claims and releases instances.
 
     Args:
         capacity: The most instances at once, reserved ones included (``max_workers``).
+        user_capacity: The most of one user (``max_workers_per_user``).
         reserve_s: How long an instance that is not run is kept.
     """
 
@@ -64,6 +65,7 @@ class AgentExecutionCore:
         dependencies: DependencyChecker,
         *,
         capacity: int,
+        user_capacity: int = 10,
         reserve_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -71,10 +73,11 @@ class AgentExecutionCore:
         self._pool = pool
         self._dependencies = dependencies
         self._capacity = capacity
+        self._user_capacity = user_capacity
         self._reserve_s = reserve_s
         self._clock = clock
         self._instances: dict[str, Instance] = {}
-        self._coming = 0
+        self._coming: list[str] = []  # users of instances whose worker is being had
         self.counts = _Counts()
 
     @property
@@ -88,7 +91,7 @@ class AgentExecutionCore:
         Raises:
             UnknownAgentError: No such agent.
             AgentDependencyError: Something it depends on is missing.
-            WorkersBusyError: As many instances as allowed.
+            WorkersBusyError: As many instances as allowed, in all or for the user.
             WorkerLostError: No worker can be started.
         """
         AGENT_INSTANCE.check_input(caller)
@@ -100,22 +103,13 @@ class AgentExecutionCore:
     async def _reserve(self, caller: Caller, agent_name: str) -> Instance:
         entry = self.registry.entry(agent_name)
         await self._dependencies.require(entry)
-        use = len(self._instances) + self._coming
-        if use >= self._capacity:
-            raise WorkersBusyError(
-                f"all {self._capacity} workers are busy",
-                advice="try again shortly, or raise max_workers",
-                retry_after_s=1.0,
-                limit="max_workers",
-                limit_value=self._capacity,
-                use=use,
-            )
+        self._require_room(caller.user_id)
         # Counted before the wait: two that come at once must not both see the last place free.
-        self._coming += 1
+        self._coming.append(caller.user_id)
         try:
             part = await self._pool.acquire()
         finally:
-            self._coming -= 1
+            self._coming.remove(caller.user_id)
         instance = Instance(
             instance_id=new_id("inst"),
             user_id=caller.user_id,
@@ -128,6 +122,15 @@ class AgentExecutionCore:
         )
         self._instances[instance.instance_id] = instance
         return instance
+
+    def _require_room(self, user_id: str) -> None:
+        users = [instance.user_id for instance in self._instances.values()] + self._coming
+        if len(users) >= self._capacity:
+            raise _busy(f"all {self._capacity} workers are busy", "max_workers", self._capacity, len(users))
+        use = users.count(user_id)
+        if use >= self._user_capacity:
+            problem = f"all {self._user_capacity} workers that one user may have are busy"
+            raise _busy(problem, "max_workers_per_user", self._user_capacity, use)
 
     async def claim(self, caller: Caller, instance_id: str, agent_name: str) -> Instance:
         """The reserved instance, from now on running; a new one when no id is given.
@@ -220,6 +223,17 @@ class AgentExecutionCore:
         if instance is None or (instance.user_id, instance.run_id) != (caller.user_id, caller.run_id):
             return None
         return instance
+
+
+def _busy(problem: str, limit: str, value: int, use: int) -> WorkersBusyError:
+    return WorkersBusyError(
+        problem,
+        advice=f"try again shortly, or raise {limit}",
+        retry_after_s=1.0,
+        limit=limit,
+        limit_value=value,
+        use=use,
+    )
 
 
 def _report_start(error: CarrelError) -> None:

@@ -19,7 +19,7 @@ _FINAL: Final = (CancelledRunError, StaleFenceError, SealedLogError)
 
 
 class FallbackManager:
-    """Chooses the fallback, once per stage, at most ``limit`` at a time in the process."""
+    """``fallback_manager`` of the documents: chooses it, once per stage, at most ``limit`` at a time in the process."""
 
     def __init__(self, registry: AgentClassRegistry, *, limit: int = 20) -> None:
         self._registry = registry

@@ -1,7 +1,7 @@
 """Finds agent classes: in the entry-point group ``carrel.agents``, a module, ``module:attribute`` or a Python file.
 
 Not the registry, which judges what is found here. Loading runs an author's module, so whatever goes wrong inside it is
-turned into an error that names the source.
+turned into a problem that names the source. Problems are collected, so that an author reads all of them at once.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Final, NamedTuple
 
-from carrel.agents import Agent
-from carrel.errors import CarrelError, StartupError
+from carrel.agents import Agent, collect_wrong_classes
+from carrel.errors import CarrelError, InvalidRequestError
 
-__all__ = ["ENTRY_POINTS", "ENTRY_POINT_GROUP", "LoadedClass", "load_classes"]
+__all__ = ["ENTRY_POINTS", "ENTRY_POINT_GROUP", "Found", "LoadedClass", "Problem", "load_classes"]
 
 ENTRY_POINT_GROUP: Final = "carrel.agents"
 # In the setting, this word stands for everything that installed packages contribute.
@@ -35,65 +38,93 @@ class LoadedClass(NamedTuple):
     file: str
 
 
-def load_classes(sources: Sequence[str]) -> tuple[LoadedClass, ...]:
-    """The agent classes of every source in order, each class once; the entry points' when no source is given.
+class Problem(NamedTuple):
+    """What is wrong with a source or a class, and what to do about it (empty when ``text`` says so itself)."""
+
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What loading gave.
+
+    Args:
+        classes: The agent classes, each once; those that declare something wrong are among them.
+        problems: A source that could not be loaded, or holds no agent, each.
+    """
+
+    classes: tuple[LoadedClass, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+class _SourceError(Exception):
+    """A source that gives no agents; it never leaves this module."""
+
+    def __init__(self, source: str, text: str, advice: str) -> None:
+        super().__init__(text)
+        self.problem = Problem(f"agents from {source}: {text}", advice)
+
+
+def load_classes(sources: Sequence[str]) -> Found:
+    """The agent classes of every source in order; the entry points' when no source is given.
 
     Args:
         sources: ``module``, ``module:attribute``, a path that ends in ``.py``, or ``entry-points``.
-
-    Raises:
-        StartupError: A source cannot be loaded or holds no agent; the message names all such sources.
     """
     found: dict[type[Agent], LoadedClass] = {}
-    problems: list[StartupError] = []
-    for source in sources or (ENTRY_POINTS,):
-        try:
-            loaded = _from_entry_points() if source == ENTRY_POINTS else _from_source(source)
-        except StartupError as error:
-            problems.append(error)
-            continue
-        for item in loaded:
+    problems: list[Problem] = []
+    for source in _expanded(sources or (ENTRY_POINTS,)):
+        loaded: list[LoadedClass] = []
+        with collect_wrong_classes() as wrong:
+            try:
+                loaded = _classes(source.load(), source.name)
+            except _SourceError as error:
+                problems.append(error.problem)
+        # A wrong class counts though no list names it: nobody else would tell its author.
+        for item in [*loaded, *(_loaded(cls, source.name) for cls in wrong)]:
             found.setdefault(item.cls, item)
-    if problems:
-        raise _joined(problems)
-    return tuple(found.values())
+    return Found(tuple(found.values()), tuple(problems))
 
 
-def _from_entry_points() -> list[LoadedClass]:
-    loaded: list[LoadedClass] = []
-    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda p: p.name):
-        source = f"entry point {point.name} ({point.value})"
-        value = _guarded(source, point.load)
-        loaded += _classes(value, source)
-    return loaded
+class _Source(NamedTuple):
+    name: str
+    load: Callable[[], Any]
 
 
-def _from_source(source: str) -> list[LoadedClass]:
+def _expanded(sources: Sequence[str]) -> Iterator[_Source]:
+    for source in sources:
+        if source == ENTRY_POINTS:
+            for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda p: p.name):
+                name = f"entry point {point.name} ({point.value})"
+                yield _Source(name, partial(_guarded, name, point.load, point.module))
+        else:
+            yield _Source(source, partial(_from_source, source))
+
+
+def _from_source(source: str) -> Any:
     if source.endswith(".py"):
-        return _classes(_load_file(source), source)
+        return _load_file(source)
     module_name, _, attribute = source.partition(":")
-    module = _guarded(source, lambda: importlib.import_module(module_name))
-    if not attribute:
-        return _classes(module, source)
-    value: Any = module
-    for part in attribute.split("."):
+    value: Any = _guarded(source, lambda: importlib.import_module(module_name), module_name)
+    for part in attribute.split(".") if attribute else ():
         value = getattr(value, part, None)
         if value is None:
-            raise _cannot(source, f"module {module_name} has no attribute {attribute}", "name an attribute it has")
-    return _classes(value, source)
+            raise _SourceError(source, f"module {module_name} has no attribute {attribute}", "name one that it has")
+    return value
 
 
 def _load_file(source: str) -> ModuleType:
     path = Path(source).expanduser().resolve()
     if not path.is_file():
-        raise _cannot(source, f"there is no file {path}", "give the path of a Python file that defines agents")
+        raise _SourceError(source, f"there is no file {path}", "give the path of a Python file that defines agents")
     # Unique by path: two files of one name, or one called like a library, must not replace each other.
     name = f"carrel_agents_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if (known := sys.modules.get(name)) is not None:
         return known
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise _cannot(source, f"{path} is no Python source file", "give the path of a .py file")
+        raise _SourceError(source, f"{path} is no Python source file", "give the path of a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     folder = str(path.parent)
@@ -103,33 +134,52 @@ def _load_file(source: str) -> ModuleType:
     loader = spec.loader
     try:
         _guarded(source, lambda: loader.exec_module(module))
-    except StartupError:
+    except _SourceError:
         del sys.modules[name]
         raise
     return module
 
 
-def _guarded(source: str, load: Any) -> Any:
+def _guarded(source: str, load: Callable[[], Any], module: str = "") -> Any:
+    """What ``load`` gives; ``module`` is the module that the source itself names."""
     try:
         return load()
-    except StartupError:
+    except _SourceError:
         raise
     except CarrelError as error:
-        # A class statement that declares something wrong: the library's own message names the class and the fault.
-        raise _cannot(source, error.message, error.advice or "correct the declaration") from error
+        # A tool or an error class that declares something wrong: the library's own message names it and the fault.
+        raise _SourceError(source, f"{error.message}{_where(error)}", _advice_of(error)) from error
+    except ModuleNotFoundError as error:
+        where, missing = _where(error), error.name or ""
+        if not where and (module == missing or module.startswith(f"{missing}.")):
+            advice = "correct the name, or install the package, or add its folder to PYTHONPATH"
+            raise _SourceError(source, f"there is no module {missing}", advice) from error
+        problem = f"loading it raised ModuleNotFoundError: there is no module {missing}{where}"
+        raise _SourceError(source, problem, f"install the package that has {missing}, or correct the import") from error
     except (Exception, SystemExit) as error:
-        where = _innermost(error)
-        problem = f"loading it raised {type(error).__name__}: {str(error)[:500]}{where}"
-        missing = isinstance(error, ModuleNotFoundError)
-        advice = "install the package that it needs" if missing else "make `python -c 'import …'` of it work first"
-        raise _cannot(source, problem, advice) from error
+        told = error.msg if isinstance(error, SyntaxError) else str(error)[:500]
+        problem = f"loading it raised {type(error).__name__}: {told}{_where(error)}"
+        raise _SourceError(source, problem, "make `python -c 'import …'` of it work first") from error
 
 
-def _innermost(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+def _advice_of(error: CarrelError) -> str:
+    # What stands there by default is for who sent a request, not for who wrote a file.
+    return error.advice if error.advice not in {"", InvalidRequestError.default_advice} else "correct the declaration"
+
+
+def _where(error: BaseException) -> str:
+    """The author's own line: the innermost in the folder of the file that was loaded, not in what it called."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}:{error.lineno})"
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__) if _own(frame)]
+    folders = [Path(file).parent for file, _ in lines]
+    own = [line for line, folder in zip(lines, folders, strict=True) if folder == folders[0]]
+    return f" ({own[-1][0]}:{own[-1][1]})" if own else ""
+
+
+def _own(frame: FrameType) -> bool:
+    module = str(frame.f_globals.get("__name__", ""))
+    return module != __name__ and module.partition(".")[0] != "importlib"
 
 
 def _classes(value: Any, source: str) -> list[LoadedClass]:
@@ -140,10 +190,10 @@ def _classes(value: Any, source: str) -> list[LoadedClass]:
         value = _guarded(source, value)
     candidates = [value] if inspect.isclass(value) else value
     if isinstance(candidates, str) or not isinstance(candidates, Iterable):
-        raise _cannot(source, f"it gives a {type(value).__name__}", "give an Agent class or a list of them")
+        raise _SourceError(source, f"it gives a {type(value).__name__}", "give an Agent class or a list of them")
     loaded = [_loaded(item, source) for item in candidates]
     if not loaded:
-        raise _cannot(source, "it defines no Agent class with a name", "add `class MyAgent(Agent): name = '…'`")
+        raise _SourceError(source, "it defines no Agent class with a name", "add `class MyAgent(Agent): name = '…'`")
     return loaded
 
 
@@ -160,29 +210,13 @@ def _defined_in(module: ModuleType) -> list[type[Agent]]:
 
 def _loaded(item: object, source: str) -> LoadedClass:
     if not inspect.isclass(item) or not issubclass(item, Agent):
-        raise _cannot(source, f"{item!r:.100} is no subclass of carrel.Agent", "list Agent classes only, not instances")
-    return LoadedClass(item, source, _file_of(item))
+        problem = f"{item!r:.100} is no subclass of carrel.Agent"
+        raise _SourceError(source, problem, "list Agent classes only, not instances")
+    return LoadedClass(item, source, _file_of(item, source))
 
 
-def _file_of(cls: type) -> str:
+def _file_of(cls: type, source: str) -> str:
     try:
         return inspect.getfile(cls)
-    except (TypeError, OSError):
-        return f"<{cls.__module__}>"
-
-
-def _cannot(source: str, problem: str, advice: str) -> StartupError:
-    return StartupError(f"agents from {source}: {problem}", advice=advice, phase="CONFIGURATION", what=source)
-
-
-def _joined(problems: list[StartupError]) -> StartupError:
-    if len(problems) == 1:
-        return problems[0]
-    lines = "".join(f"\n  - {problem.message} ({problem.advice})" for problem in problems)
-    what = ", ".join(problem.what for problem in problems)
-    return StartupError(
-        f"{len(problems)} sources of agents cannot be loaded:{lines}",
-        advice="correct each of them",
-        phase="CONFIGURATION",
-        what=what,
-    )
+    except (TypeError, OSError):  # its module could not be loaded to the end, and is gone
+        return source

@@ -15,7 +15,7 @@ _LEAST_WAIT_S: Final = 0.01
 
 
 class PeriodicUpdateManager:
-    """Says "still working" for silent agents, at most ``limit`` of them at a time.
+    """``periodic_update_manager`` of the documents: says "still working" for silent agents, at most ``limit`` at once.
 
     Args:
         interval_s: The silence after which, and the interval at which, an update is sent.

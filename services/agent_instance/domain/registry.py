@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from carrel.agents import Agent, Isolation
+from carrel.agents import Agent, Isolation, declaration_problems
 from carrel.errors import CarrelError, StartupError, UnknownAgentError
 from carrel.tools import Tool
-from services.agent_instance.domain.loading import LoadedClass, load_classes
+from services.agent_instance.domain.loading import Found, LoadedClass, Problem, load_classes
 
 __all__ = ["AgentClassRegistry", "AgentEntry"]
 
@@ -48,21 +48,15 @@ class AgentClassRegistry(Mapping[str, AgentEntry]):
     _digest: str
     _entries: Mapping[str, AgentEntry]
 
-    def __init__(self, loaded: Iterable[LoadedClass]) -> None:
+    def __init__(self, found: Found) -> None:
         """Check and freeze.
 
         Raises:
-            StartupError: Any class breaks a rule. All problems at once, each with its class, file and what to do.
+            StartupError: A source could not be loaded, or a class breaks a rule. All problems at once, each with its
+                class, file and what to do.
         """
-        items = tuple(loaded)
-        problems = [problem for item in items for problem in _class_problems(item)]
-        problems += _name_problems(items)
-        if not items:
-            problems.append("no agent is registered; install one, or name a file or module in the setting `agents`")
+        entries, problems = _judged(found)
         if problems:
-            raise _startup_error(problems)
-        entries = {item.cls.name: _entry(item) for item in sorted(items, key=lambda i: i.cls.name)}
-        if problems := [p for entry in entries.values() for p in _link_problems(entry, entries)]:
             raise _startup_error(problems)
         object.__setattr__(self, "_entries", MappingProxyType(entries))
         object.__setattr__(self, "_digest", _digest(entries.values()))
@@ -79,7 +73,7 @@ class AgentClassRegistry(Mapping[str, AgentEntry]):
     @classmethod
     def of(cls, *classes: type[Agent]) -> AgentClassRegistry:
         """A registry of classes at hand, for tests and embedding."""
-        return cls(LoadedClass(c, c.__module__, inspect.getfile(c)) for c in classes)
+        return cls(Found(tuple(LoadedClass(c, c.__module__, inspect.getfile(c)) for c in classes)))
 
     @property
     def digest(self) -> str:
@@ -115,6 +109,28 @@ class AgentClassRegistry(Mapping[str, AgentEntry]):
     __setattr__ = __delattr__ = __setitem__ = __delitem__ = _refuse
 
 
+def _judged(found: Found) -> tuple[dict[str, AgentEntry], list[Problem]]:
+    """The entries by name, in order, and everything that is wrong."""
+    problems = list(found.problems)
+    entries: dict[str, AgentEntry] = {}
+    wrong: set[str] = set()
+    for item in sorted(found.classes, key=lambda item: str(getattr(item.cls, "name", ""))):
+        if of_class := [Problem(text) for text in _class_problems(item)]:
+            problems += of_class
+            wrong.add(str(getattr(item.cls, "name", "")))
+        else:
+            entries.setdefault(item.cls.name, _entry(item))
+    problems += [Problem(text) for text in _name_problems(found.classes)]
+    if not found.classes and not problems:
+        problems.append(
+            Problem("no agent is registered", "install one, or name a file or module in the setting `agents`")
+        )
+    if not found.problems:
+        # Otherwise agents are missing, and links to them are not their authors' mistake.
+        problems += [Problem(text) for entry in entries.values() for text in _link_problems(entry, entries, wrong)]
+    return entries, problems
+
+
 def _entry(item: LoadedClass) -> AgentEntry:
     cls = item.cls
     return AgentEntry(
@@ -141,20 +157,21 @@ def _first_line(cls: type[Agent]) -> str:
 def _class_problems(item: LoadedClass) -> Iterator[str]:
     cls = item.cls
     where = f"class {cls.__qualname__} ({item.file})"
-    if "name" not in vars(cls) and not isinstance(getattr(cls, "name", None), str):
+    if not hasattr(cls, "name"):
         yield f'{where} has no name; write name = "…" in its body'
         return
+    yield from (f"{where}: {problem}" for problem in declaration_problems(cls))
     if cls.run is Agent.run:
         yield f"{where} has no run; write `async def run(self, ctx, request)`"
-    elif not inspect.iscoroutinefunction(cls.run):
-        yield f"{where}: run is no coroutine function; write `async def run(self, ctx, request)`"
     try:
         inspect.signature(cls).bind()
     except (TypeError, ValueError):
         yield f"{where} cannot be made without arguments; give every parameter of __init__ a default"
-    for tool in cls.tools:
+    # Whatever a wrong class has there: that it is wrong has been said above.
+    tools: Any = cls.tools
+    for tool in tools if isinstance(tools, tuple) else ():
         try:
-            _ = tool.input_schema
+            _ = tool.input_schema if isinstance(tool, Tool) else None
         except CarrelError as error:
             yield f"{where}: {error.message}; {error.advice}"
 
@@ -173,14 +190,15 @@ def _name_problems(items: Sequence[LoadedClass]) -> Iterator[str]:
             )
 
 
-def _link_problems(entry: AgentEntry, entries: Mapping[str, AgentEntry]) -> Iterator[str]:
+def _link_problems(entry: AgentEntry, entries: Mapping[str, AgentEntry], wrong: Set[str]) -> Iterator[str]:
+    """What is wrong with the names of others that an agent gives; those of ``wrong`` classes are left alone."""
     where = f"class {entry.cls.__qualname__} ({entry.file})"
     for name in entry.requires:
-        if name not in entries:
+        if name not in entries and name not in wrong:
             yield f"{where} requires {name!r}, which is not registered; register it or correct `requires`"
     if cycle := _cycle(entry.name, entries):
         yield f"{where} requires itself through {' → '.join(cycle)}; break the circle in `requires`"
-    if entry.fallback is not None:
+    if entry.fallback is not None and entry.fallback not in wrong:
         yield from (f"{where}: {problem}" for problem in _fallback_problems(entry, entries))
 
 
@@ -229,13 +247,18 @@ def _cycle(start: str, entries: Mapping[str, AgentEntry]) -> list[str]:
     return []
 
 
-def _startup_error(problems: Sequence[str]) -> StartupError:
+def _startup_error(problems: Sequence[Problem]) -> StartupError:
     if len(problems) == 1:
-        message = problems[0]
+        message, advice = problems[0]
     else:
-        message = f"{len(problems)} things are wrong with the agents:" + "".join(f"\n  - {p}" for p in problems)
+        lines = (f"{text} ({advice})" if advice else text for text, advice in problems)
+        message = f"{len(problems)} things are wrong with the agents:" + "".join(f"\n  - {line}" for line in lines)
+        advice = ""
     return StartupError(
-        message, advice="correct the agent classes named and start again", phase="CONFIGURATION", what="agents"
+        message,
+        advice=advice or "correct the agent classes named and start again",
+        phase="CONFIGURATION",
+        what="agent classes that can be loaded",
     )
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from carrel.agent_messages import MAX_MESSAGE_BYTES, DownMessage, UpMessage, decode
 from carrel.agent_runtime import WorkerSession
+from carrel.agents import Isolation
 from carrel.errors import CarrelError, ProtocolError, UnknownAgentError, WorkerLostError
 from servicekit.logs import get_logger
 from services.agent_instance.domain.bodies import end_task
@@ -84,6 +85,9 @@ class InLoopExecutor:
     Args:
         kill_s: How long a cancelled agent may take before it is abandoned.
     """
+
+    isolation: ClassVar[Isolation] = "task"
+    limit: ClassVar[str] = "an agent that blocks its thread holds up every other run of this process"
 
     def __init__(self, *, kill_s: float = 0.5) -> None:
         self._kill_s = kill_s

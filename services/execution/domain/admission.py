@@ -20,6 +20,7 @@ from carrel.errors import (
     UnendedRunsError,
     UnknownEngineError,
 )
+from carrel.frozen import MAX_NESTING, nests_too_deep
 from services.execution.models import Micros, ThreadStrategy
 
 __all__ = [
@@ -74,7 +75,7 @@ def parse_params(params_json: bytes) -> dict[str, Any]:
     """The request's parameters.
 
     Raises:
-        InvalidRequestError: They are no JSON object.
+        InvalidRequestError: They are no JSON object, or nest deeper than agents take.
     """
     if not params_json:
         return {}
@@ -85,6 +86,13 @@ def parse_params(params_json: bytes) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise InvalidRequestError(
             "params_json is no JSON object", fields={"params_json": "must be a UTF-8 JSON object, or empty"}
+        )
+    if nests_too_deep(params):
+        problem = f"nests more than {MAX_NESTING} levels deep"
+        raise InvalidRequestError(
+            f"params_json {problem}",
+            advice="send flatter values, or the inner ones as JSON text",
+            fields={"params_json": problem},
         )
     return params
 

@@ -35,7 +35,7 @@ async def keep_leases(store: RunStore, factory: ExecutionEngineFactory, interval
             await store.renew_leases()
             await take_over(store, factory)
         except CarrelError as error:
-            _log.warning("leases not renewed", code=error.code)
+            _log.warning("leases not renewed", code=error.code, reason=error.message)
 
 
 async def clean_up(store: RunStore, factory: ExecutionEngineFactory) -> int:
@@ -69,4 +69,4 @@ async def clean_up_for_ever(services: RunServices, factory: ExecutionEngineFacto
             await clean_up(services.store, factory)
             await expire_artifacts(services)
         except CarrelError as error:
-            _log.warning("clean-up failed", code=error.code)
+            _log.warning("clean-up failed", code=error.code, reason=error.message)

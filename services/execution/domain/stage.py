@@ -26,6 +26,7 @@ from services.execution.domain.ports import (
 )
 from services.execution.domain.retry import insist
 from services.execution.domain.services import RunServices
+from services.execution.domain.silence import SilenceWatch
 from services.execution.domain.uploads import Uploads
 from services.execution.models import AuditEntry, JournalItem, RunRef
 
@@ -48,7 +49,7 @@ class StageSession:
         self._options = services.options
         self._ref = RunRef(start.identity.user, start.identity.run_id, start.fence)
         self._stream: StageStream | None = None
-        self._watch: asyncio.Timeout | None = None
+        self._watch: SilenceWatch | None = None
         self._cancel: CancelStage | None = None
         self._stop_at: float | None = None
         self._refresh_at = 0.0
@@ -66,17 +67,17 @@ class StageSession:
         loop = asyncio.get_running_loop()
         self._refresh_at = loop.time() + self._options.ticket_refresh_s
         try:
-            async with asyncio.timeout(self._options.silence_s) as watch:
+            async with SilenceWatch(self._options.silence_s) as watch:
                 self._watch = watch
                 if self._stop_at is not None:
-                    watch.reschedule(self._stop_at)
+                    watch.end_at(self._stop_at)
                 async with self._services.host.run_stage(self._start) as stream:
                     self._stream = stream
                     if self._cancel is not None:
                         await stream.send(self._cancel)
                     result = await self._listen(stream)
         except TimeoutError:
-            if self._watch is None or not self._watch.expired():  # another clock's
+            if self._watch is None or not self._watch.expired:  # another clock's
                 raise
             raise AgentInstanceLostError(
                 f"agent_instance gave no sign of life for {self._options.silence_s:g} s"
@@ -98,19 +99,17 @@ class StageSession:
         self._cancel = CancelStage(reason, grace_s)
         # A little more than the grace: its last word, that it has ended, should still be heard.
         self._stop_at = asyncio.get_running_loop().time() + grace_s + 0.5
-        if self._watch is not None and not self._watch.expired():
-            self._watch.reschedule(self._stop_at)
+        if self._watch is not None:
+            self._watch.end_at(self._stop_at)
         if self._stream is not None:
             await self._stream.send(self._cancel)
 
     async def _listen(self, stream: StageStream) -> StageResult:
-        loop = asyncio.get_running_loop()
         assert self._watch is not None, "set before"
         async for message in stream:
             if isinstance(message, StageResult):
                 return message
-            if self._stop_at is None:
-                self._watch.reschedule(loop.time() + self._options.silence_s)
+            self._watch.heard()
             await self._take(message)
         raise AgentInstanceLostError("agent_instance ended the attempt without a result")
 

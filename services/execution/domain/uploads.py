@@ -30,11 +30,12 @@ _MAX_OPEN: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class ArtifactLimits:
-    """Bytes of one artifact and of all of a user's, and how long one is kept."""
+    """Bytes of one artifact and of all of a user's, how long one is kept, and how many one run may have."""
 
     max_bytes: int = 8 * 1024 * 1024
     quota: int = 256 * 1024 * 1024
     retention_s: float = 30 * 86_400.0
+    per_run: int = 200
 
 
 def check_artifact_name(name: str, media_type: str) -> None:
@@ -63,7 +64,7 @@ async def store_artifact(
     """Store name, media type and bytes for a run: first the file, then the row that makes it count.
 
     Raises:
-        QuotaError: The user's artifacts would take too much.
+        QuotaError: The user's artifacts would take too much, or the run has as many as it may.
         RunEndedError: The run is over, or somebody newer holds it.
         StoreUnavailableError: The folder or the database can't be written.
     """
@@ -73,7 +74,7 @@ async def store_artifact(
     record = ArtifactRecord(ref.run_id, name, media_type, len(data), digest, now)
     kept = False
     try:
-        kept = await store.save_artifact(ref, record, limits.quota)
+        kept = await store.save_artifact(ref, record, limits.quota, limits.per_run)
     finally:
         if not kept:
             await remove_unused(store, folder, ref.user, ref.run_id, digest)

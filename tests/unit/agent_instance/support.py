@@ -178,6 +178,7 @@ class Bench:
             dispatchers=UnifiedToolDispatcherFactory(o.strategy, concurrency=o.concurrency),
             policy=TimePolicy(idle_s=o.idle_s, wall_s=o.wall_s, deadline_margin_s=0.1),
             times=StageTimes(o.grace_s, o.kill_s, o.log_wait_s, 0.1),
+            isolation=InLoopExecutor.isolation,
         )
 
     async def stage(self, agent: str, *, user: str = "alice", **changes: Any) -> Stage:

@@ -114,6 +114,22 @@ async def test_a_full_pool_says_limit_use_and_when() -> None:
     assert refused[0].retry_after_s
 
 
+async def test_one_user_cannot_have_every_worker() -> None:
+    pool = ResourcePool(Hesitant, warm=0)
+    registry = AgentClassRegistry.of(Plain)
+    core = AgentExecutionCore(registry, pool, DependencyChecker({}), capacity=10, user_capacity=3)
+    results = await asyncio.gather(*(core.create(caller(), "plain") for _ in range(20)), return_exceptions=True)
+    refused = [result for result in results if isinstance(result, WorkersBusyError)]
+    assert len(refused) == 17
+    assert (refused[0].limit, refused[0].limit_value, refused[0].use) == ("max_workers_per_user", 3, 3)
+    assert refused[0].retry_after_s
+    bob = await core.create(caller("bob"), "plain")
+    assert core.active == 4
+    mine = next(result for result in results if not isinstance(result, BaseException))
+    await core.drop(mine)
+    assert (await core.create(caller(), "plain")).user_id != bob.user_id
+
+
 async def test_a_reservation_lapses_and_a_running_instance_does_not() -> None:
     clock = Clock()
     core, _ = make(clock=clock)

@@ -193,7 +193,7 @@ def test_run_must_be_there_and_async() -> None:
     message = problems_of(NoRun, SyncRun, Arguments)
     assert "3 things are wrong" in message
     assert "has no run" in message
-    assert "no coroutine function" in message
+    assert "run is not async; write `async def run(self, ctx, request)`" in message
     assert "cannot be made without arguments" in message
 
 
@@ -258,20 +258,107 @@ def test_a_file_may_import_its_neighbour_but_not_shadow_ours(tmp_path: Path, mon
         ("X = 1", "defines no Agent class"),
         ("agents = [1]", "no subclass of carrel.Agent"),
         ("agents = 'echo'", "it gives a str"),
-        ("from carrel import Agent\nclass Bad(Agent):\n    name = 'Bad Name'\n", "agent class Bad: name must be"),
+        (
+            "from carrel import Agent\nclass Bad(Agent):\n    name = 'Bad Name'\n",
+            r"class Bad .*broken\.py\): name must be",
+        ),
     ],
 )
 def test_a_source_that_cannot_be_loaded_says_why(tmp_path: Path, text: str, problem: str) -> None:
     path = write(tmp_path, "broken.py", text)
     with pytest.raises(StartupError, match=problem) as caught:
-        load_classes([path])
+        AgentClassRegistry.load([path])
     assert path in caught.value.message
     assert caught.value.advice
+    assert "request" not in caught.value.advice
+
+
+MISTAKES = """
+from carrel import Agent, tool
+
+class Sync(Agent):
+    name = "sync"
+    timeout_s = 0
+    def run(self, ctx, request):
+        return {}
+
+class Listed(Agent):
+    name = "listed"
+    requires = "sync"
+    tools = [1]
+    async def run(self, ctx, request):
+        return {}
+
+class Fine(Agent):
+    name = "fine"
+    requires = ("sync",)
+    fallback = "nobody"
+    async def run(self, ctx, request):
+        return {}
+
+agents = [Fine]
+"""
+
+
+def test_every_mistake_of_every_class_of_every_source_is_told_at_once(tmp_path: Path) -> None:
+    one = write(tmp_path, "one.py", MISTAKES)
+    two = write(tmp_path, "two.py", ECHO.format(cls="Two", name="Two!"))
+    with pytest.raises(StartupError) as caught:
+        AgentClassRegistry.load([one, two])
+    lines = caught.value.message.splitlines()[1:]
+    assert sorted(line.partition(":")[0].strip(" -") for line in lines) == [
+        f"class Fine ({one})",
+        f"class Listed ({one})",
+        f"class Listed ({one})",
+        f"class Sync ({one})",
+        f"class Sync ({one})",
+        f"class Two ({two})",
+    ]
+    assert "request and send" not in str(caught.value)
+
+
+def test_what_a_class_declares_wrong_is_told_though_its_file_breaks_off_later(tmp_path: Path) -> None:
+    path = write(tmp_path, "one.py", MISTAKES + "\n1/0\n")
+    lost = str(tmp_path / "lost.py")
+    with pytest.raises(StartupError) as caught:
+        AgentClassRegistry.load([path, lost])
+    message = caught.value.message
+    assert f"ZeroDivisionError: division by zero ({path}:{len(MISTAKES.splitlines()) + 2})" in message
+    assert f"class Sync ({path}): run is not async" in message
+    assert "there is no file" in message
+    assert "'nobody'" not in message, "agents are missing, so links to them say nothing"
+
+
+def test_a_missing_module_is_named_with_the_authors_own_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.py", "import json\n\nimport a_package_nobody_has.inside\n")
+    with pytest.raises(StartupError) as caught:
+        AgentClassRegistry.load([path])
+    assert f"there is no module a_package_nobody_has ({path}:3)" in caught.value.message
+    assert "a_package_nobody_has" in caught.value.advice
+    assert "frozen" not in caught.value.message
+    with pytest.raises(StartupError, match=r"agents from no_such\.agents: there is no module no_such ") as caught:
+        AgentClassRegistry.load(["no_such.agents"])
+    assert "PYTHONPATH" in caught.value.advice
+
+
+def test_an_error_in_what_the_author_calls_shows_the_authors_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.py", "import json\n\nNAMES = json.loads('[')\n")
+    with pytest.raises(StartupError, match="JSONDecodeError") as caught:
+        AgentClassRegistry.load([path])
+    assert f"({path}:3)" in caught.value.message
+
+
+def test_a_wrong_tool_is_told_with_the_authors_line_and_fitting_advice(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.py", "from carrel import tool\n\n@tool\ndef look() -> int:\n    return 1\n")
+    with pytest.raises(StartupError, match="tool look") as caught:
+        AgentClassRegistry.load([path])
+    assert f"({path}:3)" in caught.value.message
+    assert caught.value.advice == "correct the declaration"
 
 
 def test_all_broken_sources_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(StartupError) as caught:
-        load_classes([str(tmp_path / "none.py"), "no_such_module_at_all", "carrel.agents:Nothing"])
+        AgentClassRegistry.load([str(tmp_path / "none.py"), "no_such_module_at_all", "carrel.agents:Nothing"])
     for part in ("there is no file", "no_such_module_at_all", "no attribute Nothing"):
         assert part in caught.value.message
 
@@ -282,6 +369,9 @@ def test_module_attribute_and_function_sources(tmp_path: Path, monkeypatch: pyte
         ECHO.format(cls="One", name="one") + ECHO.format(cls="Two", name="two") + "def both():\n    return (One, Two)\n"
     )
     write(tmp_path, "sources_of_agents.py", body)
-    assert {item.cls.name for item in load_classes(["sources_of_agents"])} == {"one", "two"}
-    assert {item.cls.name for item in load_classes(["sources_of_agents:One"])} == {"one"}
-    assert {item.cls.name for item in load_classes(["sources_of_agents:both", "sources_of_agents"])} == {"one", "two"}
+    assert {item.cls.name for item in load_classes(["sources_of_agents"]).classes} == {"one", "two"}
+    assert {item.cls.name for item in load_classes(["sources_of_agents:One"]).classes} == {"one"}
+    assert {item.cls.name for item in load_classes(["sources_of_agents:both", "sources_of_agents"]).classes} == {
+        "one",
+        "two",
+    }

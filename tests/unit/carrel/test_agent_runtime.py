@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -481,13 +480,36 @@ async def test_an_agents_own_carrel_error_passes_as_it_is(hire: Hire) -> None:
     assert (error["code"], error["advice"], error["details"]) == ("CARREL", "do this", {"part": "x"})
 
 
-async def test_sys_exit_in_an_agent_ends_the_attempt_only(hire: Hire) -> None:
+class OddError(BaseException):
+    """What no `except Exception` sees."""
+
+
+UNUSUAL = [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), OddError(), BaseExceptionGroup("g", [SystemExit(1)])]
+
+
+@pytest.mark.parametrize("raised", UNUSUAL, ids=repr)
+async def test_nothing_that_an_agent_raises_leaves_its_attempt(hire: Hire, raised: BaseException) -> None:
     async def body(ctx: AgentContext, request: Request) -> dict[str, Any]:
-        sys.exit(3)
+        raise raised
 
     host = hire(agent_of(body))
     host.start()
-    assert (await host.failure())["code"] == "AGENT_FAILED"
+    error = await host.failure()
+    assert (error["code"], error["details"]["cause"]) == ("AGENT_FAILED", type(raised).__name__)
+
+
+@pytest.mark.parametrize("raised", UNUSUAL, ids=repr)
+async def test_nothing_that_a_tools_body_raises_leaves_its_call(hire: Hire, raised: BaseException) -> None:
+    @tool(description="raises")
+    async def burst() -> int:
+        raise raised
+
+    host = hire(agent_of(wait_forever, burst))
+    host.start()
+    host.say(RunToolBody("call-1", "burst", {}, 0, RUN.to_dict()))
+    answer = await host.hear(ToolBodyResult)
+    assert (answer.error["code"], answer.error["details"]["cause"]) == ("TOOL_FAILED", type(raised).__name__)
+    assert not host.serving.done()
 
 
 @pytest.mark.parametrize("result", [None, "text", [1], {"x": object()}, {1: 2}])

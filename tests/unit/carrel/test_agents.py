@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from carrel import Agent, Message, Plan, Request, tool
-from carrel.agents import MAX_STAGES, check_agent_name
+from carrel.agents import MAX_STAGES, check_agent_name, collect_wrong_classes, declaration_problems
 from carrel.errors import InvalidConfigurationError, InvalidRequestError, PlanError
 
 
@@ -59,8 +59,19 @@ def test_a_wrong_declaration_fails_where_it_is_written(attributes: dict[str, Any
 
 
 def test_every_mistake_of_a_class_is_told_at_once() -> None:
-    with pytest.raises(InvalidConfigurationError, match=r"isolation.*timeout_s"):
+    with pytest.raises(InvalidConfigurationError, match=r"isolation.*timeout_s") as caught:
         declare(isolation="x", timeout_s=-1)
+    assert caught.value.advice == "correct the class where it is defined"
+
+
+def test_wrong_classes_can_be_collected_instead_of_ending_the_module_that_defines_them() -> None:
+    with collect_wrong_classes() as wrong:
+        bad = declare(isolation="x", timeout_s=-1)
+        declare()
+    assert wrong == [bad]
+    assert len(declaration_problems(bad)) == 2
+    with pytest.raises(InvalidConfigurationError):
+        declare(isolation="x")
 
 
 def test_a_base_class_without_a_name_is_left_alone() -> None:

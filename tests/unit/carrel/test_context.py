@@ -87,13 +87,22 @@ def test_scopes_follow_from_the_ids() -> None:
     assert (context().scope, session.scope, service.scope) == ("run", "session", "service")
     assert (session.user_id, session.thread_id, session.run_id) == ("alice", "", "")
     assert (service.user_id, service.audit_metadata["service"]) == ("", "execution")
-    for wrong in ({"run_id": ""}, {"thread_id": ""}, {"user_id": "", "run_id": ""}):
+    assert (session.request_id, service.request_id) == ("", "")
+    for wrong in ({"run_id": ""}, {"thread_id": ""}, {"user_id": "", "run_id": ""}, {"request_id": ""}):
         with pytest.raises(InvalidContextError):
             context(**wrong)
     with pytest.raises(InvalidContextError):
         UserExecutionContext(user_id=None, request_id="r")  # type: ignore[arg-type]  # what is refused
     with pytest.raises(InvalidContextError):
         UserExecutionContext.for_session("")
+
+
+@pytest.mark.parametrize(
+    "made", [UserExecutionContext.for_session("alice"), UserExecutionContext.for_service("execution")]
+)
+def test_a_context_without_a_request_opens_no_children(made: UserExecutionContext) -> None:
+    with pytest.raises(InvalidContextError, match=f"a {made.scope} context has none"):
+        made.create_child_context("part")
 
 
 def test_a_context_cannot_be_changed() -> None:
@@ -152,6 +161,13 @@ def test_a_session_bound_to_two_requests_is_found() -> None:
     assert alice.verify_isolation(context().with_db_session(session))
     with pytest.raises(ContextIsolationError, match="database session"):
         alice.verify_isolation(context(user_id="bob").with_db_session(session))
+    early, late = (
+        UserExecutionContext(user_id="alice", request_id="", created_at=datetime(2026, 1, day, tzinfo=UTC))
+        for day in (1, 2)
+    )
+    assert early.with_db_session(session).verify_isolation(early.with_db_session(session).with_ticket("t"))
+    with pytest.raises(ContextIsolationError, match="database session"):
+        early.with_db_session(session).verify_isolation(late.with_db_session(session))
     with pytest.raises(ContextIsolationError, match="WebSocket"):
         context().with_websocket_connection(session).verify_isolation(
             context(run_id="run-2").with_websocket_connection(session)
@@ -256,7 +272,9 @@ def test_correlation_id_ties_logs_together_without_the_users_name() -> None:
     assert context().get_correlation_id().endswith(":t1:run-1:req-1")
     assert "alice" not in context().get_correlation_id()
     assert context().get_correlation_id() != context(user_id="bob").get_correlation_id()
-    assert UserExecutionContext.for_service("s", request_id="r").get_correlation_id() == "-:-:-:r"
+    assert UserExecutionContext.for_service("execution").get_correlation_id() == "execution:-:-:-"
+    session = UserExecutionContext.for_session("alice", websocket_client_id="ws-1")
+    assert session.get_correlation_id() == context().get_correlation_id().partition(":")[0] + ":-:-:ws-1"
 
 
 def test_audit_trail_says_who_what_and_since_when() -> None:

@@ -6,13 +6,14 @@ import copy
 import enum
 import json
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from carrel.errors import InvalidRequestError
-from carrel.frozen import MAX_INT, FrozenDict, freeze, freeze_map, is_frozen, json_size, thaw
+from carrel.frozen import MAX_INT, FrozenDict, freeze, freeze_map, is_frozen, json_size, nests_too_deep, thaw
 
 VALUES = st.recursive(
     st.none()
@@ -93,6 +94,21 @@ def test_endless_nesting_is_refused() -> None:
     value.append(value)
     with pytest.raises(InvalidRequestError, match="nests more than"):
         freeze({"a": value}, "m")
+
+
+@pytest.mark.parametrize(("depth", "too_deep"), [(1, False), (32, False), (33, True), (100_000, True)])
+def test_nesting_is_measured_without_recursion_as_freeze_takes_it(depth: int, too_deep: bool) -> None:
+    objects: Any = {"a": 1}
+    lists: Any = [1]
+    for _ in range(depth - 1):
+        objects, lists = {"b": 0, "a": objects}, [0, lists]
+    for value in (objects, lists):
+        assert nests_too_deep(value) == too_deep
+        if too_deep:
+            with pytest.raises(InvalidRequestError, match="nests more than 32"):
+                freeze(value)
+        else:
+            freeze(value)
 
 
 def test_subclasses_become_plain_values() -> None:

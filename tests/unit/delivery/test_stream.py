@@ -2,13 +2,15 @@
 
 import asyncio
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from servicekit.delivery import Producer, ProducerStream, StreamOptions
 from tests.conftest import Eventually
 from tests.unit.delivery.conftest import QUICK, QUICK_PRODUCER
-from tests.unit.delivery.scripted import Hop, run_context
+from tests.unit.delivery.scripted import Call, Hop, run_context
 
 EVENT = ("agent_message", {"message_id": "m", "delta": "x"})
 
@@ -95,6 +97,54 @@ async def test_a_connection_that_was_used_is_opened_again_at_once_when_it_breaks
             hop.calls[-1].lose()
             await eventually(lambda number=number: len(hop.calls) == number + 1)  # type: ignore[misc]  # bound
         await producer.aclose()
+
+
+def told(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+    return [vars(record)["fields"] for record in caplog.records if record.getMessage() == event]
+
+
+async def test_a_peer_that_starts_later_is_neither_lost_nor_away(
+    hop: Hop, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    hop.absent = True
+    options = replace(QUICK, alert_after_s=600)
+    async with ProducerStream(hop.open, options=options) as stream:
+        await eventually(lambda: len(hop.calls) > 10)
+        hop.absent = False
+        await stream.wait_connected()
+        assert not caplog.records
+        hop.absent = True
+        hop.calls[-1].lose()
+        calls = len(hop.calls)
+        await eventually(lambda: len(hop.calls) > calls + 10)
+    assert [record.getMessage() for record in caplog.records] == ["stream lost"]
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(3, 0.2), (20, 0.0)])
+async def test_a_peer_that_stays_away_is_told_once_after_so_many_failures_and_so_long(
+    hop: Hop, eventually: Eventually, caplog: pytest.LogCaptureFixture, failures: int, seconds: float
+) -> None:
+    hop.absent = True
+    options = replace(QUICK, alert_after=failures, alert_after_s=seconds)
+    async with ProducerStream(hop.open, options=options):
+        await eventually(lambda: told(caplog, "the next hop stays away"))
+        calls = len(hop.calls)
+        await eventually(lambda: len(hop.calls) > calls + 10)
+    (fields,) = told(caplog, "the next hop stays away")
+    assert fields["failures"] >= failures
+    assert fields["seconds"] >= seconds
+
+
+async def test_a_peer_that_does_not_even_refuse_is_told_too(
+    hop: Hop, eventually: Eventually, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(call: Call) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Call, "wait_for_connection", wait)
+    options = replace(QUICK, connect_timeout_s=0.02, alert_after_s=0.0)
+    async with ProducerStream(hop.open, options=options):
+        await eventually(lambda: told(caplog, "the next hop stays away"))
 
 
 @pytest.mark.parametrize("where", ["before", "after", "both"])

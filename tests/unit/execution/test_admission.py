@@ -116,3 +116,14 @@ def test_empty_params_are_an_empty_object() -> None:
 def test_other_strategies_say_that_they_are_not_there_yet(strategy: ThreadStrategy) -> None:
     with pytest.raises(NotImplementedYetError):
         check_strategy(strategy)
+
+
+def test_params_nest_as_deep_as_agents_take_and_no_deeper() -> None:
+    def nested(depth: int) -> bytes:
+        return b'{"a":' * depth + b"1" + b"}" * depth
+
+    assert "a" in parse_params(nested(32))
+    for depth in (33, 900):
+        with pytest.raises(InvalidRequestError, match="nests more than 32") as caught:
+            parse_params(nested(depth))
+        assert caught.value.advice

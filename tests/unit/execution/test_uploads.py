@@ -32,8 +32,8 @@ class Rows:
     async def get_run(self, user: UserKey, run_id: str) -> SimpleNamespace:
         return SimpleNamespace(artifacts=tuple(self.rows.values()))
 
-    async def save_artifact(self, ref: RunRef, artifact: ArtifactRecord, quota: int) -> bool:
-        if artifact.size > quota:
+    async def save_artifact(self, ref: RunRef, artifact: ArtifactRecord, quota: int, per_run: int) -> bool:
+        if artifact.size > quota or len(self.rows.keys() - {artifact.name}) >= per_run:
             raise QuotaError("full")
         if self.alive:
             self.rows[artifact.name] = artifact
@@ -47,9 +47,9 @@ def rows() -> Rows:
 
 @pytest.fixture
 def make(rows: Rows, tmp_path: Path) -> Callable[..., Uploads]:
-    def build(max_bytes: int = 10, quota: int = 100) -> Uploads:
+    def build(max_bytes: int = 10, quota: int = 100, per_run: int = 9) -> Uploads:
         folder = LocalArtifactFolder(tmp_path)
-        return Uploads(cast(Any, rows), folder, REF, ArtifactLimits(max_bytes, quota), lambda: 1)
+        return Uploads(cast(Any, rows), folder, REF, ArtifactLimits(max_bytes, quota, per_run=per_run), lambda: 1)
 
     return build
 
@@ -92,6 +92,7 @@ async def test_too_large_is_answered_once_and_its_rest_ignored(
 
 async def test_quota_and_ended_run_leave_no_file(make: Callable[..., Uploads], rows: Rows, tmp_path: Path) -> None:
     assert code(await make(quota=1).take(chunk(b"xx", name="a.txt", last=True))) == "QUOTA"
+    assert code(await make(per_run=0).take(chunk(b"xx", name="a.txt", last=True))) == "QUOTA"
     rows.alive = False
     assert code(await make().take(chunk(b"xx", name="a.txt", last=True))) == "RUN_ENDED"
     assert files(tmp_path) == []

@@ -265,6 +265,7 @@ class Gateway:
     log: MemoryEventLog
     bridge: Bridge
     http: aiohttp.ClientSession
+    execution_server: RpcServer
     numbers: dict[tuple[str, str], int] = field(default_factory=dict)
     sockets: list[Socket] = field(default_factory=list)
 
@@ -403,7 +404,7 @@ async def gateway(tmp_path: Path, **changes: Any) -> AsyncIterator[Gateway]:
         try:
             async with app(settings, Starter("gateway")) as server:
                 await server.start()
-                g = Gateway(server, settings, execution, log, bridge, http)
+                g = Gateway(server, settings, execution, log, bridge, http, executing.server)
                 yield g
                 await asyncio.gather(*(socket.ws.close() for socket in g.sockets))
         finally:

@@ -147,3 +147,19 @@ def test_settings_by_the_documents_names_and_what_production_asks_for(tmp_path: 
     ):
         with pytest.raises(StartupError):
             load_settings(GatewaySettings, "gateway", wrong)
+
+
+def test_wrong_login_settings_are_told_by_their_names_together_with_what_else_is_wrong() -> None:
+    wrong = {"CARREL_ENVIRONMENT": "production", "CARREL_GATEWAY_LISTEN": "bad", "CARREL_GATEWAY_BRIDGE": "xx"}
+    with pytest.raises(StartupError) as caught:
+        load_settings(GatewaySettings, "gateway", wrong)
+    told = caught.value.message
+    for name in ("set CARREL_GATEWAY_LOGIN__JWKS to", "CARREL_GATEWAY_LISTEN=bad", "CARREL_GATEWAY_BRIDGE=xx"):
+        assert name in told
+    both = {"CARREL_GATEWAY_LOGIN__SECRET_FILE": "a", "CARREL_GATEWAY_LOGIN__JWKS": "b"}
+    with pytest.raises(StartupError, match="set CARREL_GATEWAY_LOGIN__SECRET_FILE or CARREL_GATEWAY_LOGIN__JWKS, not"):
+        load_settings(GatewaySettings, "gateway", both)
+    settings = load_settings(
+        GatewaySettings, "gateway", {"CARREL_ENVIRONMENT": "production", "CARREL_GATEWAY_LOGIN__JWKS": "keys.json"}
+    )
+    assert settings.production

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carrel.errors import CarrelError, FrameError, TooLargeError
+from carrel.errors import CarrelError, FrameError, TooLargeError, UnknownFrameError
+from carrel.events import validate_event
 from gateway.close_codes import CloseCode, close_code_for
 from gateway.encoding import control, encode_entry, event_batch, iso_time, ws_text
 from gateway.fields import Rule, check_fields
@@ -45,6 +46,40 @@ def test_any_fields_are_fine_or_an_error_that_names_them(kind: str, fields: dict
     except CarrelError as error:
         refusal = error
     assert refusal is None or (refusal.message and close_code_for(refusal) is CloseCode.BAD_FRAME)
+
+
+def test_a_frame_of_unknown_type_keeps_its_client_ref_for_the_error() -> None:
+    frame = parse_frame('{"type":"execute","client_ref":"r1"}')
+    assert frame.client_ref == "r1"
+    with pytest.raises(UnknownFrameError) as refused:
+        frame.checked()
+    assert "agent_execute" in refused.value.advice
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"type":"ping","type":"ping"}', "type"),
+        ('{"type":"ping", "client_ref":"a", "client_ref":"b"}', "client_ref"),
+        ('{"type":"agent_execute","message":"m","params":{"a":[{"b":1e5,"b":1e5}]}}', "b"),
+        ('{"type":"ping","\\u0074ype":"agent_cancel"}', "type"),
+    ],
+)
+def test_a_name_that_comes_twice_is_refused_wherever_it_stands(text: str, name: str) -> None:
+    with pytest.raises(FrameError, match="twice") as refused:
+        parse_frame(text)
+    assert refused.value.fields == {name: "is there twice"}
+
+
+def test_equal_names_in_different_objects_and_long_numbers_are_fine() -> None:
+    text = '{"type":"agent_execute","message":"m","params":{"a":[{"b":1},{"b":%s}],"b":{"b":1}}}'
+    assert parse_frame(text % ("0." + "9" * 5000)).checked()["params"]["b"] == {"b": 1}
+
+
+def test_a_deeply_nested_frame_is_fine_or_a_frame_error() -> None:
+    for depth in (500, 1000, 5000):
+        with contextlib.suppress(FrameError):
+            parse_frame('{"type":"ping","x":' + "[" * depth + "]" * depth + "}")
 
 
 @pytest.mark.parametrize(("text", "fits"), [("x" * MAX_FRAME_BYTES, True), ("x" * (MAX_FRAME_BYTES + 1), False)])
@@ -121,6 +156,39 @@ def test_times_are_iso_8601_in_utc(seconds: int, nanos: int) -> None:
 
     expected = datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanos // 1000)
     assert datetime.fromisoformat(iso_time(seconds, nanos)) == expected
+
+
+UNREADABLE: dict[str, dict[str, Any]] = {
+    "a time after the year 9999": {"seconds": 2**62},
+    "a time just after it": {"seconds": 253_402_300_800},
+    "a time before the year 1": {"seconds": -(2**62)},
+    "odd nanos": {"nanos": -1},
+    "too many nanos": {"nanos": 1_000_000_000},
+    "data that is not UTF-8": {"data": b'{"text":"\xff"}'},
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_an_entry_that_cannot_be_encoded_is_shown_as_rejected_in_its_place(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = entry(5)
+    made.event_id = f"evt-{name}"
+    for field, value in UNREADABLE[name].items():
+        setattr(made if field == "data" else made.timestamp, field, value)
+    frames = [encode_entry("alice", made) for _ in range(3)]
+    assert frames[0][:3] == (5, made.event_id, "thread-1")
+    shown = orjson.loads(frames[0].wire[frames[0].head :])
+    assert (shown["event_type"], shown["offset"], shown["run_id"]) == ("event_rejected", 5, "run-1")
+    assert shown["timestamp"] == "1970-01-01T00:00:00.000000Z"
+    validate_event("event_rejected", shown["data"])
+    assert shown["data"]["event_type"] == "agent_thinking"
+    assert len([r for r in caplog.records if "could not be encoded" in r.getMessage()]) == 1
+
+
+def test_the_first_and_the_last_second_have_a_time() -> None:
+    assert iso_time(-62_135_596_800, 0) == "0001-01-01T00:00:00.000000Z"
+    assert iso_time(253_402_300_799, 999_999_999) == "9999-12-31T23:59:59.999999Z"
 
 
 def test_controls_leave_out_what_is_none() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,19 @@ from examples.llm_costs import database, traces
 from examples.llm_costs.database import Query
 from examples.llm_costs.errors import QueryError
 from examples.llm_costs.traces import Trace
+
+_LISTS_OF_LISTS = (
+    "select [x, x] a0, " + ", ".join(f"[a{n}, a{n}] a{n + 1}" for n in range(7)) + " from trace t(t, x, y)"
+)
+_QUANTILES = "[0.1, 0.2, 0.3, 0.5, 0.8, 0.9]"
+_QUANTILES_OF_QUANTILES = (
+    f"with a as (select quantile_disc(TIMESTAMP, {_QUANTILES}) q from trace), "
+    f"b as (select quantile_disc(q, {_QUANTILES}) q from a) select quantile_disc(q, {_QUANTILES}) from b"
+)
+_STRUCTS_OF_STRUCTS = (
+    f"with a as (select {', '.join(f'1 a{n}' for n in range(12))}), "
+    f"b as (select {', '.join(f'a b{n}' for n in range(12))} from a) select b from b"
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +127,14 @@ def test_select_is_answered_in_json(trace: Trace, sql: str, rows: list[list[obje
         ("select nothing from trace", 'column "nothing" not found'),
         ("select " + "(select " * 250 + "1" + ")" * 250, ""),
         ("select " + "x" * 10_001, "10,000 are allowed"),
+        (f"select strftime(TIMESTAMP, '{'%c' * 129}') from trace", "longer than 256 characters"),
+        (f"select [{', '.join(['ContextTokens'] * 65)}] from trace", "64 are allowed"),
+        (_LISTS_OF_LISTS, "too large lists"),
+        (_QUANTILES_OF_QUANTILES, "too large lists"),
+        ("select max(TIMESTAMP, 100000) from trace", "more arguments"),
+        ("select arg_min(TIMESTAMP, ContextTokens, 100000) from trace", "more arguments"),
+        ("select 1 from " + ", ".join(f"trace t{n}" for n in range(17)), "16 are allowed"),
+        (_STRUCTS_OF_STRUCTS, "more than 128 parts"),
         ("select " + ", ".join("ContextTokens" for _ in range(65)) + " from trace", "64 are allowed"),
     ],
 )  # fmt: skip
@@ -144,6 +167,63 @@ def test_connection_is_locked_even_without_the_guard(trace: Trace, sql: str, mon
     assert not Path("/tmp/llm_costs_out.csv").exists()
 
 
+def test_quantiles_of_several_columns_are_no_large_value(trace: Trace) -> None:
+    several = ", ".join(
+        f"quantile_cont(ContextTokens + {n}, [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99])" for n in range(6)
+    )
+    assert len(Query(trace, f"select {several}, {{'least': min(ContextTokens)}} from trace").run()["rows"][0]) == 7
+
+
+# Peak memory is the process's: a process of its own, whose peak is nobody else's.
+_PEAK = """
+import resource, sys
+from examples.llm_costs import database, traces
+from examples.llm_costs.errors import QueryError
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+lines = "".join(f"2024-01-01 {n // 3600:02}:{n // 60 % 60:02}:{n % 60:02},{n + 1},1\\n" for n in range(2000))
+trace = traces.parse("t", "TIMESTAMP,ContextTokens,GeneratedTokens\\n" + lines)
+try:
+    database.Query(trace, sys.argv[1], timeout_s=60).run()
+except QueryError:
+    pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+_ROOT = Path(__file__).parents[3]
+_LONG = f"with x as (select strftime(TIMESTAMP, '{'%c' * 128}') s from trace)"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"with x as (select strftime(TIMESTAMP, '{'%c' * 4000}') s from trace) select {', '.join(['s'] * 16)} from x",
+        f"{_LONG} select {', '.join(['s'] * 64)} from x",
+        f"{_LONG} select [{', '.join(['s'] * 64)}] from x",
+        f"{_LONG} select {', '.join(['if(length(s) > 0, s, null)'] * 64)} from x",
+    ],
+    ids=["a long text", "columns", "a list", "expressions"],
+)
+def test_memory_of_a_query_and_its_result_is_bounded(sql: str) -> None:
+    command = [sys.executable, "-c", _PEAK, sql]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=_ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) < 600, f"{ended.stdout} MB"
+
+
+def test_time_runs_out_while_the_result_is_being_read(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = Query(trace, "select x from range(500) r(x)")
+    read: list[object] = []
+
+    def slow(value: object) -> object:
+        read.append(value)
+        query.cancel("timeout")
+        return value
+
+    monkeypatch.setattr(database, "_json", slow)
+    with pytest.raises(ToolTimeoutError):
+        query.run()
+    assert len(read) < 20
+
+
 def test_rows_are_bounded(trace: Trace) -> None:
     answer = Query(trace, "select x from range(100000000) r(x)").run()
     assert (answer["row_count"], answer["truncated"]) == (database.MAX_QUERY_ROWS, True)
@@ -154,8 +234,9 @@ def test_size_of_the_result_is_bounded(trace: Trace) -> None:
     answer = Query(trace, f"select {row} from trace, range(100)").run()
     assert answer["truncated"]
     assert 0 < len(str(answer["rows"])) < 1.5 * database.MAX_RESULT_CHARS
+    long = f"strftime(TIMESTAMP, '{'%c' * 128}')"
     with pytest.raises(QueryError, match="first row of the result is larger"):
-        Query(trace, f"select strftime(TIMESTAMP, '{'%c' * 4000}') from trace").run()
+        Query(trace, f"select {', '.join([long] * 16)} from trace").run()
 
 
 def test_query_over_its_time_is_stopped(trace: Trace) -> None:

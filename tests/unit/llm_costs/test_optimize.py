@@ -230,6 +230,20 @@ def test_rates_too_low_for_all_requests_name_them_and_how_much_is_needed(model: 
     assert "raise tokens_per_minute of a from 400 to 1,000" in error.advice
 
 
+def test_every_constraint_that_the_remedy_changes_is_named(model: Make) -> None:
+    """All rates together are too low, and after that the large models' alone are."""
+    models = [model("l", "large", 3), model("s")]
+    limits = {"l": 100.0, "s": 100.0}
+    error = reason(problem([cell(1, 10, 100)], models, busy=[[1000]], limits=limits, shares=(1.0, 0)))
+    changed = {change["constraint"] for change in error.details["changes"]}
+    assert "large_share/quartile_1" in changed
+    assert any(name.startswith("tokens_per_minute/") for name in changed)
+    assert changed <= set(error.details["constraints"])
+    assert "min_large_share" in error.advice
+    assert "large_share (quartile_1)" in error.message
+    assert "tokens_per_minute (" in error.message
+
+
 def test_limit_missed_by_less_than_the_solver_sees_is_still_explained(model: Make) -> None:
     models = [model("l", "large", 3), model("m", "medium", 2), model("s")]
     cells, busy = [cell(1, 10, 100), cell(4, 20, 200)], [[500, 3000], [900, 2000]]
@@ -262,7 +276,9 @@ def test_suggested_changes_make_it_possible(large: float, medium: float, limits:
     if solve(of) is not None:
         return
     relaxed, shares = dict(of.limits), {"min_large_share": large, "min_medium_share": medium}
-    for change in explain(of).details["changes"]:
+    error = explain(of)
+    assert {change["constraint"] for change in error.details["changes"]} <= set(error.details["constraints"])
+    for change in error.details["changes"]:
         if change["parameter"] == "tokens_per_minute":
             relaxed[change["constraint"].split("/")[1]] = change["possible"]
         else:

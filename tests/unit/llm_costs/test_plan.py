@@ -87,6 +87,18 @@ def test_impossible_limits_are_named(sample: dict[str, Any]) -> None:
     assert len(json.dumps(caught.value.to_dict())) < 8 * 1024
 
 
+def test_a_remedy_and_the_conflict_name_the_same_limits(sample: dict[str, Any]) -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        least_cost(sample, Params.parse({"tokens_per_minute": 1000, "min_large_share": 1}))
+    error = caught.value
+    assert "min_large_share" in error.advice
+    assert "tokens_per_minute" in error.advice
+    assert "large_share (" in error.message
+    assert "tokens_per_minute (" in error.message
+    assert {change["constraint"] for change in error.details["changes"]} <= set(error.details["constraints"])
+    assert len(json.dumps(error.to_dict())) < 8 * 1024
+
+
 def test_unknown_baseline_is_refused(sample: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="baseline_model"):
         least_cost(sample, Params.parse({"baseline_model": "gpt-6"}))

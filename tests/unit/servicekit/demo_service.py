@@ -5,6 +5,7 @@ Not a test, and imported by none.
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ class BridgeSettings(SharedSettings):
     listen: str = "127.0.0.1:0"
     downstream: str = ""
     trace: Path | None = None
-    fault: Literal["", "app", "task", "hang-start", "hang-close", "raise-close", "deaf-close", "store"] = ""
+    fault: Literal["", "app", "task", "hang-start", "hang-close", "raise-close", "deaf-close", "store", "stall"] = ""
 
 
 class Servicer:
@@ -101,6 +102,8 @@ async def app(settings: BridgeSettings, start: Starter) -> AsyncIterator[RpcServ
         async with TaskOwner() as tasks:
             if settings.fault == "task":
                 _ = tasks.start(fail(), "clean-up loop")
+            if settings.fault == "stall":
+                _ = tasks.start(stall(note), "a blocking call")
             add = bridge_pb2_grpc.add_BridgeServiceServicer_to_server
             services = [(add, Servicer(note), "carrel.v1.BridgeService")]
             server = RpcServer(settings.listen, services, TicketVerifier(keys), settings)
@@ -115,6 +118,14 @@ async def tell_drain(server: RpcServer, note: Any) -> None:
     """As a stream's handler would."""
     await server.draining.wait()
     note("draining")
+
+
+async def stall(note: Any) -> None:
+    """Blocks the loop again and again."""
+    while True:
+        await asyncio.sleep(0.3)
+        time.sleep(1.4)  # noqa: ASYNC251 -- the fault
+        note("stalled")
 
 
 async def fail() -> None:

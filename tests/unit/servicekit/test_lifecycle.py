@@ -237,6 +237,17 @@ async def test_failing_task_ends_the_service_in_order_with_code_1(start: Any) ->
     assert (failed["task"], failed["error_type"]) == ("clean-up loop", "ZeroDivisionError")
 
 
+async def test_loop_that_is_held_up_is_told(start: Any, eventually: Eventually) -> None:
+    demo = await start(fault="stall", ready=True)
+    await eventually(lambda: demo.events().count("stalled") >= 3, within=20)
+    demo.send()
+    code, stderr = await demo.end()
+    assert code == 0
+    first = next(line for line in logged(stderr) if line["event"] == "event loop was held up")
+    assert (first["level"], first["times"]) == ("warning", 1)
+    assert first["seconds"] > 1
+
+
 async def test_store_whose_close_raises_is_logged(start: Any) -> None:
     demo = await start(fault="raise-close", ready=True)
     demo.send()

@@ -91,6 +91,28 @@ def test_libraries_that_use_logging_directly_come_in_the_same_form(stream: io.St
     assert (line["event"], line["logger"]) == ("pool of 5 is full", "sqlalchemy")
 
 
+def test_fields_of_the_standard_librarys_loggers_are_fields(stream: io.StringIO) -> None:
+    logs.configure("bridge", stream=stream)
+    with logs.bind(run_id="run-1", stage=2):
+        extra = {"agent_name": "data", "run_id": "run-2", "ticket": "abc", "fields": 3}
+        logging.getLogger("carrel.x").warning("agent %s", "failed", extra=extra)
+        logs.get_logger("x").info("plain")
+    told, plain = lines(stream)
+    told.pop("time")
+    assert told == {
+        "level": "warning",
+        "service": "bridge",
+        "logger": "carrel.x",
+        "event": "agent failed",
+        "run_id": "run-2",
+        "stage": 2,
+        "agent_name": "data",
+        "ticket": "[withheld]",
+        "fields": 3,
+    }
+    assert set(plain) == {"time", "level", "service", "logger", "event", "run_id", "stage"}
+
+
 @pytest.mark.parametrize(
     "value", ["\ud800", object(), b"\xff", {1: 2}, "x" * 10_000, {"a", "b"}, float("nan"), 2**70, ["\udfff"]]
 )

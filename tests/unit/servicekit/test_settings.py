@@ -8,8 +8,13 @@ import pytest
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from carrel.errors import StartupError
-from servicekit.settings import Section, SharedSettings, alias_env, load_settings
+from gateway.config import GatewaySettings
+from servicekit.settings import DOCUMENTS_NAMES, Section, SharedSettings, alias_env, load_settings
 from servicekit.settings_env import describe, variables
+from services.agent_instance.config import AgentInstanceSettings
+from services.bridge.config import BridgeSettings
+from services.emitter.config import EmitterSettings
+from services.execution import config as services_execution
 
 
 class Limits(Section):
@@ -131,7 +136,29 @@ def test_unknown_name_with_nothing_like_it_says_where_the_names_are() -> None:
 
 def test_other_services_names_and_other_programs_variables_are_left_alone() -> None:
     others = {"CARREL_BRIDGE_LISTEN": "x", "CARREL_AGENT_INSTANCE_ANY": "x", "CARREL_CLI_URL": "x", "PATH": "/bin"}
-    assert load({**others, "WEBSOCKET_UNHEARD_OF": "1"}) == ExecutionSettings()
+    theirs = dict.fromkeys(("WEBSOCKET_UNHEARD_OF", "WEBSOCKET_SEND_TIMEOUT", "WEBSOCKET_HEARTBEAT"), "1")
+    assert load({**others, **theirs}) == ExecutionSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("WEBSOCKET_ENABLE_BATCHNG", "WEBSOCKET_ENABLE_BATCHING"),
+        ("WEBSOCKET_ENABLE_COMPRESION", "WEBSOCKET_ENABLE_COMPRESSION"),
+        ("WEBSOCKET_DELIVERY_RETRY", "WEBSOCKET_DELIVERY_RETRIES"),
+        ("WEBSOCKET_EVENTS_TIMEOUT", "WEBSOCKET_EVENT_TIMEOUT"),
+    ],
+)
+def test_name_that_is_nearly_one_of_the_documents_is_a_mistake(name: str, meant: str) -> None:
+    assert problems({name: "1"}) == [f"{name} is not a setting: did you mean {meant}?"]
+
+
+def test_every_name_of_the_documents_is_known_to_every_service() -> None:
+    load(dict.fromkeys(DOCUMENTS_NAMES, "7"))
+    settings = (AgentInstanceSettings, BridgeSettings, EmitterSettings, services_execution.ExecutionSettings)
+    for cls in (*settings, GatewaySettings):
+        aliases = {variable.alias for variable in variables(cls, "test")}
+        assert {name for name in aliases if name.startswith("WEBSOCKET_")} <= set(DOCUMENTS_NAMES)
 
 
 def test_wrong_secret_is_not_shown() -> None:

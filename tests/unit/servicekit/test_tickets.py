@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from carrel.context import UserContextFactory, UserExecutionContext
 from carrel.errors import IdentityMismatchError, ScopeError, TicketError, TicketExpiredError
 from carrel.v1 import context_pb2
+from carrel.wire import context_from_proto, context_to_proto
 from servicekit.identity import tickets
 from servicekit.identity.keys import KeySet, generate_key
 from servicekit.identity.principals import (
@@ -303,3 +305,24 @@ def _seconds(call: Callable[[], object], times: int) -> float:
     for _ in range(times):
         call()
     return (time.perf_counter() - began) / times
+
+
+def library_context(scope: Scope) -> UserExecutionContext:
+    """A context as an author or a tool makes one, with a ticket."""
+    minter = identity().minter
+    if scope is Scope.SESSION:
+        return UserExecutionContext.for_session("alice", ticket=minter.mint_session("alice"))
+    if scope is Scope.SERVICE:
+        return UserExecutionContext.for_service("gateway", ticket=minter.mint_service("gateway"))
+    run = UserContextFactory.from_request("alice")
+    return run.with_ticket(minter.mint_run("alice", run.thread_id, run.run_id, run.request_id))
+
+
+@pytest.mark.parametrize("scope", list(Scope))
+def test_context_of_the_library_with_its_ticket_is_taken_and_comes_back_whole(
+    scope: Scope, verifier: TicketVerifier
+) -> None:
+    made = library_context(scope)
+    message = context_pb2.UserExecutionContext.FromString(context_to_proto(made).SerializeToString())
+    assert verifier.verify(message).scope is scope
+    assert context_from_proto(message) == made

@@ -1,0 +1,62 @@
+"""What goes on beside the runs, when the store does not: it is told why, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+import pytest
+
+from carrel.errors import StoreUnavailableError
+from services.execution.domain.factory import ExecutionEngineFactory
+from services.execution.domain.loops import clean_up_for_ever, keep_leases
+from services.execution.domain.services import RunServices
+from services.execution.store import RunStore
+from tests.conftest import Eventually
+
+
+class AwayStore:
+    """Counts what it is asked, and refuses it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def renew_leases(self) -> None:
+        self.asked += 1
+        raise StoreUnavailableError("the disk is full")
+
+    sweep = renew_leases
+
+
+class Services:
+    """As much of the run services as the loops need to fail."""
+
+    def __init__(self, store: AwayStore) -> None:
+        self.store = store
+
+
+FACTORY = cast(ExecutionEngineFactory, None)
+
+
+@pytest.mark.parametrize(
+    ("loop", "event"),
+    [
+        (lambda store: keep_leases(cast(RunStore, store), FACTORY, 0.001), "leases not renewed"),
+        (lambda store: clean_up_for_ever(cast(RunServices, Services(store)), FACTORY, 0.001), "clean-up failed"),
+    ],
+)
+async def test_loop_says_why_the_store_failed_and_tries_again(
+    loop: Callable[[AwayStore], Coroutine[Any, Any, Any]],
+    event: str,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = AwayStore()
+    task = asyncio.create_task(loop(store))
+    await eventually(lambda: store.asked >= 2)
+    task.cancel()
+    await asyncio.wait({task})
+    record = caplog.records[0]
+    assert record.getMessage() == event
+    assert vars(record)["fields"] == {"code": "STORE_UNAVAILABLE", "reason": "the disk is full"}
