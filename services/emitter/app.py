@@ -79,6 +79,7 @@ async def serve_emitter(
             max_items=128 if settings.enable_batching else 1,
             max_bytes=item_bytes,
             alert_after=settings.delivery_retries,
+            alert_after_s=settings.delivery_timeout,
         ),
         on_state=lambda _up: readiness.poke(),
     )

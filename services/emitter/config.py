@@ -42,9 +42,7 @@ class EmitterSettings(SharedSettings):
     ] = 30.0
     delivery_retries: Annotated[
         int,
-        Field(
-            ge=1, description="failed connections to the bridge in a row, over 5 s or more, that are an error to log"
-        ),
+        Field(ge=1, description="failed connections to the bridge in a row that are an error, past the timeout below"),
         alias_env("WEBSOCKET_DELIVERY_RETRIES"),
     ] = 3
     delivery_timeout: Annotated[

@@ -397,7 +397,7 @@ async def test_outbox_is_sent_again_whole_when_the_log_did_not_take_it(
     await world.execute()
     await world.ended(eventually, RunState.SUCCEEDED)
     assert len(world.sink.channels) == times + 1
-    assert all(channel.closed for channel in world.sink.channels)
+    await eventually(lambda: all(channel.closed for channel in world.sink.channels))
     assert [event.event_type for event in world.sink.log] == ["run_accepted", "run_completed"]
 
 
