@@ -6,8 +6,6 @@ Strict where PyJWT is lenient: algorithms are bound to keys, ``sub exp iat iss a
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ import jwt
 from carrel.errors import CarrelError, TokenError, TokenExpiredError
 from carrel.ids import check_id
 from gateway.login_keys import LoginKey, LoginKeys
+from servicekit.identity.jwt_parts import PartError, read_part
 
 __all__ = ["ACT_AS", "LEEWAY_S", "ClaimNames", "Login", "LoginVerifier", "bearer_token"]
 
@@ -85,8 +84,8 @@ class LoginVerifier:
         if len(token) > MAX_TOKEN_BYTES or not _FORM.fullmatch(token):
             raise _bad("is not a signed JWT")
         header_part, payload_part, _ = token.split(".")
-        key = self._key(_strict_json(header_part, "header"))
-        _strict_json(payload_part, "payload")
+        key = self._key(_strict(header_part, "header"))
+        _strict(payload_part, "payload")
         claims = self._claims(token, key)
         return self._login(claims)
 
@@ -192,26 +191,11 @@ def _limits(value: object) -> Mapping[str, int]:
     return MappingProxyType({str(name): limit for name, limit in value.items()})
 
 
-def _strict_json(part: str, what: str) -> dict[str, Any]:
+def _strict(part: str, what: str) -> dict[str, Any]:
     try:
-        raw = base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
-        data = json.loads(raw, object_pairs_hook=_no_repeats, parse_constant=_no_constants)
-    except (ValueError, RecursionError):
-        raise _bad(f"has a {what} that is not plain JSON") from None
-    if not isinstance(data, dict):
-        raise _bad(f"has a {what} that is no object")
-    return data
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError("a name is repeated")
-    return data
-
-
-def _no_constants(_name: str) -> None:
-    raise ValueError("a number that is no JSON")
+        return read_part(part, what)
+    except PartError as refused:
+        raise _bad(str(refused)) from None
 
 
 def _is_number(value: object) -> bool:

@@ -6,8 +6,6 @@ by hand, before the signature where that is cheaper. Tickets only; login tokens 
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,6 +14,7 @@ from typing import Any, Final
 import jwt
 
 from carrel.errors import TicketError, TicketExpiredError
+from servicekit.identity.jwt_parts import PartError, read_part
 from servicekit.identity.keys import KeySet, PublicKey
 from servicekit.identity.principals import Principal, RunPrincipal, Scope, ServicePrincipal, SessionPrincipal
 
@@ -45,10 +44,10 @@ def read_claims(ticket: str, keys: KeySet, leeway_s: float) -> dict[str, Any]:
     if not _FORM.fullmatch(ticket):
         raise _bad("is not three base64url parts with an Ed25519 signature")
     header_part, payload_part, _ = ticket.split(".")
-    header = _strict_json(header_part, "header")
+    header = _strict(header_part, "header")
     key = _key_for(header, keys)
     # Before the signature, since PyJWT would silently take the last of two equal names.
-    _strict_json(payload_part, "payload")
+    _strict(payload_part, "payload")
     claims = _verified(ticket, key, leeway_s)
     issuer, scope = claims["iss"], claims["scope"]
     if key.issuer and issuer != key.issuer:
@@ -144,35 +143,11 @@ def _verified(ticket: str, key: PublicKey, leeway_s: float) -> dict[str, Any]:
     return claims
 
 
-def _strict_json(part: str, what: str) -> dict[str, Any]:
+def _strict(part: str, what: str) -> dict[str, Any]:
     try:
-        data = json.loads(
-            base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True),
-            object_pairs_hook=_no_repeats,
-            parse_constant=_no_constants,
-        )
-    except _Refused as refused:
-        raise _bad(f"{refused} in its {what}") from None
-    except (ValueError, RecursionError):
-        raise _bad(f"has a {what} that is not JSON") from None
-    if not isinstance(data, dict):
-        raise _bad(f"has a {what} that is no object")
-    return data
-
-
-class _Refused(Exception):  # noqa: N818 -- a signal between two functions, no error of the tree
-    """JSON that parses but must not."""
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise _Refused("repeats a name")
-    return data
-
-
-def _no_constants(_name: str) -> None:
-    raise _Refused("has a number that is no JSON")
+        return read_part(part, what)
+    except PartError as refused:
+        raise _bad(str(refused)) from None
 
 
 def _id(claims: Mapping[str, Any], name: str) -> str:

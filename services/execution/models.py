@@ -168,11 +168,6 @@ class RunRecord:
         """What a write to this run is addressed with."""
         return RunRef(self.identity.user, self.identity.run_id, self.fence)
 
-    @property
-    def running_stage(self) -> StageRecord | None:
-        """The stage that runs, if one does."""
-        return next((stage for stage in self.stages if stage.state is StageState.RUNNING), None)
-
 
 @dataclass(frozen=True, slots=True)
 class EngineRecord:
