@@ -6,19 +6,27 @@ Used by ``AgentContext`` (asks) and ``WorkerSession`` (delivers answers); knows 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from carrel.agent_messages import (
+    AgentReply,
     ArtifactStored,
+    Ask,
+    CallModel,
     CallTool,
     CancelCall,
     ChildOpened,
     DownMessage,
     EmitEvent,
     EventAccepted,
+    InputReply,
+    ModelDelta,
+    ModelReply,
     OpenChild,
     PutArtifact,
     Refused,
+    RunAgent,
     ToolReply,
     UpMessage,
 )
@@ -26,8 +34,11 @@ from carrel.errors import ProtocolError, from_dict
 
 __all__ = ["Answer", "HostCalls", "HostPort"]
 
-Answer = EventAccepted | ToolReply | ChildOpened | ArtifactStored | Refused
-_A = TypeVar("_A", EventAccepted, ToolReply, ChildOpened, ArtifactStored)
+Answer = EventAccepted | ToolReply | AgentReply | InputReply | ModelReply | ChildOpened | ArtifactStored | Refused
+_A = TypeVar("_A", EventAccepted, ToolReply, AgentReply, InputReply, ModelReply, ChildOpened, ArtifactStored)
+Call = EmitEvent | CallTool | RunAgent | Ask | CallModel | OpenChild | PutArtifact
+# What goes on at the host for a caller that may leave while it does.
+_AT_WORK = CallTool | RunAgent | Ask | CallModel
 
 
 class HostPort(Protocol):
@@ -52,6 +63,7 @@ class HostCalls:
         self._port = port
         self._last = 0
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._listeners: dict[int, Callable[[str], None]] = {}
         self.over = False
 
     def next_id(self) -> int:
@@ -69,7 +81,7 @@ class HostCalls:
             raise asyncio.CancelledError("the run is over")
         await self._port.send(message)
 
-    async def ask(self, message: EmitEvent | CallTool | OpenChild | PutArtifact, answer: type[_A]) -> _A:
+    async def ask(self, message: Call, answer: type[_A]) -> _A:
         """Send a call and wait for its answer.
 
         Raises:
@@ -83,7 +95,7 @@ class HostCalls:
             return await self.answer(future, answer)
         except asyncio.CancelledError:
             # A tool may be at work for a caller that has left (`asyncio.timeout` around it); the rest ends by itself.
-            if isinstance(message, CallTool) and not self.over:
+            if isinstance(message, _AT_WORK) and not self.over:
                 await self._port.send(CancelCall(message.call_id))
             raise
         finally:
@@ -97,6 +109,7 @@ class HostCalls:
 
     def forget(self, call_id: int) -> None:
         """Nobody waits for this call any more."""
+        self._listeners.pop(call_id, None)
         future = self._waiting.pop(call_id, None)
         if future is not None:
             future.cancel()
@@ -121,6 +134,16 @@ class HostCalls:
         future = self._waiting.get(reply.call_id)
         if future is not None and not future.done():
             future.set_result(reply)
+
+    def listen(self, call_id: int, heard: Callable[[str], None]) -> None:
+        """Have ``heard`` called with each piece of a model's text. Ends with ``forget``."""
+        self._listeners[call_id] = heard
+
+    def deliver_piece(self, piece: ModelDelta) -> None:
+        """Hand a piece of a model's text to who listens."""
+        heard = self._listeners.get(piece.call_id)
+        if heard is not None:
+            heard(piece.text)
 
     def abandon(self) -> None:
         """The run is over: every waiting and every later call raises ``asyncio.CancelledError``."""

@@ -4,35 +4,30 @@ Up (worker to host) and down (host to worker), as frozen dataclasses of JSON val
 asks and is answered once, by the type named beside it or by ``Refused``. ``handle`` names a context of the host's
 table: ``ROOT`` (0) for the run's own, others as ``ChildOpened`` gave them.
 
-    up    EmitEvent → EventAccepted · CallTool → ToolReply · OpenChild → ChildOpened
-          PutArtifact (the last piece) → ArtifactStored
+    up    EmitEvent → EventAccepted · CallTool → ToolReply · OpenChild → ChildOpened · RunAgent → AgentReply
+          Ask → InputReply · CallModel → ModelDelta … then ModelReply · PutArtifact (the last piece) → ArtifactStored
           CancelCall · CloseChild · ToolBodyResult · Heartbeat · then exactly one of Result, Failure
     down  Start first · the answers above · RunToolBody → ToolBodyResult · CancelToolBody · Cancel
 
-Not a transport: ``encode`` and ``decode`` give and take bytes, pipes and queues carry them. ``decode`` trusts nothing.
+Not a transport: ``carrel.agent_codec`` gives and takes bytes, pipes and queues carry them.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import dataclasses
-import re
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import orjson
-
-from carrel.errors import ProtocolError, TooLargeError
 from carrel.frozen import JSON
 
 __all__ = [
     "CHUNK_BYTES",
     "MAX_MESSAGE_BYTES",
     "ROOT",
+    "AgentReply",
     "ArtifactStored",
+    "Ask",
+    "CallModel",
     "CallTool",
     "Cancel",
     "CancelCall",
@@ -44,26 +39,28 @@ __all__ = [
     "EventAccepted",
     "Failure",
     "Heartbeat",
+    "InputReply",
+    "Message",
+    "ModelDelta",
+    "ModelReply",
+    "Object",
     "OpenChild",
     "PutArtifact",
     "Refused",
     "Result",
+    "RunAgent",
     "RunToolBody",
     "Start",
     "ToolBodyResult",
     "ToolReply",
     "UpMessage",
-    "decode",
-    "encode",
-    "from_dict",
-    "to_dict",
 ]
 
 ROOT: Final = 0
 CHUNK_BYTES: Final = 256 * 1024
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
-_Object = Mapping[str, Any]
+Object = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,7 @@ class EmitEvent:
     call_id: int
     handle: int
     event_type: str
-    data: _Object
+    data: Object
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,51 @@ class CallTool:
     call_id: int
     handle: int
     name: str
-    arguments: _Object
+    arguments: Object
+
+
+@dataclass(frozen=True, slots=True)
+class RunAgent:
+    """Run another agent under ``handle``, in a child context and a worker of its own.
+
+    ``tools``: names that it may use (None: all that it declares and its parent has). ``timeout_s``: seconds it may
+    take; ``model_tokens``: tokens it may use; None for the limits that hold anyway.
+    """
+
+    call_id: int
+    handle: int
+    agent_name: str
+    message: str
+    params: Object
+    tools: tuple[str, ...] | None = None
+    timeout_s: float | None = None
+    model_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the user; ``schema`` is the JSON Schema of the answer. Answered in this attempt or in a later one."""
+
+    call_id: int
+    handle: int
+    prompt: str
+    schema: Object
+
+
+@dataclass(frozen=True, slots=True)
+class CallModel:
+    """Call a language model.
+
+    ``request`` is that of an OpenAI-compatible chat completion: ``messages``, ``model``?, ``tools``? … ``speak`` says
+    what becomes of the text as it comes: ``message`` or ``thinking`` (the host turns it into events), or "" (nothing).
+    ``deltas``: whether ``ModelDelta`` messages are wanted before the ``ModelReply``.
+    """
+
+    call_id: int
+    handle: int
+    request: Object
+    speak: str = ""
+    deltas: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +170,7 @@ class ToolBodyResult:
 
     tool_call_id: str
     result: JSON = None
-    error: _Object | None = None
+    error: Object | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +184,7 @@ class Heartbeat:
 class Result:
     """The agent has returned. ``plan``: the result is ``Plan.to_dict()``."""
 
-    result: _Object
+    result: Object
     plan: bool = False
 
 
@@ -151,17 +192,21 @@ class Result:
 class Failure:
     """The agent has raised, or was cancelled; an error as ``CarrelError.to_dict`` gives it."""
 
-    error: _Object
+    error: Object
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What to run: the context (without ticket), the agent's name, ``Request.to_dict()`` and the tools it may use."""
+    """What to run: the context (without ticket), the agent's name, ``Request.to_dict()`` and the tools it may use.
 
-    context: _Object
+    ``environment``: variables for this attempt alone, set before the agent's code runs (worker processes only).
+    """
+
+    context: Object
     agent_name: str
-    request: _Object
+    request: Object
     tools: tuple[str, ...] = ()
+    environment: Object = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +230,40 @@ class ChildOpened:
 
     call_id: int
     handle: int
-    context: _Object
+    context: Object
     tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReply:
+    """The sub-agent's result."""
+
+    call_id: int
+    result: Object
+
+
+@dataclass(frozen=True, slots=True)
+class InputReply:
+    """The user's answer; it fits the schema."""
+
+    call_id: int
+    value: JSON = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDelta:
+    """A piece of the model's text; not the call's answer."""
+
+    call_id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReply:
+    """The model's whole answer: ``message`` (role, content, tool_calls?), ``finish_reason``, ``usage``, ``model``."""
+
+    call_id: int
+    answer: Object
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +271,7 @@ class ArtifactStored:
     """The stored artifact's reference: ``ArtifactRef.to_dict()``."""
 
     call_id: int
-    artifact: _Object
+    artifact: Object
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +279,7 @@ class Refused:
     """The call failed; an error as ``CarrelError.to_dict`` gives it."""
 
     call_id: int
-    error: _Object
+    error: Object
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +289,9 @@ class RunToolBody:
 
     tool_call_id: str
     name: str
-    arguments: _Object
+    arguments: Object
     handle: int
-    context: _Object
+    context: Object
     tools: tuple[str, ...] = ()
 
 
@@ -235,6 +312,9 @@ class Cancel:
 UpMessage = (
     EmitEvent
     | CallTool
+    | RunAgent
+    | Ask
+    | CallModel
     | CancelCall
     | OpenChild
     | CloseChild
@@ -245,145 +325,18 @@ UpMessage = (
     | Failure
 )
 DownMessage = (
-    Start | EventAccepted | ToolReply | ChildOpened | ArtifactStored | Refused | RunToolBody | CancelToolBody | Cancel
+    Start
+    | EventAccepted
+    | ToolReply
+    | AgentReply
+    | InputReply
+    | ModelDelta
+    | ModelReply
+    | ChildOpened
+    | ArtifactStored
+    | Refused
+    | RunToolBody
+    | CancelToolBody
+    | Cancel
 )
-_Message = UpMessage | DownMessage
-
-
-def to_dict(message: _Message) -> dict[str, Any]:
-    """The message as JSON values, ``type`` first; bytes are base64."""
-    name, fields = _BY_CLASS[type(message)]
-    data: dict[str, Any] = {"type": name}
-    for attribute in fields:
-        value = getattr(message, attribute)
-        data[attribute] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
-    return data
-
-
-def from_dict(data: object) -> _Message:
-    """What ``to_dict`` gave, checked field by field.
-
-    Raises:
-        ProtocolError: It is no message; names the field, never the value.
-    """
-    if not isinstance(data, dict):
-        raise ProtocolError("a message is not a JSON object")
-    kind = data.pop("type", None)
-    shape = _BY_NAME.get(kind) if isinstance(kind, str) else None
-    if shape is None:
-        raise ProtocolError("a message is of no known type")
-    cls, checks, required = shape
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        check = checks.get(name)
-        if check is None:
-            raise ProtocolError(f"{kind}: a field that the message does not have")
-        try:
-            values[name] = check(value)
-        except (TypeError, ValueError):
-            raise ProtocolError(f"{kind}: {name} is of the wrong type", field=name) from None
-    if not required <= values.keys():
-        raise ProtocolError(f"{kind}: {min(required - values.keys())} is missing")
-    message: _Message = cls(**values)
-    return message
-
-
-def encode(message: _Message) -> bytes:
-    """The message as bytes.
-
-    Raises:
-        TooLargeError: It is over ``MAX_MESSAGE_BYTES``.
-        ProtocolError: It holds something that is no JSON value.
-    """
-    try:
-        data = orjson.dumps(to_dict(message))
-    except TypeError as error:
-        raise ProtocolError(f"{type(message).__name__} holds something that is no JSON value") from error
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise TooLargeError(
-            f"{type(message).__name__} is {len(data)} bytes; at most {MAX_MESSAGE_BYTES} can be passed on",
-            advice="store large data as an artifact",
-            limit="message_bytes",
-            limit_value=MAX_MESSAGE_BYTES,
-            use=len(data),
-        )
-    return data
-
-
-def decode(data: bytes) -> _Message:
-    """What ``encode`` gave.
-
-    Raises:
-        ProtocolError: It is no message.
-    """
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise ProtocolError("a message is over the bound")
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise ProtocolError("a message is not JSON") from None
-    return from_dict(value)
-
-
-_Check = Callable[[Any], Any]
-
-
-def _exactly(*types: type) -> _Check:
-    def check(value: Any) -> Any:
-        if type(value) not in types:
-            raise TypeError
-        return value
-
-    return check
-
-
-def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError
-    return value
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(type(item) is str for item in value):
-        raise TypeError
-    return tuple(value)
-
-
-def _bytes(value: Any) -> bytes:
-    try:
-        return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
-        raise TypeError from error
-
-
-def _optional(check: _Check) -> _Check:
-    return lambda value: None if value is None else check(value)
-
-
-_CHECKS: Final[Mapping[Any, _Check]] = {
-    int: _natural,
-    str: _exactly(str),
-    bool: _exactly(bool),
-    bytes: _bytes,
-    _Object: _exactly(dict),
-    _Object | None: _optional(_exactly(dict)),
-    tuple[str, ...]: _names,
-    tuple[str, ...] | None: _optional(_names),
-    Any: lambda value: value,
-}
-
-_BY_CLASS: Final[dict[type, tuple[str, tuple[str, ...]]]] = {}
-_BY_NAME: Final[dict[str, tuple[type, dict[str, _Check], frozenset[str]]]] = {}
-
-
-def _register(cls: type) -> None:
-    name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-    hints = typing.get_type_hints(cls)
-    fields = dataclasses.fields(cls)
-    _BY_CLASS[cls] = (name, tuple(item.name for item in fields))
-    required = frozenset(item.name for item in fields if item.default is dataclasses.MISSING)
-    _BY_NAME[name] = (cls, {item.name: _CHECKS[hints[item.name]] for item in fields}, required)
-
-
-for _cls in typing.get_args(_Message):
-    _register(_cls)
+Message = UpMessage | DownMessage

@@ -17,6 +17,7 @@ from typing import Any, Final, assert_never
 from carrel.agent_calls import HostCalls, HostPort
 from carrel.agent_context import AgentContext
 from carrel.agent_messages import (
+    AgentReply,
     ArtifactStored,
     Cancel,
     CancelToolBody,
@@ -24,6 +25,9 @@ from carrel.agent_messages import (
     EventAccepted,
     Failure,
     Heartbeat,
+    InputReply,
+    ModelDelta,
+    ModelReply,
     Refused,
     Result,
     RunToolBody,
@@ -127,7 +131,18 @@ class WorkerSession:
                         body.cancel()
                 case Start():
                     raise ProtocolError("Start came twice")
-                case EventAccepted() | ToolReply() | ChildOpened() | ArtifactStored() | Refused():
+                case ModelDelta():
+                    self._calls.deliver_piece(message)
+                case (
+                    EventAccepted()
+                    | ToolReply()
+                    | AgentReply()
+                    | InputReply()
+                    | ModelReply()
+                    | ChildOpened()
+                    | ArtifactStored()
+                    | Refused()
+                ):
                     self._calls.deliver(message)
                 case _:
                     assert_never(message)

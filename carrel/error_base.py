@@ -22,6 +22,7 @@ __all__ = [
     "InternalError",
     "InvalidRequestError",
     "LimitExceededError",
+    "ModelError",
     "NotFoundError",
     "NotImplementedYetError",
     "PermissionDeniedError",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_TREE_MODULES: Final = ("carrel.errors", "carrel.error_base")
+_TREE_MODULES: Final = ("carrel.errors", "carrel.error_base", "carrel.error_work")
 # What a peer (a worker, at worst) may put into an error that we rebuild and pass on.
 _MAX_TEXT: Final = 4096
 _MAX_NESTING: Final = 16
@@ -273,6 +274,12 @@ class AgentError(CarrelError):
     """What ends an agent's attempt, other than the request being wrong."""
 
     default_advice = "try again; if it fails again, give the run's id to the agent's author"
+
+
+class ModelError(CarrelError):
+    """Every way a call of a language model can fail; ``except ModelError`` around ``ctx.llm`` catches them all."""
+
+    default_advice = "try again; if it fails again, tell the operator"
 
 
 class ToolError(CarrelError):

@@ -2,7 +2,8 @@
 
 A class says what failed; ``code`` is its name in UPPER_SNAKE without ``Error`` and never changes once released.
 ``carrel.rpc_errors`` maps the tree to gRPC, ``http_status`` to HTTP. Not here: what a single service keeps to itself.
-The root and its branches are written in ``carrel.error_base``, the leaves below; everybody imports from here.
+The root and its branches are written in ``carrel.error_base``, the leaves of limits and agents' work in
+``carrel.error_work``, the others below; everybody imports from here.
 
     CarrelError                              UNKNOWN
     ├── InvalidRequestError                  INVALID_ARGUMENT
@@ -18,6 +19,7 @@ The root and its branches are written in ``carrel.error_base``, the leaves below
     │   ├── FrameError                       INVALID_ARGUMENT
     │   │   └── UnknownFrameError            INVALID_ARGUMENT
     │   ├── MissingDeadlineError             INVALID_ARGUMENT
+    │   ├── InvalidInputError                INVALID_ARGUMENT
     │   └── ToolArgumentsError               INVALID_ARGUMENT   also a ToolError
     ├── UnauthenticatedError                 UNAUTHENTICATED
     │   ├── TokenError                       UNAUTHENTICATED
@@ -42,12 +44,14 @@ The root and its branches are written in ``carrel.error_base``, the leaves below
     │   ├── IdempotencyConflictError         ALREADY_EXISTS
     │   ├── AlreadyExistsError               ALREADY_EXISTS
     │   ├── RunEndedError                    FAILED_PRECONDITION
+    │   ├── NotWaitingError                  FAILED_PRECONDITION
     │   ├── StaleFenceError                  FAILED_PRECONDITION
     │   ├── SealedLogError                   FAILED_PRECONDITION
     │   └── EventGapError                    ABORTED
     ├── LimitExceededError                   RESOURCE_EXHAUSTED retryable
     │   ├── EnginesLimitError                RESOURCE_EXHAUSTED retryable
     │   ├── UnendedRunsError                 RESOURCE_EXHAUSTED retryable
+    │   ├── ActiveRunsError                  RESOURCE_EXHAUSTED retryable
     │   ├── ConnectionsLimitError            RESOURCE_EXHAUSTED retryable
     │   ├── RateLimitError                   RESOURCE_EXHAUSTED retryable
     │   ├── QueueFullError                   RESOURCE_EXHAUSTED retryable
@@ -72,10 +76,18 @@ The root and its branches are written in ``carrel.error_base``, the leaves below
     │   ├── AgentDependencyError             FAILED_PRECONDITION
     │   ├── AgentIdleTimeoutError            DEADLINE_EXCEEDED
     │   ├── EngineTimeoutError               DEADLINE_EXCEEDED
+    │   ├── InputExpiredError                DEADLINE_EXCEEDED
+    │   ├── WorkerLimitError                 RESOURCE_EXHAUSTED also a LimitExceededError
     │   └── WorkerLostError                  UNAVAILABLE        retryable
+    ├── ModelError                           UNKNOWN
+    │   ├── ModelRefusedError                FAILED_PRECONDITION
+    │   ├── ModelBudgetError                 RESOURCE_EXHAUSTED also a QuotaError
+    │   └── ModelUnavailableError            UNAVAILABLE        retryable
     └── ToolError                            UNKNOWN
         ├── ToolFailedError                  UNKNOWN
-        └── ToolTimeoutError                 DEADLINE_EXCEEDED
+        ├── ToolTimeoutError                 DEADLINE_EXCEEDED
+        ├── ToolUnavailableError             UNAVAILABLE        retryable
+        └── ApprovalDeniedError              FAILED_PRECONDITION
 """
 
 from __future__ import annotations
@@ -89,6 +101,7 @@ from carrel.error_base import (
     InternalError,
     InvalidRequestError,
     LimitExceededError,
+    ModelError,
     NotFoundError,
     NotImplementedYetError,
     PermissionDeniedError,
@@ -102,24 +115,75 @@ from carrel.error_base import (
     from_dict,
     http_status,
 )
+from carrel.error_work import (
+    ActiveRunsError,
+    AgentDependencyError,
+    AgentFailedError,
+    AgentIdleTimeoutError,
+    ApprovalDeniedError,
+    ConnectionsLimitError,
+    EnginesLimitError,
+    EngineTimeoutError,
+    InputExpiredError,
+    InvalidResultError,
+    ModelBudgetError,
+    ModelRefusedError,
+    ModelUnavailableError,
+    QueueFullError,
+    QuotaError,
+    RateLimitError,
+    TooLargeError,
+    ToolFailedError,
+    ToolTimeoutError,
+    ToolUnavailableError,
+    UnendedRunsError,
+    WorkerLimitError,
+    WorkerLostError,
+    WorkersBusyError,
+)
 
 __all__ = [
+    "ActiveRunsError",
+    "AgentDependencyError",
     "AgentError",
+    "AgentFailedError",
+    "AgentIdleTimeoutError",
+    "ApprovalDeniedError",
     "CancelledRunError",
     "CarrelError",
     "ConflictError",
+    "ConnectionsLimitError",
     "DeadlineError",
+    "EngineTimeoutError",
+    "EnginesLimitError",
+    "InputExpiredError",
     "InternalError",
     "InvalidRequestError",
+    "InvalidResultError",
     "LimitExceededError",
+    "ModelBudgetError",
+    "ModelError",
+    "ModelRefusedError",
+    "ModelUnavailableError",
     "NotFoundError",
     "NotImplementedYetError",
     "PermissionDeniedError",
+    "QueueFullError",
+    "QuotaError",
+    "RateLimitError",
     "StartupError",
     "Status",
+    "TooLargeError",
     "ToolError",
+    "ToolFailedError",
+    "ToolTimeoutError",
+    "ToolUnavailableError",
     "UnauthenticatedError",
     "UnavailableError",
+    "UnendedRunsError",
+    "WorkerLimitError",
+    "WorkerLostError",
+    "WorkersBusyError",
     "error_class",
     "error_codes",
     "from_dict",
@@ -172,6 +236,10 @@ class FrameError(InvalidRequestError):
 
 class UnknownFrameError(FrameError):
     """A frame whose ``type`` is not in the protocol."""
+
+
+class InvalidInputError(InvalidRequestError):
+    """A person's answer that does not fit the schema of the question."""
 
 
 class MissingDeadlineError(InvalidRequestError):
@@ -274,6 +342,12 @@ class RunEndedError(ConflictError):
     status = Status.FAILED_PRECONDITION
 
 
+class NotWaitingError(ConflictError):
+    """The run does not wait for an answer to this question: never asked, answered otherwise, or over."""
+
+    status = Status.FAILED_PRECONDITION
+
+
 class StaleFenceError(ConflictError):
     """Somebody newer owns the run: the caller must stop working on it."""
 
@@ -293,42 +367,6 @@ class EventGapError(ConflictError):
     def last_number(self) -> int:
         """The last number the log holds of this producer, 0 when none."""
         return int(self.details.get("last_number", 0))
-
-
-class EnginesLimitError(LimitExceededError):
-    """The user has ``max_engines_per_user`` active engines."""
-
-
-class UnendedRunsError(LimitExceededError):
-    """The user has as many unended runs as allowed."""
-
-
-class ConnectionsLimitError(LimitExceededError):
-    """Too many connections, of this user, from this address, or in all."""
-
-
-class RateLimitError(LimitExceededError):
-    """Too many requests in a short time."""
-
-
-class QueueFullError(LimitExceededError):
-    """A bounded queue is full."""
-
-
-class WorkersBusyError(LimitExceededError):
-    """No worker is free for another attempt."""
-
-
-class QuotaError(LimitExceededError):
-    """A budget for a long time (storage, tokens) is used up."""
-
-    retryable = False
-
-
-class TooLargeError(LimitExceededError):
-    """Something is larger than allowed; ``limit_value`` and ``use`` are bytes."""
-
-    retryable = False
 
 
 class StoreUnavailableError(UnavailableError):
@@ -355,46 +393,3 @@ class CorruptStoreError(InternalError):
     """A store holds what cannot have been written by us."""
 
     status = Status.DATA_LOSS
-
-
-class AgentFailedError(AgentError):
-    """An agent raised, and has no fallback."""
-
-
-class InvalidResultError(AgentError):
-    """An agent returned something other than a JSON object, or a Plan where none is expected."""
-
-
-class AgentDependencyError(AgentError):
-    """An agent needs something (llm, tools, database) that this deployment does not have."""
-
-    status = Status.FAILED_PRECONDITION
-
-
-class AgentIdleTimeoutError(AgentError):
-    """No event, tool or model activity for too long."""
-
-    status = Status.DEADLINE_EXCEEDED
-
-
-class EngineTimeoutError(AgentError):
-    """The engine's whole time is used up."""
-
-    status = Status.DEADLINE_EXCEEDED
-
-
-class WorkerLostError(AgentError):
-    """The process that ran the agent died."""
-
-    status = Status.UNAVAILABLE
-    retryable = True
-
-
-class ToolFailedError(ToolError):
-    """A tool's body raised."""
-
-
-class ToolTimeoutError(ToolError):
-    """A tool's body took longer than its ``timeout_s``."""
-
-    status = Status.DEADLINE_EXCEEDED

@@ -86,6 +86,8 @@ class ToolInfo(_message.Message):
     INPUT_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique within its agent."""
     description: _builtins.str
@@ -96,6 +98,10 @@ class ToolInfo(_message.Message):
     """JSON Schema of its arguments, UTF-8 JSON."""
     host: _builtins.bool
     """Whether it runs in the service, out of the worker's reach."""
+    approval: _builtins.bool
+    """Whether the user is asked to approve each call."""
+    server: _builtins.str
+    """The MCP server that offers it; empty for a tool of the agent's own."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long one call may take."""
@@ -109,10 +115,12 @@ class ToolInfo(_message.Message):
         input_schema_json: _builtins.bytes = ...,
         host: _builtins.bool = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        approval: _builtins.bool = ...,
+        server: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "host", b"host", "input_schema_json", b"input_schema_json", "name", b"name", "permission", b"permission", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "description", b"description", "host", b"host", "input_schema_json", b"input_schema_json", "name", b"name", "permission", b"permission", "server", b"server", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,6 +410,8 @@ class StartStage(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    QUIET_UNTIL_INPUT_FIELD_NUMBER: _builtins.int
+    LAST_ATTEMPT_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """A reserved instance; empty to create one now."""
     agent_name: _builtins.str
@@ -418,6 +428,14 @@ class StartStage(_message.Message):
     """The user's message."""
     params_json: _builtins.bytes
     """The run's parameters: a UTF-8 JSON object."""
+    quiet_until_input: _builtins.str
+    """Set when this attempt goes on after a wait for a person: everything that the agent says before it takes the answer
+    to this question is in the log already, from the attempt that asked, and is not said again.
+    """
+    last_attempt: _builtins.bool
+    """No attempt follows this one. A lost worker is then the agent's failure: told as `agent_error`, answered by its
+    fallback. Otherwise the result is the error WORKER_LOST alone, and execution tries again.
+    """
     @_builtins.property
     def results_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
         """Results of the stages before, by agent name: UTF-8 JSON objects."""
@@ -459,10 +477,12 @@ class StartStage(_message.Message):
         budget: Global___BudgetGrant | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         inputs: _abc.Iterable[Global___ProvidedInput] | None = ...,
+        quiet_until_input: _builtins.str = ...,
+        last_attempt: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_name", b"agent_name", "attempt", b"attempt", "budget", b"budget", "deadline", b"deadline", "fence", b"fence", "history", b"history", "inputs", b"inputs", "instance_id", b"instance_id", "journal", b"journal", "message", b"message", "params_json", b"params_json", "producer_id", b"producer_id", "results_json", b"results_json", "stage_index", b"stage_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_name", b"agent_name", "attempt", b"attempt", "budget", b"budget", "deadline", b"deadline", "fence", b"fence", "history", b"history", "inputs", b"inputs", "instance_id", b"instance_id", "journal", b"journal", "last_attempt", b"last_attempt", "message", b"message", "params_json", b"params_json", "producer_id", b"producer_id", "quiet_until_input", b"quiet_until_input", "results_json", b"results_json", "stage_index", b"stage_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -523,25 +543,31 @@ Global___RefreshTicket: _TypeAlias = RefreshTicket  # noqa: Y015
 
 @_typing.final
 class BudgetGrant(_message.Message):
-    """BudgetGrant is what model calls may use."""
+    """BudgetGrant is what the user's model calls may use. It comes with `start` and after each `budget_use`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKENS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_FIELD_NUMBER: _builtins.int
+    RENEWS_AT_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
     """Tokens that may still be used; 0 means none."""
     concurrency: _builtins.int
-    """Model calls at once."""
+    """Model calls at once, over all of the user's runs."""
+    @_builtins.property
+    def renews_at(self) -> _timestamp_pb2.Timestamp:
+        """When the budget is full again."""
+
     def __init__(
         self,
         *,
         tokens: _builtins.int = ...,
         concurrency: _builtins.int = ...,
+        renews_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["renews_at", b"renews_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "renews_at", b"renews_at", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -741,11 +767,11 @@ class RunInstanceResponse(_message.Message):
 
     @_builtins.property
     def budget_use(self) -> Global___BudgetUse:
-        """Model tokens used."""
+        """Model tokens used; answered by `budget_grant`."""
 
     @_builtins.property
     def input_required(self) -> Global___InputRequired:
-        """The stage waits for a person; the attempt ends with this message."""
+        """The stage waits for a person; the attempt ends with this message, and its worker with it."""
 
     @_builtins.property
     def result(self) -> Global___StageResult:
@@ -839,7 +865,7 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class JournalEntry(_message.Message):
-    """JournalEntry is one completed tool or model call, with which a repeated attempt answers the same call."""
+    """JournalEntry is one completed call (tool, model, sub-agent), with which a repeated attempt answers the same call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -853,11 +879,11 @@ class JournalEntry(_message.Message):
     number: _builtins.int
     """1, 2, 3 … within the stage."""
     call_id: _builtins.str
-    """The call's id: its order among the calls of its kind and name."""
+    """The call's id: its kind and name, the hash of its arguments, and its order among calls with the same three."""
     kind: _builtins.str
-    """`tool` or `model`."""
+    """`tool`, `model` or `agent`."""
     name: _builtins.str
-    """The tool's or the model's name."""
+    """The tool's, the model's or the agent's name."""
     arguments_hash: _builtins.str
     """SHA-256 of the canonical JSON of the arguments, in hex."""
     result_json: _builtins.bytes
@@ -1038,6 +1064,9 @@ class InputRequired(_message.Message):
     SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     ARGUMENTS_HASH_FIELD_NUMBER: _builtins.int
     EVENTS_THROUGH_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
     input_id: _builtins.str
     """The question's id."""
     prompt: _builtins.str
@@ -1048,6 +1077,14 @@ class InputRequired(_message.Message):
     """Hash of the arguments that are to be approved; empty for other questions."""
     events_through: _builtins.int
     """The last event number of the attempt, all acknowledged."""
+    tool_name: _builtins.str
+    """The tool that is to be approved; empty for other questions."""
+    arguments_json: _builtins.bytes
+    """Its arguments, for the reader: a UTF-8 JSON object, shortened where it is large."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the question lapses and the run ends TIMED_OUT. Set by execution."""
+
     def __init__(
         self,
         *,
@@ -1056,10 +1093,13 @@ class InputRequired(_message.Message):
         schema_json: _builtins.bytes = ...,
         arguments_hash: _builtins.str = ...,
         events_through: _builtins.int = ...,
+        tool_name: _builtins.str = ...,
+        arguments_json: _builtins.bytes = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_hash", b"arguments_hash", "events_through", b"events_through", "input_id", b"input_id", "prompt", b"prompt", "schema_json", b"schema_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_hash", b"arguments_hash", "arguments_json", b"arguments_json", "events_through", b"events_through", "expires_at", b"expires_at", "input_id", b"input_id", "prompt", b"prompt", "schema_json", b"schema_json", "tool_name", b"tool_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1246,6 +1286,9 @@ class GetPoolStatisticsResponse(_message.Message):
     CREATION_P50_FIELD_NUMBER: _builtins.int
     CREATION_P95_FIELD_NUMBER: _builtins.int
     IDENTITY_MISMATCH_TOTAL_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    CHILDREN_ACTIVE_FIELD_NUMBER: _builtins.int
     created: _builtins.int
     """Parts made."""
     reused: _builtins.int
@@ -1268,6 +1311,12 @@ class GetPoolStatisticsResponse(_message.Message):
     """Periodic updates under way."""
     identity_mismatch_total: _builtins.int
     """Calls or items whose identity fields differed from their ticket."""
+    waiting: _builtins.int
+    """Attempts that wait for a worker now."""
+    lost: _builtins.int
+    """Workers that ended without a word, by themselves or at a limit."""
+    children_active: _builtins.int
+    """Workers of sub-agents now, which count apart."""
     @_builtins.property
     def creation_p50(self) -> _duration_pb2.Duration:
         """Median time to create an instance."""
@@ -1292,10 +1341,13 @@ class GetPoolStatisticsResponse(_message.Message):
         creation_p50: _duration_pb2.Duration | None = ...,
         creation_p95: _duration_pb2.Duration | None = ...,
         identity_mismatch_total: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        children_active: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["creation_p50", b"creation_p50", "creation_p95", b"creation_p95"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "capacity", b"capacity", "created", b"created", "creation_p50", b"creation_p50", "creation_p95", b"creation_p95", "failed", b"failed", "fallbacks", b"fallbacks", "identity_mismatch_total", b"identity_mismatch_total", "idle", b"idle", "killed", b"killed", "periodic_updates_active", b"periodic_updates_active", "reuse_rate", b"reuse_rate", "reused", b"reused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "capacity", b"capacity", "children_active", b"children_active", "created", b"created", "creation_p50", b"creation_p50", "creation_p95", b"creation_p95", "failed", b"failed", "fallbacks", b"fallbacks", "identity_mismatch_total", b"identity_mismatch_total", "idle", b"idle", "killed", b"killed", "lost", b"lost", "periodic_updates_active", b"periodic_updates_active", "reuse_rate", b"reuse_rate", "reused", b"reused", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

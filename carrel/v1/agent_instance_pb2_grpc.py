@@ -76,17 +76,20 @@ class AgentInstanceServiceServicer(object):
     def CreateInstance(self, request, context):
         """CreateInstance validates an agent's dependencies and reserves an isolated instance for one run. Run scope,
         tickets of execution only. Fails with NOT_FOUND for an unknown agent, FAILED_PRECONDITION for a missing dependency
-        and RESOURCE_EXHAUSTED when the pool is full or the user has `max_workers_per_user`. An instance that is not run
-        within 30 s is released.
+        and RESOURCE_EXHAUSTED when the pool is full or the user has `max_workers_per_user`: it does not wait. An instance
+        that is not run within 30 s is released.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RunInstance(self, request_iterator, context):
-        """RunInstance runs one attempt of one stage. The first message down is `start`; the last message up is `result`,
-        sent only after the log has acknowledged every event of the stage. Losing the stream kills the attempt. The caller
-        half-closes when it has read the result; the call ends then, or 30 s later. Run scope, tickets of execution only.
+        """RunInstance runs one attempt of one stage. The first message down is `start`. While every worker is busy it waits
+        for its turn, which goes round among users, with heartbeats up; `accepted` says that a worker is there. Refused
+        with RESOURCE_EXHAUSTED only when too many wait. The last message up is `result` or `input_required`, sent only
+        after the log has acknowledged every event of the stage. Losing the stream kills the attempt. The caller
+        half-closes when it has read the last message; the call ends then, or 30 s later. Run scope, tickets of execution
+        only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,13 +21,16 @@ class AgentInstanceServiceStub:
     CreateInstance: _aio.UnaryUnaryMultiCallable[_agent_instance_pb2.CreateInstanceRequest, _agent_instance_pb2.CreateInstanceResponse]
     """CreateInstance validates an agent's dependencies and reserves an isolated instance for one run. Run scope,
     tickets of execution only. Fails with NOT_FOUND for an unknown agent, FAILED_PRECONDITION for a missing dependency
-    and RESOURCE_EXHAUSTED when the pool is full or the user has `max_workers_per_user`. An instance that is not run
-    within 30 s is released.
+    and RESOURCE_EXHAUSTED when the pool is full or the user has `max_workers_per_user`: it does not wait. An instance
+    that is not run within 30 s is released.
     """
     RunInstance: _aio.StreamStreamMultiCallable[_agent_instance_pb2.RunInstanceRequest, _agent_instance_pb2.RunInstanceResponse]
-    """RunInstance runs one attempt of one stage. The first message down is `start`; the last message up is `result`,
-    sent only after the log has acknowledged every event of the stage. Losing the stream kills the attempt. The caller
-    half-closes when it has read the result; the call ends then, or 30 s later. Run scope, tickets of execution only.
+    """RunInstance runs one attempt of one stage. The first message down is `start`. While every worker is busy it waits
+    for its turn, which goes round among users, with heartbeats up; `accepted` says that a worker is there. Refused
+    with RESOURCE_EXHAUSTED only when too many wait. The last message up is `result` or `input_required`, sent only
+    after the log has acknowledged every event of the stage. Losing the stream kills the attempt. The caller
+    half-closes when it has read the last message; the call ends then, or 30 s later. Run scope, tickets of execution
+    only.
     """
     ReleaseInstance: _aio.UnaryUnaryMultiCallable[_agent_instance_pb2.ReleaseInstanceRequest, _agent_instance_pb2.ReleaseInstanceResponse]
     """ReleaseInstance ends an instance, whatever it does. Releasing one that is gone is no error. Run scope."""
@@ -53,8 +56,8 @@ class AgentInstanceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_agent_instance_pb2.CreateInstanceResponse]:
         """CreateInstance validates an agent's dependencies and reserves an isolated instance for one run. Run scope,
         tickets of execution only. Fails with NOT_FOUND for an unknown agent, FAILED_PRECONDITION for a missing dependency
-        and RESOURCE_EXHAUSTED when the pool is full or the user has `max_workers_per_user`. An instance that is not run
-        within 30 s is released.
+        and RESOURCE_EXHAUSTED when the pool is full or the user has `max_workers_per_user`: it does not wait. An instance
+        that is not run within 30 s is released.
         """
 
     @_abc_1.abstractmethod
@@ -63,9 +66,12 @@ class AgentInstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_agent_instance_pb2.RunInstanceRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_agent_instance_pb2.RunInstanceRequest], _abc.AsyncIterator[_agent_instance_pb2.RunInstanceResponse]],
     ) -> _abc.AsyncIterator[_agent_instance_pb2.RunInstanceResponse]:
-        """RunInstance runs one attempt of one stage. The first message down is `start`; the last message up is `result`,
-        sent only after the log has acknowledged every event of the stage. Losing the stream kills the attempt. The caller
-        half-closes when it has read the result; the call ends then, or 30 s later. Run scope, tickets of execution only.
+        """RunInstance runs one attempt of one stage. The first message down is `start`. While every worker is busy it waits
+        for its turn, which goes round among users, with heartbeats up; `accepted` says that a worker is there. Refused
+        with RESOURCE_EXHAUSTED only when too many wait. The last message up is `result` or `input_required`, sent only
+        after the log has acknowledged every event of the stage. Losing the stream kills the attempt. The caller
+        half-closes when it has read the last message; the call ends then, or 30 s later. Run scope, tickets of execution
+        only.
         """
 
     @_abc_1.abstractmethod

@@ -32,7 +32,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     """Not set."""
     RUN_STATE_QUEUED: _RunState.ValueType  # 1
-    """Admitted; waits for its thread. Holds no engine."""
+    """Admitted; waits for its thread or for an engine. Holds no engine."""
     RUN_STATE_RUNNING: _RunState.ValueType  # 2
     """Runs on an engine."""
     RUN_STATE_WAITING: _RunState.ValueType  # 3
@@ -54,7 +54,7 @@ class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Not set."""
 RUN_STATE_QUEUED: RunState.ValueType  # 1
-"""Admitted; waits for its thread. Holds no engine."""
+"""Admitted; waits for its thread or for an engine. Holds no engine."""
 RUN_STATE_RUNNING: RunState.ValueType  # 2
 """Runs on an engine."""
 RUN_STATE_WAITING: RunState.ValueType  # 3
@@ -84,9 +84,9 @@ class _ThreadStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Thread
     THREAD_STRATEGY_ENQUEUE: _ThreadStrategy.ValueType  # 2
     """Run after it."""
     THREAD_STRATEGY_INTERRUPT: _ThreadStrategy.ValueType  # 3
-    """Cancel it, keep what it wrote, then run."""
+    """Cancel every unended run of the thread, keep what they wrote, then run."""
     THREAD_STRATEGY_ROLLBACK: _ThreadStrategy.ValueType  # 4
-    """Cancel it, remove what it wrote from the thread, then run."""
+    """Cancel every unended run of the thread, remove what they wrote from the thread, then run."""
 
 class ThreadStrategy(_ThreadStrategy, metaclass=_ThreadStrategyEnumTypeWrapper):
     """ThreadStrategy says what a new run does about one that the thread already has."""
@@ -98,9 +98,9 @@ THREAD_STRATEGY_REJECT: ThreadStrategy.ValueType  # 1
 THREAD_STRATEGY_ENQUEUE: ThreadStrategy.ValueType  # 2
 """Run after it."""
 THREAD_STRATEGY_INTERRUPT: ThreadStrategy.ValueType  # 3
-"""Cancel it, keep what it wrote, then run."""
+"""Cancel every unended run of the thread, keep what they wrote, then run."""
 THREAD_STRATEGY_ROLLBACK: ThreadStrategy.ValueType  # 4
-"""Cancel it, remove what it wrote from the thread, then run."""
+"""Cancel every unended run of the thread, remove what they wrote from the thread, then run."""
 Global___ThreadStrategy: _TypeAlias = ThreadStrategy  # noqa: Y015
 
 class _StageState:
@@ -412,7 +412,9 @@ class ExecutePipelineRequest(_message.Message):
     engine_id: _builtins.str
     """A reserved engine; empty to take a free one."""
     bound_to_caller: _builtins.bool
-    """Cancel the run when the caller's connection ends (`websocket_client_id` of the context)."""
+    """Cancel the run when its caller goes away: the caller opens WatchRun with `keeps_alive` within 5 s, and the end of
+    that stream, before the run's, cancels the run.
+    """
     @_builtins.property
     def context(self) -> _context_pb2.UserExecutionContext:
         """The run's ids, minted by the caller under a run ticket; the root request."""
@@ -479,8 +481,11 @@ class WatchRunRequest(_message.Message):
 
     CONTEXT_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    KEEPS_ALIVE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
+    keeps_alive: _builtins.bool
+    """Keep a run with `bound_to_caller` alive for as long as this stream is open, and no longer."""
     @_builtins.property
     def context(self) -> _context_pb2.UserExecutionContext:
         """The user. Session or run scope."""
@@ -490,10 +495,11 @@ class WatchRunRequest(_message.Message):
         *,
         context: _context_pb2.UserExecutionContext | None = ...,
         run_id: _builtins.str = ...,
+        keeps_alive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "keeps_alive", b"keeps_alive", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1311,6 +1317,10 @@ class GetFactoryMetricsResponse(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CPU_TIME_FIELD_NUMBER: _builtins.int
     IDENTITY_MISMATCH_TOTAL_FIELD_NUMBER: _builtins.int
+    RUNS_QUEUED_FIELD_NUMBER: _builtins.int
+    RUNS_WAITING_FIELD_NUMBER: _builtins.int
+    RUNS_RESUMED_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_LOST_FIELD_NUMBER: _builtins.int
     engines_created: _builtins.int
     """Engines made."""
     engines_active: _builtins.int
@@ -1337,6 +1347,14 @@ class GetFactoryMetricsResponse(_message.Message):
     """Resident memory of this process, in bytes."""
     identity_mismatch_total: _builtins.int
     """Calls or items whose identity fields differed from their ticket."""
+    runs_queued: _builtins.int
+    """Runs that wait for their thread or an engine now, in this process's care."""
+    runs_waiting: _builtins.int
+    """Runs that wait for a person now, in this process's care."""
+    runs_resumed: _builtins.int
+    """Runs taken over from another process, or from this one's former life."""
+    attempts_lost: _builtins.int
+    """Attempts that were lost and tried again."""
     @_builtins.property
     def execution_time_average(self) -> _duration_pb2.Duration:
         """Average time from admission to the outcome."""
@@ -1380,10 +1398,14 @@ class GetFactoryMetricsResponse(_message.Message):
         memory_bytes: _builtins.int = ...,
         cpu_time: _duration_pb2.Duration | None = ...,
         identity_mismatch_total: _builtins.int = ...,
+        runs_queued: _builtins.int = ...,
+        runs_waiting: _builtins.int = ...,
+        runs_resumed: _builtins.int = ...,
+        attempts_lost: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent_peak", b"concurrent_peak", "contexts_cleaned", b"contexts_cleaned", "contexts_created", b"contexts_created", "cpu_time", b"cpu_time", "engines_active", b"engines_active", "engines_cleaned", b"engines_cleaned", "engines_created", b"engines_created", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95", "factory_chain_metrics", b"factory_chain_metrics", "identity_mismatch_total", b"identity_mismatch_total", "memory_bytes", b"memory_bytes", "refusals", b"refusals", "runs_failed", b"runs_failed", "runs_successful", b"runs_successful", "runs_total", b"runs_total", "timeouts", b"timeouts", "total_users", b"total_users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_lost", b"attempts_lost", "concurrent_peak", b"concurrent_peak", "contexts_cleaned", b"contexts_cleaned", "contexts_created", b"contexts_created", "cpu_time", b"cpu_time", "engines_active", b"engines_active", "engines_cleaned", b"engines_cleaned", "engines_created", b"engines_created", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95", "factory_chain_metrics", b"factory_chain_metrics", "identity_mismatch_total", b"identity_mismatch_total", "memory_bytes", b"memory_bytes", "refusals", b"refusals", "runs_failed", b"runs_failed", "runs_queued", b"runs_queued", "runs_resumed", b"runs_resumed", "runs_successful", b"runs_successful", "runs_total", b"runs_total", "runs_waiting", b"runs_waiting", "timeouts", b"timeouts", "total_users", b"total_users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -133,8 +133,9 @@ class ExecutionServiceServicer(object):
     def ExecutePipeline(self, request, context):
         """ExecutePipeline admits one engine for one run and returns once the run is durable. Run scope, root request. The
         same `client_ref` within 24 h returns the same run; with other content it is ALREADY_EXISTS. RESOURCE_EXHAUSTED
-        at the user's limits, ABORTED when the thread is busy and the strategy is to reject, INVALID_ARGUMENT for a
-        pipeline that can't be ordered, NOT_FOUND for an unknown agent.
+        at the user's and the deployment's limits, with limit, use and when to try again; ABORTED when the thread is busy
+        and the strategy is to reject; INVALID_ARGUMENT for a pipeline that can't be ordered; NOT_FOUND for an unknown
+        agent. With the strategy to enqueue, the run waits (QUEUED) for its thread and for an engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +143,8 @@ class ExecutionServiceServicer(object):
 
     def WatchRun(self, request, context):
         """WatchRun streams the run each time its state or a stage's changes, the current one first, and ends with the
-        terminal one. Session or run scope. (Events are read from the bridge.)
+        terminal one. Session or run scope. (Events are read from the bridge.) With `keeps_alive` the run's life is
+        bound to the stream, for runs with `bound_to_caller`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,8 +173,9 @@ class ExecutionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ProvideInput(self, request, context):
-        """ProvideInput answers a waiting run's question. FAILED_PRECONDITION when it does not wait for that one. Session
-        or run scope.
+        """ProvideInput answers a waiting run's question; the run goes on as soon as an engine is free. FAILED_PRECONDITION
+        when it does not wait for that one, INVALID_ARGUMENT when the answer does not fit the question's schema. Giving
+        the same answer twice is no error. Session or run scope.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -27,12 +27,14 @@ class ExecutionServiceStub:
     ExecutePipeline: _aio.UnaryUnaryMultiCallable[_execution_pb2.ExecutePipelineRequest, _execution_pb2.ExecutePipelineResponse]
     """ExecutePipeline admits one engine for one run and returns once the run is durable. Run scope, root request. The
     same `client_ref` within 24 h returns the same run; with other content it is ALREADY_EXISTS. RESOURCE_EXHAUSTED
-    at the user's limits, ABORTED when the thread is busy and the strategy is to reject, INVALID_ARGUMENT for a
-    pipeline that can't be ordered, NOT_FOUND for an unknown agent.
+    at the user's and the deployment's limits, with limit, use and when to try again; ABORTED when the thread is busy
+    and the strategy is to reject; INVALID_ARGUMENT for a pipeline that can't be ordered; NOT_FOUND for an unknown
+    agent. With the strategy to enqueue, the run waits (QUEUED) for its thread and for an engine.
     """
     WatchRun: _aio.UnaryStreamMultiCallable[_execution_pb2.WatchRunRequest, _execution_pb2.WatchRunResponse]
     """WatchRun streams the run each time its state or a stage's changes, the current one first, and ends with the
-    terminal one. Session or run scope. (Events are read from the bridge.)
+    terminal one. Session or run scope. (Events are read from the bridge.) With `keeps_alive` the run's life is
+    bound to the stream, for runs with `bound_to_caller`.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_execution_pb2.GetRunRequest, _execution_pb2.GetRunResponse]
     """GetRun returns one run. Session or run scope."""
@@ -43,8 +45,9 @@ class ExecutionServiceStub:
     ended. Session or run scope.
     """
     ProvideInput: _aio.UnaryUnaryMultiCallable[_execution_pb2.ProvideInputRequest, _execution_pb2.ProvideInputResponse]
-    """ProvideInput answers a waiting run's question. FAILED_PRECONDITION when it does not wait for that one. Session
-    or run scope.
+    """ProvideInput answers a waiting run's question; the run goes on as soon as an engine is free. FAILED_PRECONDITION
+    when it does not wait for that one, INVALID_ARGUMENT when the answer does not fit the question's schema. Giving
+    the same answer twice is no error. Session or run scope.
     """
     CleanupEngine: _aio.UnaryUnaryMultiCallable[_execution_pb2.CleanupEngineRequest, _execution_pb2.CleanupEngineResponse]
     """CleanupEngine ends an engine and what runs on it. Ending one that is gone is no error. Session scope."""
@@ -92,8 +95,9 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_execution_pb2.ExecutePipelineResponse]:
         """ExecutePipeline admits one engine for one run and returns once the run is durable. Run scope, root request. The
         same `client_ref` within 24 h returns the same run; with other content it is ALREADY_EXISTS. RESOURCE_EXHAUSTED
-        at the user's limits, ABORTED when the thread is busy and the strategy is to reject, INVALID_ARGUMENT for a
-        pipeline that can't be ordered, NOT_FOUND for an unknown agent.
+        at the user's and the deployment's limits, with limit, use and when to try again; ABORTED when the thread is busy
+        and the strategy is to reject; INVALID_ARGUMENT for a pipeline that can't be ordered; NOT_FOUND for an unknown
+        agent. With the strategy to enqueue, the run waits (QUEUED) for its thread and for an engine.
         """
 
     @_abc_1.abstractmethod
@@ -103,7 +107,8 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_execution_pb2.WatchRunRequest, _abc.AsyncIterator[_execution_pb2.WatchRunResponse]],
     ) -> _abc.AsyncIterator[_execution_pb2.WatchRunResponse]:
         """WatchRun streams the run each time its state or a stage's changes, the current one first, and ends with the
-        terminal one. Session or run scope. (Events are read from the bridge.)
+        terminal one. Session or run scope. (Events are read from the bridge.) With `keeps_alive` the run's life is
+        bound to the stream, for runs with `bound_to_caller`.
         """
 
     @_abc_1.abstractmethod
@@ -138,8 +143,9 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _execution_pb2.ProvideInputRequest,
         context: _aio.ServicerContext[_execution_pb2.ProvideInputRequest, _abc.Awaitable[_execution_pb2.ProvideInputResponse]],
     ) -> _abc.Awaitable[_execution_pb2.ProvideInputResponse]:
-        """ProvideInput answers a waiting run's question. FAILED_PRECONDITION when it does not wait for that one. Session
-        or run scope.
+        """ProvideInput answers a waiting run's question; the run goes on as soon as an engine is free. FAILED_PRECONDITION
+        when it does not wait for that one, INVALID_ARGUMENT when the answer does not fit the question's schema. Giving
+        the same answer twice is no error. Session or run scope.
         """
 
     @_abc_1.abstractmethod

@@ -11,17 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from carrel.agent_messages import (
-    Cancel,
-    CancelToolBody,
-    DownMessage,
-    Failure,
-    Result,
-    RunToolBody,
-    Start,
-    decode,
-    encode,
-)
+from carrel.agent_codec import decode, encode
+from carrel.agent_messages import Cancel, CancelToolBody, DownMessage, Failure, Result, RunToolBody, Start
 from carrel.agents import Plan
 from carrel.errors import CancelledRunError, CarrelError, InternalError, InvalidResultError, WorkerLostError, from_dict
 from carrel.ids import ChildIds

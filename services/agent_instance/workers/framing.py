@@ -5,7 +5,8 @@ Shared by every kind of worker, so that an oversize result reads the same whatev
 
 from __future__ import annotations
 
-from carrel.agent_messages import Failure, Result, ToolBodyResult, UpMessage, encode
+from carrel.agent_codec import encode
+from carrel.agent_messages import Failure, Result, ToolBodyResult, UpMessage
 from carrel.errors import TooLargeError, ToolFailedError
 
 __all__ = ["encode_fitting"]

@@ -11,7 +11,8 @@ import contextvars
 from collections import deque
 from typing import Any, ClassVar, Final, cast
 
-from carrel.agent_messages import MAX_MESSAGE_BYTES, DownMessage, UpMessage, decode
+from carrel.agent_codec import decode
+from carrel.agent_messages import MAX_MESSAGE_BYTES, DownMessage, UpMessage
 from carrel.agent_runtime import WorkerSession
 from carrel.agents import Isolation
 from carrel.errors import CarrelError, ProtocolError, UnknownAgentError, WorkerLostError

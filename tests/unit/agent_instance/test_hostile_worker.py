@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from carrel import Agent, AgentContext, Request, tool
+from carrel.agent_codec import decode, encode
 from carrel.agent_messages import (
     CallTool,
     CancelToolBody,
@@ -25,8 +26,6 @@ from carrel.agent_messages import (
     Start,
     ToolBodyResult,
     ToolReply,
-    decode,
-    encode,
 )
 from carrel.errors import StaleFenceError
 from services.agent_instance.domain.executor import AgentExecutor

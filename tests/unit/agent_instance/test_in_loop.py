@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from carrel import Agent, AgentContext, Request
-from carrel.agent_messages import EmitEvent, EventAccepted, Failure, Result, Start, decode, encode
+from carrel.agent_codec import decode, encode
+from carrel.agent_messages import EmitEvent, EventAccepted, Failure, Result, Start
 from carrel.errors import ProtocolError, WorkerLostError
 from services.agent_instance.domain.registry import AgentClassRegistry, AgentEntry
 from services.agent_instance.workers.in_loop import InLoopExecutor, Pipe

@@ -8,17 +8,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from carrel.agent_messages import (
-    DownMessage,
-    EmitEvent,
-    EventAccepted,
-    Failure,
-    Result,
-    Start,
-    UpMessage,
-    decode,
-    encode,
-)
+from carrel.agent_codec import decode, encode
+from carrel.agent_messages import DownMessage, EmitEvent, EventAccepted, Failure, Result, Start, UpMessage
 from carrel.agent_runtime import WorkerSession
 from carrel.agents import Agent, Request
 from carrel.context import UserExecutionContext

@@ -27,7 +27,7 @@ from carrel.errors import (
     http_status,
 )
 
-TREE = {name: cls for name, cls in error_codes().items() if cls.__module__ in ("carrel.errors", "carrel.error_base")}
+TREE = {name: cls for name, cls in error_codes().items() if cls.__module__.startswith("carrel.error")}
 CLASSES = st.sampled_from(sorted(TREE.values(), key=lambda cls: cls.__name__))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 JSON_VALUES = st.recursive(

@@ -15,7 +15,7 @@ from carrel import errors
 from carrel.errors import CarrelError, EnginesLimitError, InvalidRequestError, Status, error_codes
 from carrel.rpc_errors import DOMAIN, from_rpc_error, from_status, grpc_code, to_grpc_status, to_status
 
-CLASSES = [cls for cls in error_codes().values() if cls.__module__ in ("carrel.errors", "carrel.error_base")]
+CLASSES = [cls for cls in error_codes().values() if cls.__module__.startswith("carrel.error")]
 WORDS = st.text(max_size=30)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | WORDS
 VALUES = st.recursive(

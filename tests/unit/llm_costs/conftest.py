@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from carrel.agent_codec import decode, encode
 from carrel.agent_messages import (
     ROOT,
     ArtifactStored,
@@ -31,8 +32,6 @@ from carrel.agent_messages import (
     ToolBodyResult,
     ToolReply,
     UpMessage,
-    decode,
-    encode,
 )
 from carrel.agent_runtime import WorkerSession
 from carrel.agents import Agent, Request
