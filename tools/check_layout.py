@@ -24,7 +24,7 @@ MAX_MAIN_LINES = 15
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("app",),
-    ("service",),
+    ("service", "proxy"),
     ("client_*", "store_*", "workers"),
     ("convert", "config"),
     ("domain",),
@@ -104,8 +104,8 @@ def imports_of(path: Path) -> list[Import]:
 
 
 def family_of(module: str) -> str:
-    """`store_sqlite` and `tables` → `store_*`, `domain.runs` → `domain`: the name by which LAYERS knows a module."""
-    head = module.split(".", 1)[0]
+    """The name by which LAYERS knows a module: `store_sqlite`, `tables` → `store_*`; `domain.runs` → `domain`."""
+    head = re.sub(r"^(convert|config|models|proxy)_.+", r"\1", module.split(".", 1)[0])
     return "store_*" if head in STORES else re.sub(r"^(store|client)_.+", r"\1_*", head)
 
 
@@ -121,8 +121,9 @@ def check_files(service: Path) -> Iterator[Problem]:
             fits = entry.suffix == ".py" and entry.stem != "migrations" and family_of(entry.stem) in FILES
         if not fits:
             yield Problem(entry, 1, f"is not on the list of what a service may hold ({allowed})")
-    if (service / "workers").exists() and service.name != "agent_instance":
-        yield Problem(service / "workers", 1, "only agent_instance has workers")
+    for name in ("workers", "proxy.py"):
+        if (service / name).exists() and service.name != "agent_instance":
+            yield Problem(service / name, 1, f"only agent_instance has {name}")
     if (service / "domain").is_dir() and (service / "domain.py").exists():
         yield Problem(service / "domain.py", 1, "domain is either a file or a folder")
     main = service / "__main__.py"

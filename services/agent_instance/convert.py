@@ -24,10 +24,14 @@ from services.agent_instance.domain.registry import AgentEntry
 from services.agent_instance.models import (
     AuditEntry,
     AuditOutcome,
+    BudgetGrant,
+    BudgetUse,
     Caller,
     ChunkUp,
     JournalItem,
     PoolStatistics,
+    ProvidedInput,
+    Question,
     StageOutcome,
     StageStart,
     StoredArtifact,
@@ -38,8 +42,11 @@ __all__ = [
     "artifact_answer",
     "artifact_chunk",
     "audit_record",
+    "budget_grant",
+    "budget_use",
     "caller_of",
     "duration",
+    "input_required",
     "journal_entry",
     "pool_statistics",
     "stage_result",
@@ -99,7 +106,46 @@ def stage_start(start: pb.StartStage) -> StageStart:
         request=request,
         instance_id=start.instance_id,
         deadline=start.deadline.ToNanoseconds() / 1e9 if start.HasField("deadline") else None,
-        journaled=max((entry.number for entry in start.journal), default=0),
+        journal=tuple(_journaled(entry) for entry in start.journal),
+        inputs=tuple(ProvidedInput(item.input_id, item.value_json, item.arguments_hash) for item in start.inputs),
+        quiet_until_input=start.quiet_until_input,
+        last_attempt=start.last_attempt,
+        budget=budget_grant(start.budget) if start.HasField("budget") else None,
+    )
+
+
+def budget_grant(grant: pb.BudgetGrant) -> BudgetGrant:
+    """What model calls may use."""
+    return BudgetGrant(grant.tokens, grant.concurrency, grant.renews_at.ToNanoseconds() / 1e9)
+
+
+def budget_use(use: BudgetUse) -> pb.BudgetUse:
+    """Tokens used by a model call."""
+    return pb.BudgetUse(model=use.model, input_tokens=use.input_tokens, output_tokens=use.output_tokens)
+
+
+def input_required(question: Question, events_through: int) -> pb.InputRequired:
+    """What a stage asks a person."""
+    return pb.InputRequired(
+        input_id=question.input_id,
+        prompt=question.prompt,
+        schema_json=question.schema,
+        arguments_hash=question.arguments_hash,
+        events_through=events_through,
+        tool_name=question.tool_name,
+        arguments_json=question.arguments,
+    )
+
+
+def _journaled(entry: pb.JournalEntry) -> JournalItem:
+    return JournalItem(
+        number=entry.number,
+        call_id=entry.call_id,
+        kind=entry.kind,
+        name=entry.name,
+        arguments_hash=entry.arguments_hash,
+        result=entry.result_json,
+        error=error_from_proto(entry.error) if entry.HasField("error") else None,
     )
 
 
@@ -206,6 +252,9 @@ def pool_statistics(counts: PoolStatistics, identity_mismatches: int) -> pb.GetP
         periodic_updates_active=counts.periodic_updates_active,
         creation_p50=duration(counts.creation_p50_s),
         creation_p95=duration(counts.creation_p95_s),
+        waiting=counts.waiting,
+        lost=counts.lost,
+        children_active=counts.children_active,
         identity_mismatch_total=identity_mismatches,
     )
 

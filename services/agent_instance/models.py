@@ -13,10 +13,14 @@ from carrel.errors import CarrelError
 __all__ = [
     "AuditEntry",
     "AuditOutcome",
+    "BudgetGrant",
+    "BudgetUse",
     "Caller",
     "ChunkUp",
     "JournalItem",
     "PoolStatistics",
+    "ProvidedInput",
+    "Question",
     "StageOutcome",
     "StageStart",
     "StoredArtifact",
@@ -53,17 +57,67 @@ class StageStart:
     request: Request
     instance_id: str = ""
     deadline: float | None = None
-    journaled: int = 0
+    journal: tuple[JournalItem, ...] = ()
+    inputs: tuple[ProvidedInput, ...] = ()
+    quiet_until_input: str = ""
+    last_attempt: bool = True
+    budget: BudgetGrant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProvidedInput:
+    """A person's answer (JSON) to an earlier question of this stage; ``arguments_hash`` is an approval's."""
+
+    input_id: str
+    value: bytes
+    arguments_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetGrant:
+    """What the user's model calls may use: tokens until ``renews_at`` (Unix time), calls at once over all runs."""
+
+    tokens: int
+    concurrency: int
+    renews_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a stage asks a person before it can go on. ``schema`` and ``arguments`` are JSON objects.
+
+    ``arguments_hash``, ``tool_name`` and ``arguments`` are an approval's; it binds to the hash.
+    """
+
+    input_id: str
+    prompt: str
+    schema: bytes
+    arguments_hash: str = ""
+    tool_name: str = ""
+    arguments: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUse:
+    """Tokens that one model call has used."""
+
+    model: str
+    input_tokens: int
+    output_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class StageOutcome:
-    """How an attempt ended: exactly one of ``result`` (JSON), ``plan`` and ``error`` is set. Times are in seconds."""
+    """How an attempt ended: exactly one of ``result`` (JSON), ``plan``, ``error`` and ``question`` is set.
+
+    With ``question`` the stage goes on in a later attempt. Times are in seconds.
+    """
 
     answered_by: str
     result: bytes | None = None
     plan: Plan | None = None
     error: CarrelError | None = None
+    question: Question | None = None
     events_through: int = 0
     agent_time_s: float = 0.0
     log_wait_s: float = 0.0
@@ -153,3 +207,6 @@ class PoolStatistics:
     periodic_updates_active: int = 0
     creation_p50_s: float = 0.0
     creation_p95_s: float = 0.0
+    waiting: int = 0
+    lost: int = 0
+    children_active: int = 0

@@ -34,7 +34,7 @@ from services.agent_instance.domain.core import Instance
 from services.agent_instance.domain.events import EventProducer
 from services.agent_instance.domain.stage import StageAttempt, StageServices
 from services.agent_instance.domain.validation import DependencyChecker
-from services.agent_instance.models import AuditEntry, Caller, ChunkUp, JournalItem, StageStart
+from services.agent_instance.models import AuditEntry, BudgetUse, Caller, ChunkUp, JournalItem, StageStart
 
 __all__ = ["AgentInstanceServicer", "RunSession", "StreamLimits"]
 
@@ -146,6 +146,10 @@ class RunSession:
     async def chunk(self, chunk: ChunkUp) -> None:
         """Send a piece of an artifact."""
         await self._up.put(pb.RunInstanceResponse(artifact_chunk=convert.artifact_chunk(chunk)))
+
+    async def budget_use(self, use: BudgetUse) -> None:
+        """Send tokens used."""
+        await self._up.put(pb.RunInstanceResponse(budget_use=convert.budget_use(use)))
 
     async def _run(self) -> None:
         bind(run_id=self._caller.run_id, user=hash_user(self._caller.user_id))

@@ -29,7 +29,6 @@ from services.execution.domain.metrics import FactoryMetrics
 from services.execution.domain.services import RunServices
 from services.execution.domain.watch import Changes
 from services.execution.service import ExecutionServicer
-from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_sql import wall_clock
 from services.execution.store_sql_open import open_sqlite_store
@@ -48,7 +47,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
     async with start.phase(Phase.INTEGRATION, needs=f"the data folder {settings.data_dir}"):
         folder = LocalArtifactFolder(settings.artifacts_path)
         await folder.probe()
-        store: RunStore = await open_sqlite_store(
+        store = await open_sqlite_store(
             settings.store_path,
             migrate=settings.migrates,
             engine_timeout_s=settings.engine_timeout_seconds,

@@ -14,7 +14,8 @@ from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import agent_instance_pb2_grpc as ai_grpc
 from servicekit.tasks import TaskOwner
 from services.execution.client_contexts import RunContext, RunContexts
-from services.execution.convert import catalogue_from_proto, downlink_to_proto, start_to_proto, uplink_from_proto
+from services.execution.convert import catalogue_from_proto
+from services.execution.convert_stage import downlink_to_proto, start_to_proto, uplink_from_proto
 from services.execution.domain.planning import Catalogue
 from services.execution.domain.ports import Downlink, StageResult, StageStart, StageStream, Uplink
 from services.execution.models import RunIdentity

@@ -13,9 +13,8 @@ from carrel.ids import check_minted_id
 from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import context_pb2
 from carrel.v1 import execution_pb2 as pb
-from carrel.wire import context_from_proto, error_from_proto, error_to_proto
+from carrel.wire import context_from_proto, error_to_proto
 from servicekit.identity.principals import Principal, RunPrincipal, user_of
-from services.execution.domain import ports
 from services.execution.domain.metrics import MetricsSnapshot
 from services.execution.domain.planning import AgentFacts, Catalogue
 from services.execution.domain.requests import PipelineRequest
@@ -24,7 +23,6 @@ from services.execution.models import (
     AuditEntry,
     AuditOutcome,
     EngineRecord,
-    JournalItem,
     MessageRecord,
     Micros,
     RunIdentity,
@@ -38,21 +36,19 @@ from services.execution.models import (
 )
 
 __all__ = [
+    "OUTCOMES",
     "artifact_to_proto",
-    "audit_from_proto",
     "audit_to_proto",
     "catalogue_from_proto",
-    "downlink_to_proto",
     "engine_to_proto",
     "message_to_proto",
     "metrics_to_proto",
     "pipeline_request",
     "run_to_proto",
     "seconds_to_proto",
-    "start_to_proto",
     "states_from_proto",
     "thread_to_proto",
-    "uplink_from_proto",
+    "time_to_proto",
     "user_key",
 ]
 
@@ -70,12 +66,11 @@ _STRATEGIES: Final[Mapping[int, ThreadStrategy]] = {
     pb.THREAD_STRATEGY_INTERRUPT: ThreadStrategy.INTERRUPT,
     pb.THREAD_STRATEGY_ROLLBACK: ThreadStrategy.ROLLBACK,
 }
-_OUTCOMES: Final[Mapping[AuditOutcome, ai.AuditOutcome.ValueType]] = {
+OUTCOMES: Final[Mapping[AuditOutcome, ai.AuditOutcome.ValueType]] = {
     AuditOutcome.SUCCEEDED: ai.AUDIT_OUTCOME_SUCCEEDED,
     AuditOutcome.FAILED: ai.AUDIT_OUTCOME_FAILED,
     AuditOutcome.DENIED: ai.AUDIT_OUTCOME_DENIED,
 }
-_OUTCOMES_BACK: Final = {int(value): outcome for outcome, value in _OUTCOMES.items()}
 
 
 def user_key(principal: Principal) -> UserKey:
@@ -136,9 +131,9 @@ def run_to_proto(run: RunRecord) -> pb.Run:
         stages=[_stage(stage) for stage in run.stages],
         result_json=run.result or b"",
         error=_error(run.error),
-        created_at=_time(run.created_at),
-        started_at=_time(run.started_at),
-        ended_at=_time(run.ended_at),
+        created_at=time_to_proto(run.created_at),
+        started_at=time_to_proto(run.started_at),
+        ended_at=time_to_proto(run.ended_at),
         client_ref=run.client_ref,
         engine_id=run.engine_id,
         artifacts=[artifact_to_proto(artifact) for artifact in run.artifacts],
@@ -152,8 +147,8 @@ def _stage(stage: StageRecord) -> pb.Stage:
         agent_name=stage.agent_name,
         state=_STAGE_STATES[stage.state],
         attempt=stage.attempt,
-        started_at=_time(stage.started_at),
-        ended_at=_time(stage.ended_at),
+        started_at=time_to_proto(stage.started_at),
+        ended_at=time_to_proto(stage.ended_at),
         answered_by=stage.answered_by,
     )
 
@@ -164,8 +159,8 @@ def engine_to_proto(engine: EngineRecord) -> pb.Engine:
         engine_id=engine.engine_id,
         user_id=engine.user,
         run_id=engine.run_id,
-        created_at=_time(engine.created_at),
-        expires_at=_time(engine.expires_at),
+        created_at=time_to_proto(engine.created_at),
+        expires_at=time_to_proto(engine.expires_at),
         is_active=True,
     )
 
@@ -174,8 +169,8 @@ def thread_to_proto(thread: ThreadRecord) -> pb.Thread:
     """A thread."""
     return pb.Thread(
         thread_id=thread.thread_id,
-        created_at=_time(thread.created_at),
-        updated_at=_time(thread.updated_at),
+        created_at=time_to_proto(thread.created_at),
+        updated_at=time_to_proto(thread.updated_at),
         message_count=thread.message_count,
         unended_run_id=thread.unended_run_id,
     )
@@ -184,7 +179,7 @@ def thread_to_proto(thread: ThreadRecord) -> pb.Thread:
 def message_to_proto(message: MessageRecord) -> ai.ConversationMessage:
     """A message of a thread."""
     return ai.ConversationMessage(
-        role=message.role, text=message.text, run_id=message.run_id, created_at=_time(message.created_at)
+        role=message.role, text=message.text, run_id=message.run_id, created_at=time_to_proto(message.created_at)
     )
 
 
@@ -195,7 +190,7 @@ def artifact_to_proto(artifact: ArtifactRecord) -> ai.Artifact:
         media_type=artifact.media_type,
         size=artifact.size,
         sha256=artifact.sha256,
-        created_at=_time(artifact.created_at),
+        created_at=time_to_proto(artifact.created_at),
         run_id=artifact.run_id,
     )
 
@@ -210,9 +205,9 @@ def audit_to_proto(entry: AuditEntry) -> ai.AuditRecord:
         request_id=entry.request_id,
         action=entry.action,
         target=entry.target,
-        outcome=_OUTCOMES[entry.outcome],
+        outcome=OUTCOMES[entry.outcome],
         error_code=entry.error_code,
-        started_at=_time(entry.started_at),
+        started_at=time_to_proto(entry.started_at),
         duration=Duration(seconds=entry.duration_us // 1_000_000, nanos=entry.duration_us % 1_000_000 * 1000),
         arguments_hash=entry.arguments_hash,
         agent_name=entry.agent_name,
@@ -251,119 +246,6 @@ def catalogue_from_proto(response: ai.ListAgentsResponse) -> Catalogue:
     )
 
 
-def start_to_proto(start: ports.StageStart) -> ai.StartStage:
-    """Everything that an attempt needs."""
-    return ai.StartStage(
-        agent_name=start.agent_name,
-        stage_index=start.index,
-        attempt=start.attempt,
-        fence=start.fence,
-        producer_id=start.producer_id,
-        message=start.message,
-        params_json=start.params,
-        results_json=start.results,
-        history=[message_to_proto(item) for item in start.history],
-        journal=[_journal_entry(item) for item in start.journal],
-        deadline=_time(start.deadline_at),
-    )
-
-
-def downlink_to_proto(message: ports.Downlink, context: context_pb2.UserExecutionContext) -> ai.RunInstanceRequest:
-    """One message down, under the run's context."""
-    request = ai.RunInstanceRequest(context=context)
-    if isinstance(message, ports.RefreshTicket):
-        request.refresh.SetInParent()
-    elif isinstance(message, ports.CancelStage):
-        request.cancel.reason = message.reason[:1024]
-        request.cancel.grace.CopyFrom(seconds_to_proto(message.grace_s))
-    elif isinstance(message, ports.ArtifactStored):
-        request.artifact_stored.upload_id = message.upload_id
-        if message.artifact is not None:
-            request.artifact_stored.artifact.CopyFrom(artifact_to_proto(message.artifact))
-        if message.error is not None:
-            request.artifact_stored.error.CopyFrom(error_to_proto(from_dict(message.error)))
-    else:
-        request.journal_stored.through = message.through
-    return request
-
-
-def uplink_from_proto(response: ai.RunInstanceResponse, identity: RunIdentity) -> ports.Uplink | None:
-    """One message up; None for one that this version does not know."""
-    kind = response.WhichOneof("message")
-    if kind == "heartbeat":
-        return ports.Heartbeat(_seconds(response.heartbeat.idle))
-    if kind == "artifact_chunk":
-        chunk = response.artifact_chunk
-        return ports.ArtifactChunk(chunk.upload_id, chunk.name, chunk.media_type, chunk.data, chunk.last)
-    if kind == "audit_record":
-        return audit_from_proto(response.audit_record, identity)
-    if kind == "journal_entry":
-        return _journal_item(response.journal_entry)
-    if kind == "result":
-        return _result(response.result)
-    if kind == "accepted":
-        accepted = response.accepted
-        return ports.StageAccepted(accepted.instance_id, accepted.warm, _seconds(accepted.creation_time))
-    if kind == "budget_use":
-        use = response.budget_use
-        return ports.BudgetUse(use.model, use.input_tokens, use.output_tokens)
-    if kind == "input_required":
-        return ports.InputRequired(response.input_required.input_id, response.input_required.prompt)
-    return None
-
-
-def audit_from_proto(record: ai.AuditRecord, identity: RunIdentity) -> AuditEntry:
-    """An audit record. Whose it is, is the run's to say, not the message's."""
-    return AuditEntry(
-        record_id=record.record_id[:128],
-        user=identity.user,
-        thread_id=identity.thread_id,
-        run_id=identity.run_id,
-        request_id=record.request_id[:512] or identity.request_id,
-        action=record.action,
-        target=record.target,
-        outcome=_OUTCOMES_BACK.get(record.outcome, AuditOutcome.FAILED),
-        started_at=record.started_at.ToMicroseconds(),
-        duration_us=record.duration.ToMicroseconds(),
-        error_code=record.error_code,
-        arguments_hash=record.arguments_hash,
-        agent_name=record.agent_name,
-    )
-
-
-def _journal_item(entry: ai.JournalEntry) -> JournalItem:
-    error = error_from_proto(entry.error).to_dict() if entry.HasField("error") else None
-    return JournalItem(
-        entry.number, entry.call_id, entry.kind, entry.name, entry.arguments_hash, entry.result_json, error
-    )
-
-
-def _journal_entry(item: JournalItem) -> ai.JournalEntry:
-    return ai.JournalEntry(
-        number=item.number,
-        call_id=item.call_id,
-        kind=item.kind,
-        name=item.name,
-        arguments_hash=item.arguments_hash,
-        result_json=item.result,
-        error=_error(item.error),
-    )
-
-
-def _result(result: ai.StageResult) -> ports.StageResult:
-    outcome: bytes | ports.StagePlan | ports.StageFailure
-    if result.WhichOneof("outcome") == "plan":
-        outcome = ports.StagePlan(tuple(result.plan.stages), result.plan.params_json, result.plan.reason)
-    elif result.WhichOneof("outcome") == "error":
-        outcome = ports.StageFailure(error_from_proto(result.error).to_dict())
-    else:
-        outcome = result.result_json
-    return ports.StageResult(outcome, result.answered_by, _seconds(result.agent_time), _seconds(result.log_wait))
-
-
-# Small things
-
-
 def seconds_to_proto(seconds: float) -> Duration:
     """A duration."""
     duration = Duration()
@@ -371,11 +253,8 @@ def seconds_to_proto(seconds: float) -> Duration:
     return duration
 
 
-def _seconds(duration: Duration) -> float:
-    return duration.seconds + duration.nanos / 1_000_000_000
-
-
-def _time(micros: Micros | None) -> Timestamp | None:
+def time_to_proto(micros: Micros | None) -> Timestamp | None:
+    """A time of the store's as a message."""
     if micros is None:
         return None
     return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)

@@ -13,15 +13,11 @@ from typing import Any, Final, Generic, NewType, TypeVar
 __all__ = [
     "TERMINAL_STATES",
     "UNENDED_STATES",
-    "Admission",
-    "Admitted",
     "ArtifactRecord",
     "AuditEntry",
     "AuditOutcome",
-    "Checkpoint",
     "EngineRecord",
-    "Finish",
-    "Finished",
+    "InputRecord",
     "JournalItem",
     "MessageRecord",
     "Micros",
@@ -33,7 +29,6 @@ __all__ = [
     "RunState",
     "StageRecord",
     "StageState",
-    "Sweep",
     "ThreadRecord",
     "ThreadStrategy",
     "UserKey",
@@ -127,6 +122,28 @@ class StageRecord:
     ended_at: Micros | None = None
     answered_by: str = ""
     result: bytes | None = None
+    lost: int = 0
+    """Attempts that were lost with their worker or agent_instance; what ``max_attempts`` is held against."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputRecord:
+    """A question to a person, and its answer once there is one. Times on the store's clock; JSON as bytes.
+
+    ``arguments_hash``, ``tool_name`` and ``arguments`` are an approval's.
+    """
+
+    input_id: str
+    stage_index: int
+    prompt: str
+    schema: bytes
+    asked_at: Micros
+    expires_at: Micros
+    arguments_hash: str = ""
+    tool_name: str = ""
+    arguments: bytes = b""
+    value: bytes | None = None
+    answered_at: Micros | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +179,10 @@ class RunRecord:
     result: bytes | None = None
     error: Mapping[str, Any] | None = None
     artifacts: tuple[ArtifactRecord, ...] = ()
+    waiting_for: InputRecord | None = None
+    """The open question of a WAITING run."""
+    bound: bool = False
+    """Whether it ends when its caller goes away."""
 
     @property
     def ref(self) -> RunRef:
@@ -190,71 +211,6 @@ class OutboxEvent:
     data: Mapping[str, Any]
     created_at: Micros
     agent_name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """Everything the store needs to admit a run in one transaction."""
-
-    identity: RunIdentity
-    message: str
-    params: bytes
-    stages: tuple[str, ...]
-    agent_name: str
-    content_hash: str
-    client_ref: str
-    strategy: ThreadStrategy
-    engine_id: str
-    new_engine_id: str
-    max_engines: int
-    max_unended: int
-    agent_instance: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """The admitted run, or the one that was there already under the same ``client_ref``."""
-
-    run: RunRecord
-    existing: bool
-    thread_existed: bool = False
-    events: tuple[OutboxEvent, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A stage that is done, the stages that its plan adds, and the next one begun: one transaction."""
-
-    index: int
-    result: bytes
-    answered_by: str
-    added: tuple[str, ...] = ()
-    params: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """How a run ends.
-
-    ``interrupts``: execution itself ends the stage that runs, so the stage's ``agent_error`` is execution's to write.
-    ``reference`` stands in the terminal event for a result that is too large for it.
-    """
-
-    outcome: RunState
-    result: bytes | None = None
-    error: Mapping[str, Any] | None = None
-    interrupts: bool = False
-    answered_by: str = ""
-    reply: str = ""
-    reference: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The last events, in the outbox now."""
-
-    events: tuple[OutboxEvent, ...]
-    ended_at: Micros
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,13 +275,3 @@ class Page(Generic[_T]):
 
     items: tuple[_T, ...]
     next: tuple[Any, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What a clean-up pass removed."""
-
-    engines: tuple[EngineRecord, ...] = ()
-    client_refs: int = 0
-    # Not removed: engines past their time whose run still runs, for whoever drives it to end.
-    overdue: tuple[EngineRecord, ...] = ()

@@ -9,14 +9,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from services.execution.models import (
-    Admission,
-    Admitted,
     ArtifactRecord,
     AuditEntry,
-    Checkpoint,
     EngineRecord,
-    Finish,
-    Finished,
+    InputRecord,
     JournalItem,
     MessageRecord,
     Micros,
@@ -25,9 +21,20 @@ from services.execution.models import (
     RunRecord,
     RunRef,
     RunState,
-    Sweep,
     ThreadRecord,
     UserKey,
+)
+from services.execution.models_steps import (
+    Admission,
+    Admitted,
+    Again,
+    Budget,
+    Checkpoint,
+    Finish,
+    Finished,
+    Question,
+    Step,
+    Sweep,
 )
 
 __all__ = ["ArtifactFolder", "PageKey", "RunStore"]
@@ -61,10 +68,29 @@ class RunStore(Protocol):
         1. ``client_ref`` was used within 24 h: the run of that time, ``existing``, or ``IdempotencyConflictError``
            when its content was another.
         2. The run is there: ``existing`` when content and ``client_ref`` are the same, else ``AlreadyExistsError``.
-        3. The thread has an unended run: ``ThreadBusyError`` (strategy ``reject``).
-        4. ``engine_id`` names no free reservation of the user's: ``UnknownEngineError``.
-        5. ``max_engines`` are active: ``EnginesLimitError``. A reservation counts and is consumed.
-        6. ``max_unended`` runs have not ended: ``UnendedRunsError``.
+        3. The thread has runs that are QUEUED, RUNNING or WAITING. ``reject``: ``ThreadBusyError``. ``enqueue``: the
+           run is admitted QUEUED. ``interrupt`` and ``rollback``: those runs are ended here (``Admitted.ended``,
+           CANCELLED), and what they held counts as free below; ``rollback`` also removes their messages.
+        4. ``max_unended`` runs of the user have not ended: ``UnendedRunsError``; of all: ``ActiveRunsError``.
+        5. More than the user's rate: ``RateLimitError``.
+        6. ``engine_id`` names no free reservation of the user's: ``UnknownEngineError``.
+        7. ``max_engines`` are active: ``EnginesLimitError``; of all users ``max_active_total``: ``ActiveRunsError``;
+           with ``enqueue`` the run is admitted QUEUED instead. A reservation counts and is consumed.
+
+        A refusal changes nothing: no run is ended, no rate used. Each names its limit, its value, the use, and when to
+        try again. A QUEUED run has no engine, no deadline (``deadline_at`` 0), its stages pend, and its user message
+        comes into the thread when it begins.
+        """
+        ...
+
+    async def promote(self, limit: int) -> tuple[Step, ...]:
+        """Begin QUEUED runs of this process's that may: QUEUED becomes RUNNING, with an engine and the next fence.
+
+        A run may begin when it is the oldest QUEUED, RUNNING or WAITING one of its thread, its user has fewer than
+        ``max_engines`` and all users fewer than ``max_active_total``. Users take turns: of each the oldest first, the
+        user whose run has waited longest first. A run that begins gets its whole engine time, and its user message
+        joins the thread; one that goes on after an answer gets what was left of its time (at least 60 s, or the whole
+        when that is less), the next attempt of its stage and ``run_attempt`` (``input_provided``) in the outbox.
         """
         ...
 
@@ -87,7 +113,59 @@ class RunStore(Protocol):
     # A run's way
 
     async def checkpoint(self, ref: RunRef, step: Checkpoint) -> RunRecord | None:
-        """Record a stage's result, add planned stages, begin the next stage: the run as it then is."""
+        """Record a stage's result, add planned stages, begin the next stage: the run as it then is.
+
+        The journal of the stage that is done goes.
+        """
+        ...
+
+    async def begin_attempt(self, ref: RunRef, stage: int, why: Again, *, lost: bool) -> Step | None:
+        """The next attempt of the stage that runs: attempt and fence go up by one, ``run_attempt`` is in the outbox.
+
+        From here on the former attempt, wherever it still is, can write neither here nor into the log.
+
+        Args:
+            lost: Whether the former attempt counts against ``max_attempts`` (``StageRecord.lost`` goes up).
+        """
+        ...
+
+    async def suspend(self, ref: RunRef, question: Question, timeout_s: float) -> Step | None:
+        """RUNNING becomes WAITING: the stage waits, the engine is freed, ``input_required`` is in the outbox.
+
+        What is left of the run's time is kept. The process keeps the lease: it goes on relaying the outbox.
+        """
+        ...
+
+    async def provide_input(self, user: UserKey, run_id: str, input_id: str, value: bytes) -> RunRecord | None:
+        """Answer the question: WAITING becomes QUEUED, and the holder's next ``promote`` lets it go on.
+
+        None when the user has no such run. The same answer again changes nothing.
+
+        Raises:
+            NotWaitingError: The run does not wait for this question, or it was answered otherwise.
+        """
+        ...
+
+    async def answers(self, user: UserKey, run_id: str, stage: int) -> tuple[InputRecord, ...]:
+        """The answered questions of a stage, in the order they were asked."""
+        ...
+
+    async def expired_inputs(self) -> tuple[RunRecord, ...]:
+        """WAITING runs of this process's whose question nobody has answered in time; nothing is changed."""
+        ...
+
+    async def decided(self, runs: Sequence[tuple[UserKey, str]]) -> frozenset[tuple[UserKey, str]]:
+        """Those of the runs that are no longer RUNNING, QUEUED or WAITING, or gone: ended by another process."""
+        ...
+
+    # Model budgets
+
+    async def budget(self, user: UserKey, tokens: int, concurrency: int, period_s: float) -> Budget:
+        """What is left of ``tokens`` in the present period (whole periods since the epoch, on the database's clock)."""
+        ...
+
+    async def use_budget(self, ref: RunRef, used: int, tokens: int, concurrency: int, period_s: float) -> Budget:
+        """Count tokens that were used, whatever the run's fence or state is by now, and return what is left."""
         ...
 
     async def finish(self, ref: RunRef, finish: Finish) -> Finished | None:
@@ -119,7 +197,8 @@ class RunStore(Protocol):
     async def take_over(self) -> tuple[RunRecord, ...]:
         """Make this process the holder of every unended run whose lease is its own former one or has expired.
 
-        Each gets the next fencing number. Leases are on the database's clock.
+        Each gets the next fencing number. Leases are on the database's clock. QUEUED and WAITING runs have leases too:
+        their holder relays their outbox and begins them.
         """
         ...
 

@@ -15,14 +15,9 @@ from services.execution import store_sql_care as care
 from services.execution import store_sql_reads as reads
 from services.execution import store_sql_runs as steps
 from services.execution.models import (
-    Admission,
-    Admitted,
     ArtifactRecord,
     AuditEntry,
-    Checkpoint,
     EngineRecord,
-    Finish,
-    Finished,
     JournalItem,
     MessageRecord,
     Micros,
@@ -31,10 +26,10 @@ from services.execution.models import (
     RunRecord,
     RunRef,
     RunState,
-    Sweep,
     ThreadRecord,
     UserKey,
 )
+from services.execution.models_steps import Admission, Admitted, Checkpoint, Finish, Finished, Sweep
 from services.execution.store import PageKey
 from services.execution.store_sql_database import SqliteDatabase
 

@@ -15,15 +15,8 @@ from services.execution.domain.admission import (
     check_room,
 )
 from services.execution.domain.outcome import accepted_event
-from services.execution.models import (
-    TERMINAL_STATES,
-    Admission,
-    Admitted,
-    EngineRecord,
-    RunRecord,
-    RunState,
-    UserKey,
-)
+from services.execution.models import TERMINAL_STATES, EngineRecord, RunRecord, RunState, UserKey
+from services.execution.models_steps import Admission, Admitted
 from services.execution.store_sql_reads import read_run
 from services.execution.store_sql_rows import identity_json, new_run, outbox_row, stage_rows
 from services.execution.tables import (

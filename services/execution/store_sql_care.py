@@ -10,16 +10,8 @@ import sqlalchemy as sa
 from carrel.errors import QuotaError
 from services.execution.domain.admission import CLIENT_REF_LIFETIME_US
 from services.execution.domain.errors import RunNotEndedError
-from services.execution.models import (
-    UNENDED_STATES,
-    ArtifactRecord,
-    AuditEntry,
-    JournalItem,
-    RunRef,
-    RunState,
-    Sweep,
-    UserKey,
-)
+from services.execution.models import UNENDED_STATES, ArtifactRecord, AuditEntry, JournalItem, RunRef, RunState, UserKey
+from services.execution.models_steps import Sweep
 from services.execution.store_sql_rows import artifact_of, audit_row, engine_of, error_json
 from services.execution.store_sql_runs import holds
 from services.execution.tables import (

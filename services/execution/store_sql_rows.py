@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 
 from services.execution.models import (
-    Admission,
     ArtifactRecord,
     AuditEntry,
     AuditOutcome,
@@ -23,6 +22,7 @@ from services.execution.models import (
     StageState,
     UserKey,
 )
+from services.execution.models_steps import Admission
 
 __all__ = [
     "artifact_of",

@@ -8,17 +8,8 @@ import sqlalchemy as sa
 
 from services.execution.domain.outcome import last_events
 from services.execution.domain.states import ENDABLE
-from services.execution.models import (
-    UNENDED_STATES,
-    Checkpoint,
-    Finish,
-    Finished,
-    RunRecord,
-    RunRef,
-    RunState,
-    StageRecord,
-    StageState,
-)
+from services.execution.models import UNENDED_STATES, RunRecord, RunRef, RunState, StageRecord, StageState
+from services.execution.models_steps import Checkpoint, Finish, Finished
 from services.execution.store_sql_reads import read_run
 from services.execution.store_sql_rows import error_json, outbox_row, stage_of, stage_rows
 from services.execution.tables import DbNow, engines, journal, messages, outbox, runs, stages, threads

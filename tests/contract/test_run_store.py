@@ -19,13 +19,9 @@ from carrel.errors import (
 )
 from services.execution.domain.errors import RunNotEndedError
 from services.execution.models import (
-    Admission,
-    Admitted,
     ArtifactRecord,
     AuditEntry,
     AuditOutcome,
-    Checkpoint,
-    Finish,
     JournalItem,
     RunIdentity,
     RunRef,
@@ -34,6 +30,7 @@ from services.execution.models import (
     ThreadStrategy,
     UserKey,
 )
+from services.execution.models_steps import Admission, Admitted, Checkpoint, Finish
 from services.execution.store import RunStore
 from services.execution.store_sql_open import open_sqlite_store
 

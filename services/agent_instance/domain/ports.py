@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from services.agent_instance.models import AuditEntry, ChunkUp, JournalItem
+from services.agent_instance.models import AuditEntry, BudgetUse, ChunkUp, JournalItem
 
 __all__ = ["Uplink"]
 
@@ -23,3 +23,6 @@ class Uplink(Protocol):
 
     async def chunk(self, chunk: ChunkUp) -> None:
         """A piece of an artifact."""
+
+    async def budget_use(self, use: BudgetUse) -> None:
+        """Tokens that a model call has used; the answer is a fresh ``BudgetGrant`` down."""

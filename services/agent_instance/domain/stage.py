@@ -101,7 +101,7 @@ class StageAttempt:
             caller=lambda: self._caller,
             events=self._events,
             uplink=uplink,
-            ledger=CallLedger(start.stage_index, start.journaled),
+            ledger=CallLedger(start.stage_index, max((item.number for item in start.journal), default=0)),
             desk=desk,
             ids=ChildIds(caller.context.request_id),
             dispatchers=services.dispatchers,

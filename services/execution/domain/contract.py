@@ -17,7 +17,8 @@ from carrel.errors import (
 )
 from servicekit.contracts import Clause, FactoryLayerContract
 from services.execution.domain.requests import PipelineRequest
-from services.execution.models import Admitted, RunState
+from services.execution.models import RunState
+from services.execution.models_steps import Admitted
 
 __all__ = ["engine_contract"]
 

@@ -14,6 +14,7 @@ from carrel.errors import (
     EngineTimeoutError,
     InternalError,
     InvalidResultError,
+    NotImplementedYetError,
     PlanError,
     RunEndedError,
     WorkersBusyError,
@@ -22,21 +23,14 @@ from servicekit.logs import bind, get_logger, hash_user
 from services.execution.domain.errors import AgentInstanceLostError
 from services.execution.domain.outcome import fits, reply_text
 from services.execution.domain.planning import MAX_STAGES, order_plan
-from services.execution.domain.ports import StageFailure, StagePlan, StageResult, StageStart
+from services.execution.domain.ports import InputRequired, StageFailure, StagePlan, StageResult, StageStart
 from services.execution.domain.relay import OutboxRelay
 from services.execution.domain.retry import insist
 from services.execution.domain.services import RunServices
 from services.execution.domain.stage import StageSession
 from services.execution.domain.uploads import store_artifact
-from services.execution.models import (
-    Checkpoint,
-    Finish,
-    MessageRecord,
-    RunRecord,
-    RunState,
-    StageRecord,
-    StageState,
-)
+from services.execution.models import MessageRecord, RunRecord, RunState, StageRecord, StageState
+from services.execution.models_steps import Checkpoint, Finish
 
 __all__ = ["RunDriver"]
 
@@ -137,6 +131,10 @@ class RunDriver:
             return False
         if isinstance(outcome, StagePlan):
             return await self._plan(stage, outcome, result.answered_by)
+        if isinstance(outcome, InputRequired):
+            raise NotImplementedYetError(
+                "waiting for a person is not available yet", advice="give the agent what it needs in params"
+            )
         value = self._check(stage, outcome)
         if stage.index == len(self.run.stages) - 1:
             await self._succeed(outcome, value, result.answered_by)

@@ -9,7 +9,8 @@ from typing import Any, Final, Protocol
 
 from services.execution.domain.driver import RunDriver
 from services.execution.domain.requests import PipelineRequest
-from services.execution.models import Admitted, EngineRecord, RunIdentity, RunRecord, RunState, UserKey
+from services.execution.models import EngineRecord, RunIdentity, RunRecord, RunState, UserKey
+from services.execution.models_steps import Admitted
 
 __all__ = ["EngineOwner", "RunSummary", "UserExecutionEngine", "UserRuns"]
 

@@ -31,8 +31,6 @@ from services.execution.domain.requests import PipelineRequest
 from services.execution.domain.services import RunServices
 from services.execution.domain.states import ENDABLE
 from services.execution.models import (
-    Admission,
-    Admitted,
     AuditEntry,
     AuditOutcome,
     EngineRecord,
@@ -42,6 +40,7 @@ from services.execution.models import (
     RunState,
     UserKey,
 )
+from services.execution.models_steps import Admission, Admitted
 
 __all__ = ["ExecutionEngineFactory"]
 

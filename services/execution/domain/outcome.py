@@ -11,7 +11,8 @@ from carrel.errors import CarrelError
 from carrel.events import EVENTS, TERMINAL
 from carrel.ids import new_id
 from services.execution.domain.states import check_outcome
-from services.execution.models import Finish, Micros, OutboxEvent, RunRecord, RunState, StageRecord
+from services.execution.models import Micros, OutboxEvent, RunRecord, RunState, StageRecord
+from services.execution.models_steps import Finish
 
 __all__ = ["MAX_REPLY_BYTES", "accepted_event", "fits", "last_events", "reply_text", "trim_error"]
 

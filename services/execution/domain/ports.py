@@ -14,17 +14,20 @@ from services.execution.domain.planning import Catalogue
 from services.execution.models import (
     ArtifactRecord,
     AuditEntry,
+    InputRecord,
     JournalItem,
     MessageRecord,
     Micros,
     OutboxEvent,
     RunIdentity,
 )
+from services.execution.models_steps import Budget, Question
 
 __all__ = [
     "AgentHost",
     "ArtifactChunk",
     "ArtifactStored",
+    "BudgetGrant",
     "BudgetUse",
     "CancelStage",
     "Downlink",
@@ -62,6 +65,10 @@ class StageStart:
     results: Mapping[str, bytes] = field(default_factory=dict)
     history: tuple[MessageRecord, ...] = ()
     journal: tuple[JournalItem, ...] = ()
+    inputs: tuple[InputRecord, ...] = ()
+    quiet_until_input: str = ""
+    last_attempt: bool = False
+    budget: Budget | None = None
 
     @property
     def producer_id(self) -> str:
@@ -98,7 +105,14 @@ class JournalStored:
     through: int
 
 
-Downlink: TypeAlias = RefreshTicket | CancelStage | ArtifactStored | JournalStored
+@dataclass(frozen=True, slots=True)
+class BudgetGrant:
+    """What the user's model calls may use from now on."""
+
+    budget: Budget
+
+
+Downlink: TypeAlias = RefreshTicket | CancelStage | ArtifactStored | JournalStored | BudgetGrant
 
 
 # Up from an attempt
@@ -142,10 +156,9 @@ class BudgetUse:
 
 @dataclass(frozen=True, slots=True)
 class InputRequired:
-    """The stage waits for a person."""
+    """The stage waits for a person; the attempt has ended with it, and every event of it is in the log."""
 
-    input_id: str
-    prompt: str
+    question: Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +179,15 @@ class StageFailure:
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """How an attempt ended: a JSON object, a plan or a failure. Every event of the attempt is in the log by then."""
+    """How an attempt ended: a JSON object, a plan, a failure or a question. Every event of it is in the log by then."""
 
-    outcome: bytes | StagePlan | StageFailure
+    outcome: bytes | StagePlan | StageFailure | InputRequired
     answered_by: str = ""
     agent_s: float = 0.0
     log_wait_s: float = 0.0
 
 
-Uplink: TypeAlias = (
-    StageAccepted | Heartbeat | JournalItem | AuditEntry | ArtifactChunk | BudgetUse | InputRequired | StageResult
-)
+Uplink: TypeAlias = StageAccepted | Heartbeat | JournalItem | AuditEntry | ArtifactChunk | BudgetUse | StageResult
 
 
 class StageStream(Protocol):

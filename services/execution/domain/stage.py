@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import singledispatchmethod
 from typing import TypeVar
 
-from carrel.errors import NotImplementedYetError, StoreUnavailableError, UnavailableError
+from carrel.errors import StoreUnavailableError, UnavailableError
 from services.execution.domain.coalesce import Coalescer
 from services.execution.domain.errors import AgentInstanceLostError
 from services.execution.domain.ports import (
@@ -15,7 +15,6 @@ from services.execution.domain.ports import (
     CancelStage,
     Downlink,
     Heartbeat,
-    InputRequired,
     JournalStored,
     RefreshTicket,
     StageAccepted,
@@ -141,12 +140,6 @@ class StageSession:
         answer = await self._uploads.take(message)
         if answer is not None:
             await self._send(answer)
-
-    @_take.register
-    async def _(self, message: InputRequired) -> None:
-        raise NotImplementedYetError(
-            "waiting for a person is not available yet", advice="give the agent what it needs in params"
-        )
 
     async def _send(self, message: Downlink) -> None:
         if self._stream is not None:

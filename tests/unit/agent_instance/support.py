@@ -26,6 +26,7 @@ from services.agent_instance.domain.stage import StageAttempt, StageServices, St
 from services.agent_instance.domain.validation import DependencyChecker
 from services.agent_instance.models import (
     AuditEntry,
+    BudgetUse,
     Caller,
     ChunkUp,
     JournalItem,
@@ -110,6 +111,7 @@ class FakeUplink:
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.journaled: list[JournalItem] = []
+        self.used: list[BudgetUse] = []
         self.audited: list[AuditEntry] = []
         self.stored: dict[str, bytes] = {}
         self.refuse: CarrelError | None = None
@@ -119,6 +121,9 @@ class FakeUplink:
 
     async def journal(self, item: JournalItem) -> None:
         self.journaled.append(item)
+
+    async def budget_use(self, use: BudgetUse) -> None:
+        self.used.append(use)
 
     async def audit(self, entry: AuditEntry) -> None:
         self.audited.append(entry)
@@ -194,7 +199,7 @@ class Bench:
             producer_id=f"{caller.run_id}:0:1",
             request=request,
             deadline=options.deadline,
-            journaled=options.journaled,
+            journal=(JournalItem(options.journaled, "earlier", "tool", "x", ""),) if options.journaled else (),
         )
         instance = await self.core.claim(caller, "", agent)
         producer, uplink = FakeProducer(caller.context), FakeUplink(caller.run_id)

@@ -10,7 +10,7 @@ from carrel.v1 import execution_pb2 as pb
 from carrel.wire import error_to_proto
 from servicekit.identity.principals import RunPrincipal, ServicePrincipal
 from servicekit.settings import load_settings
-from services.execution import convert
+from services.execution import convert, convert_stage
 from services.execution.config import ExecutionSettings
 from services.execution.domain import ports
 from services.execution.models import (
@@ -24,6 +24,7 @@ from services.execution.models import (
     ThreadStrategy,
     UserKey,
 )
+from services.execution.models_steps import Question
 from tests.support.identity import identity, run_context
 
 IDENTITY = RunIdentity(UserKey("alice"), "t", "run-1", "req-1")
@@ -84,7 +85,7 @@ def test_stage_start_carries_everything() -> None:
         history=(MessageRecord("user", "before", "run-0", 1),),
         journal=(JournalItem(1, "c1", "tool", "load", "h", b"1", error),),
     )
-    message = convert.start_to_proto(start)
+    message = convert_stage.start_to_proto(start)
     assert (message.stage_index, message.attempt, message.fence) == (2, 3, 4)
     assert message.producer_id == "run-1:2:3"
     assert message.deadline.ToMicroseconds() == 5_000_001
@@ -103,7 +104,7 @@ def test_stage_start_carries_everything() -> None:
     ],
 )
 def test_every_message_down(message: ports.Downlink, kind: str) -> None:
-    request = convert.downlink_to_proto(message, CONTEXT)
+    request = convert_stage.downlink_to_proto(message, CONTEXT)
     assert request.WhichOneof("message") == kind
     assert request.context == CONTEXT
     assert len(request.cancel.reason) <= 1024
@@ -118,7 +119,10 @@ def test_every_message_down(message: ports.Downlink, kind: str) -> None:
             ports.ArtifactChunk("u", "n", "", b"d", True),
         ),
         (ai.RunInstanceResponse(budget_use=ai.BudgetUse(model="m", input_tokens=1)), ports.BudgetUse("m", 1, 0)),
-        (ai.RunInstanceResponse(input_required=ai.InputRequired(input_id="q")), ports.InputRequired("q", "")),
+        (
+            ai.RunInstanceResponse(input_required=ai.InputRequired(input_id="q")),
+            ports.StageResult(ports.InputRequired(Question("q", "", b"{}"))),
+        ),
         (ai.RunInstanceResponse(accepted=ai.StageAccepted(warm=True)), ports.StageAccepted("", True, 0.0)),
         (
             ai.RunInstanceResponse(journal_entry=ai.JournalEntry(number=1, call_id="c", result_json=b"1")),
@@ -136,12 +140,14 @@ def test_every_message_down(message: ports.Downlink, kind: str) -> None:
     ],
 )
 def test_every_message_up(response: ai.RunInstanceResponse, expected: ports.Uplink | None) -> None:
-    assert convert.uplink_from_proto(response, IDENTITY) == expected
+    assert convert_stage.uplink_from_proto(response, IDENTITY) == expected
 
 
 def test_failure_keeps_its_error_whole() -> None:
     error = ToolFailedError("no", advice="do", retry_after_s=1.0, tool="load")
-    up = convert.uplink_from_proto(ai.RunInstanceResponse(result=ai.StageResult(error=error_to_proto(error))), IDENTITY)
+    up = convert_stage.uplink_from_proto(
+        ai.RunInstanceResponse(result=ai.StageResult(error=error_to_proto(error))), IDENTITY
+    )
     assert isinstance(up, ports.StageResult)
     assert isinstance(up.outcome, ports.StageFailure)
     assert up.outcome.error == error.to_dict()
@@ -151,7 +157,7 @@ def test_audit_is_under_the_runs_identity_whatever_the_record_says() -> None:
     record = ai.AuditRecord(
         record_id="a", user_id="mallory", thread_id="x", run_id="y", outcome=ai.AUDIT_OUTCOME_DENIED
     )
-    entry = convert.audit_from_proto(record, IDENTITY)
+    entry = convert_stage.audit_from_proto(record, IDENTITY)
     assert (entry.user, entry.thread_id, entry.run_id, entry.request_id) == ("alice", "t", "run-1", "req-1")
     assert entry.outcome is AuditOutcome.DENIED
     assert convert.audit_to_proto(entry).user_id == "alice"

@@ -33,7 +33,8 @@ from services.execution.domain.requests import PipelineRequest
 from services.execution.domain.services import RunOptions, RunServices
 from services.execution.domain.uploads import store_artifact
 from services.execution.domain.watch import Changes
-from services.execution.models import Checkpoint, OutboxEvent, RunIdentity, RunRecord, RunRef, RunState, UserKey
+from services.execution.models import OutboxEvent, RunIdentity, RunRecord, RunRef, RunState, UserKey
+from services.execution.models_steps import Checkpoint
 from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_sql import wall_clock

@@ -8,7 +8,8 @@ import pytest
 from carrel.errors import AgentFailedError, InternalError
 from carrel.events import EVENTS, check_event_size, validate_event
 from services.execution.domain.outcome import MAX_REPLY_BYTES, fits, last_events, reply_text, trim_error
-from services.execution.models import Finish, RunState, StageRecord, StageState
+from services.execution.models import RunState, StageRecord, StageState
+from services.execution.models_steps import Finish
 
 RUNNING = StageRecord(1, "data", StageState.RUNNING, 1)
 ERROR = AgentFailedError("no trace", advice="send one").to_dict()
