@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from carrel.errors import InvalidConfigurationError, ToolArgumentsError
 from carrel.frozen import JSON
@@ -34,7 +34,8 @@ class Tool:
     """A declared tool. Made by ``@tool``; still callable like the function it wraps, which skips every check.
 
     ``wants_context``: the body's first parameter is the ``AgentContext`` of the call, passed by the runtime and not
-    part of the arguments. ``host``: the body runs in the service, out of the worker's reach.
+    part of the arguments. ``host``: the body runs in the service, out of the worker's reach. ``approval``: the user is
+    asked before each call, and the run waits for the answer.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Tool:
     host: bool
     wants_context: bool
     func: ToolFunction
+    approval: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         return self.func(*args, **kwargs)
@@ -119,6 +121,7 @@ def tool(
     permission: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     host: bool = False,
+    approval: Literal["user"] | None = None,
     description: str | None = None,
     name: str | None = None,
 ) -> Callable[[ToolFunction], Tool]: ...
@@ -131,6 +134,7 @@ def tool(
     permission: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     host: bool = False,
+    approval: Literal["user"] | None = None,
     description: str | None = None,
     name: str | None = None,
 ) -> Tool | Callable[[ToolFunction], Tool]:
@@ -140,6 +144,7 @@ def tool(
         permission: What the user must be allowed, for example ``trace:read``; None for nothing.
         timeout_s: Seconds one call may take.
         host: Run the body in the service. For what guards data or credentials; a worker cannot reach around it.
+        approval: ``"user"``: ask the user before each call; the run waits, holding nothing, until there is an answer.
         description: For people and models; the docstring's first paragraph by default.
         name: The function's name by default.
 
@@ -150,10 +155,14 @@ def tool(
     def declare(func: ToolFunction) -> Tool:
         label = str(name or getattr(func, "__name__", "tool"))
         _check_declaration(func, label, permission, timeout_s)
+        if approval not in (None, "user"):
+            raise InvalidConfigurationError(f"tool {label[:64]} has an approval other than 'user' or None")
         wants_context = _wants_context(func)
         _parameters(func, skip_context=wants_context)
         text = description if description is not None else (inspect.getdoc(func) or "").split("\n\n", 1)[0]
-        return Tool(label, " ".join(text.split()), permission, float(timeout_s), host, wants_context, func)
+        return Tool(
+            label, " ".join(text.split()), permission, float(timeout_s), host, wants_context, func, approval == "user"
+        )
 
     return declare if function is None else declare(function)
 

@@ -267,6 +267,7 @@ def _tool_info(tool: Tool) -> pb.ToolInfo:
         input_schema_json=orjson.dumps(dict(tool.input_schema)),
         host=tool.host,
         timeout=duration(tool.timeout_s),
+        approval=tool.approval,
     )
 
 

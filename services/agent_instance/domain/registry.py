@@ -266,7 +266,15 @@ def _digest(entries: Iterable[AgentEntry]) -> str:
     described: list[dict[str, Any]] = []
     for entry in entries:
         tools = [
-            [tool.name, tool.permission or "", tool.host, tool.timeout_s, tool.description, dict(tool.input_schema)]
+            [
+                tool.name,
+                tool.permission or "",
+                tool.host,
+                tool.approval,
+                tool.timeout_s,
+                tool.description,
+                dict(tool.input_schema),
+            ]
             for tool in entry.tools.values()
         ]
         described.append(
