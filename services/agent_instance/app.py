@@ -20,7 +20,7 @@ from servicekit.tasks import TaskOwner
 from services.agent_instance.client_emitter import StageProducer
 from services.agent_instance.config import AgentInstanceSettings
 from services.agent_instance.domain.activity import TimePolicy
-from services.agent_instance.domain.core import AgentExecutionCore
+from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
 from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
 from services.agent_instance.domain.fallback import FallbackManager
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
@@ -64,16 +64,17 @@ def stage_services(
             registry,
             pool,
             dependencies,
-            capacity=settings.max_workers,
-            user_capacity=settings.max_workers_per_user,
-            reserve_s=times.reserve,
+            CoreLimits(
+                capacity=settings.max_workers,
+                user_capacity=settings.max_workers_per_user,
+                reserve_s=times.reserve,
+            ),
         ),
         fallbacks=FallbackManager(registry, limit=settings.max_fallbacks),
         periodic=PeriodicUpdateManager(interval_s=times.periodic_update, limit=settings.max_periodic_updates),
         dispatchers=UnifiedToolDispatcherFactory(strategy, concurrency=tools.concurrency, max_open=tools.max_open),
         policy=TimePolicy(times.idle, times.idle_max, times.wall, times.wall_max),
         times=StageTimes(grace_s=times.grace, kill_s=times.kill, log_wait_s=times.log_wait),
-        isolation=InLoopExecutor.isolation,
     )
 
 
