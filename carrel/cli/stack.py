@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import random
 import socket
@@ -90,8 +91,29 @@ def stack_options(
             advice = "name the folder with your traces with --data or LLM_COSTS_DATA_DIR"
             raise StartupError(f"{data} is not a folder that can be read", advice=advice)
         environment["LLM_COSTS_DATA_DIR"] = str(data.resolve())
+        environment.update(_passed_to_workers(environment, os.environ))
     log_format = os.environ.get(_LOG_FORMAT, "").strip() or "console"
     return StackOptions(state, host, port, _agents(agents, packaged), environment, log_format, yields)
+
+
+def _passed_to_workers(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Settings that let worker processes see these variables and read the folders that they name; what the caller's
+    environment allows beside them stays."""
+    added = {
+        "CARREL_AGENT_INSTANCE_WORKERS__ENV_ALLOW": names,
+        "CARREL_AGENT_INSTANCE_WORKERS__READ_PATHS": names.values(),
+    }
+    return {
+        setting: json.dumps(list(dict.fromkeys([*_listed(environ.get(setting, "")), *values])))
+        for setting, values in added.items()
+    }
+
+
+def _listed(text: str) -> list[str]:
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return [str(item) for item in json.loads(text)]
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def _is_folder(path: Path) -> bool:
