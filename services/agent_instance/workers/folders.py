@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from servicekit.logs import get_logger
 
-__all__ = ["TemporaryRoot", "remove_tree", "tree_size"]
+__all__ = ["TemporaryRoot", "remove_empty", "remove_tree", "tree_size"]
 
 _log: Final = get_logger("agent_instance.workers")
 _PREFIX: Final = "workers-"
@@ -70,6 +70,17 @@ def remove_tree(path: Path) -> None:
             shutil.rmtree(path, onerror=open_up)
             if os.path.lexists(path):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_empty(path: Path) -> bool:
+    """Remove a folder that is empty, as nearly all are; whether it is gone."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def tree_size(path: Path) -> int:

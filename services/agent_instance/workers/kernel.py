@@ -130,7 +130,7 @@ def landlock_restrict(ruleset: int) -> None:
 
 
 class _Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]  # noqa: RUF012 -- as ctypes wants it
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
 def load_filter(program: bytes) -> None:

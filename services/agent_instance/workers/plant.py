@@ -110,10 +110,10 @@ def check_memory(settings: AgentInstanceSettings, available: int | None = None) 
         f"{workers} workers of up to {each} MB ({settings.max_workers} and {settings.workers.max_children} for "
         f"sub-agents) may need {workers * each} MB, and there are {there // _MIB} MB"
     )
-    prefix = "CARREL_AGENT_INSTANCE_"
+    own, section = "CARREL_AGENT_INSTANCE_", "CARREL_AGENT_INSTANCE_WORKERS__"
     advice = (
-        f"set {prefix}MAX_WORKERS and {prefix}WORKERS__MAX_CHILDREN to {fit} together, or {prefix}WORKERS__MEMORY_MB "
-        f"to {max(64, there // _MIB // workers)}, or {prefix}WORKERS__ALLOW_OVERCOMMIT=true to rely on agents using less"
+        f"set {own}MAX_WORKERS and {section}MAX_CHILDREN to {fit} together, or {section}MEMORY_MB to "
+        f"{max(64, there // _MIB // workers)}, or {section}ALLOW_OVERCOMMIT=true to rely on agents using less"
     )
     allowed = settings.workers.allow_overcommit
     if allowed is None:
@@ -159,6 +159,5 @@ def _expanded(sources: Iterable[str]) -> Iterable[str]:
 
 
 def _folders(registry: AgentClassRegistry) -> Iterable[str]:
-    return dict.fromkeys(
-        str(Path(entry.file).resolve().parent) for entry in registry.values() if os.path.isabs(entry.file)
-    )
+    files = (Path(entry.file) for entry in registry.values())
+    return dict.fromkeys(str(file.resolve().parent) for file in files if file.is_absolute())

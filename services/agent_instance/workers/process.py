@@ -22,7 +22,7 @@ from carrel.agents import Isolation
 from carrel.errors import CarrelError, ProtocolError, WorkerLimitError, WorkerLostError
 from servicekit.logs import get_logger
 from services.agent_instance.domain.registry import AgentEntry
-from services.agent_instance.workers.folders import remove_tree
+from services.agent_instance.workers.folders import remove_empty, remove_tree
 from services.agent_instance.workers.framing import HEADER
 from services.agent_instance.workers.host import Exit, Ticket, ZygoteHost
 from services.agent_instance.workers.output import Output
@@ -336,11 +336,7 @@ class ProcessExecutor:
         self._over.set()
 
     async def _remove_folder(self, folder: Path) -> None:
-        try:
-            folder.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError:
+        if not remove_empty(folder):
             await asyncio.to_thread(remove_tree, folder)
 
     def _used_its_time(self, ended: Exit) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from services.agent_instance.workers import kernel, seccomp
@@ -90,9 +91,4 @@ def _limit(which: int, soft: int, hard: int | None = None) -> None:
 
 
 def _has_seccomp() -> bool:
-    return os.path.exists("/proc/sys/kernel/seccomp") or _status_has_seccomp()
-
-
-def _status_has_seccomp() -> bool:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        return any(line.startswith("Seccomp:") for line in status)
+    return "\nSeccomp:" in Path("/proc/self/status").read_text(encoding="ascii", errors="replace")

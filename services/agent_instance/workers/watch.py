@@ -101,7 +101,7 @@ class WorkerWatch:
 
 def _resident(pid: int) -> int:
     try:
-        with open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
+        with Path(f"/proc/{pid}/statm").open("rb", buffering=0) as statm:
             return int(statm.read(128).split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         return 0

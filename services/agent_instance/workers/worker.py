@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, NoReturn, cast
 
 from carrel.agent_codec import decode
@@ -40,7 +41,7 @@ def work(catalogue: Catalogue, sandbox: Sandbox, zygote: int, connection: int, o
     os.setpgid(0, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.mkdir(folder, 0o700)
+    Path(folder).mkdir(0o700)
     os.chdir(folder)
     os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
     _say_hello(connection)

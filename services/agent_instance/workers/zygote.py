@@ -90,7 +90,7 @@ def _load(control: socket.socket, setup: Setup, catalogue: Catalogue) -> dict[st
 
 
 def _left_behind(before: dict[int, str]) -> str:
-    threads = len(os.listdir("/proc/self/task")) - 1
+    threads = sum(1 for _ in Path("/proc/self/task").iterdir()) - 1
     opened = [target for number, target in _descriptors().items() if number not in before]
     parts = [f"{threads} threads"] if threads else []
     parts += [f"a descriptor of {target.partition(':')[0]}" for target in opened]
@@ -99,9 +99,9 @@ def _left_behind(before: dict[int, str]) -> str:
 
 def _descriptors() -> dict[int, str]:
     found: dict[int, str] = {}
-    for name in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # the listing's own is closed by now
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found[int(entry.name)] = str(entry.readlink())
     return found
 
 
