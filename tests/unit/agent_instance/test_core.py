@@ -203,6 +203,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(eventually: Eventu
     assert pool.created == 1
     task.cancel()
     await asyncio.wait({task})
+    await pool.aclose()
 
 
 async def test_a_worker_that_starts_too_slowly_is_given_up() -> None:
