@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,9 +86,11 @@ class ToolCall:
 class CallLedger:
     """Counts a stage's calls, and numbers its journal after what earlier attempts have journaled."""
 
-    def __init__(self, stage_index: int, journaled: int = 0) -> None:
-        self._stage_index = stage_index
-        self._journaled = journaled
+    def __init__(self, stage_index: int, journaled: int = 0, journal: Sequence[JournalItem] = ()) -> None:
+        self.stage_index = self._stage_index = stage_index
+        self._journaled = max((item.number for item in journal), default=journaled)
+        self._earlier = {item.call_id: item for item in journal}
+        self._named: dict[str, int] = {}
         self._calls: dict[str, int] = {}
         self._refused = 0
 
@@ -101,6 +103,20 @@ class CallLedger:
         """Names for the next call of this tool."""
         count = self._calls[tool_name] = self._calls.get(tool_name, 0) + 1
         return CallName(f"call-{self._stage_index}-{tool_name}-{count}", f"tool:{tool_name}:{count}")
+
+    def recall(self, kind: str, name: str, arguments_hash: str) -> tuple[str, JournalItem | None]:
+        """The journal id of the next call with these three, and an earlier attempt's entry under it."""
+        key = f"{kind}:{name}:{arguments_hash[:16]}"
+        count = self._named[key] = self._named.get(key, 0) + 1
+        journal_id = f"{key}:{count}"
+        return journal_id, self._earlier.get(journal_id)
+
+    def entry(
+        self, journal_id: str, kind: str, name: str, arguments_hash: str, result: bytes, error: CarrelError | None
+    ) -> JournalItem:
+        """The next journal entry, for a call that has completed."""
+        self._journaled += 1
+        return JournalItem(self._journaled, journal_id, kind, name, arguments_hash, result, error)
 
     def journal(self, call: ToolCall, result: bytes, error: CarrelError | None) -> JournalItem:
         """The next journal entry, for a call that has completed."""
