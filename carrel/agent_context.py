@@ -38,6 +38,7 @@ from carrel.errors import (
 from carrel.events import validate_event
 from carrel.frozen import JSON, freeze_map
 from carrel.ids import check_operation_name, new_id
+from carrel.llm import Llm
 
 __all__ = ["MAX_ARTIFACT_BYTES", "AgentContext", "ArtifactRef", "Artifacts", "HostPort", "check_artifact_name"]
 
@@ -155,8 +156,10 @@ class AgentContext:
         tools: Sequence[str] = (),
         attempt: int = 1,
         tool_call_id: str = "",
+        model: str = "",
     ) -> None:
         self._calls = calls
+        self._model = model
         self._handle = handle
         self._closed = False
         self.context = context
@@ -225,7 +228,9 @@ class AgentContext:
         call = OpenChild(self._calls.next_id(), self._handle, operation_name, chosen)
         opened = await self._calls.ask(call, ChildOpened)
         context = UserExecutionContext.from_dict(opened.context)
-        child = AgentContext(self._calls, context, handle=opened.handle, tools=opened.tools, attempt=self.attempt)
+        child = AgentContext(
+            self._calls, context, handle=opened.handle, tools=opened.tools, attempt=self.attempt, model=self._model
+        )
         try:
             yield child
         finally:
@@ -249,13 +254,9 @@ class AgentContext:
         raise NotImplementedYetError("ctx.ask is not part of this version", advice="pass the value as a parameter")
 
     @property
-    def llm(self) -> NoReturn:
-        """Access to a language model; not part of this version.
-
-        Raises:
-            NotImplementedYetError: Always.
-        """
-        raise NotImplementedYetError("ctx.llm is not part of this version")
+    def llm(self) -> Llm:
+        """Language models; ``ctx.llm.available`` says whether there is one."""
+        return Llm(self, self._calls, self._model)
 
     async def _emit(self, event_type: str, data: Mapping[str, Any]) -> None:
         self._check_open()

@@ -16,6 +16,7 @@ from typing import Any
 from carrel.errors import CarrelError
 from carrel.tools import Tool
 from services.agent_instance.domain.contexts import Scope
+from services.agent_instance.domain.questions import Pending, Work
 from services.agent_instance.models import JournalItem
 
 __all__ = ["Asked", "CallLedger", "CallName", "ToolCall", "hash_arguments", "permits"]
@@ -62,7 +63,10 @@ class Asked:
 
 @dataclass(slots=True, eq=False)
 class ToolCall:
-    """A call that was admitted. Times are in seconds. ``nested``: asked for by the body of another call."""
+    """A call that was admitted. Times are in seconds. ``nested``: asked for by the body of another call.
+
+    ``work`` is set while its body runs, ``pending`` while its user has not said whether it may.
+    """
 
     asked: Asked
     tool: Tool
@@ -73,6 +77,8 @@ class ToolCall:
     began: float
     running: bool = False
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+    work: Work | None = field(default=None, repr=False)
+    pending: Pending | None = field(default=None, repr=False)
 
     @property
     def call_id(self) -> str:
