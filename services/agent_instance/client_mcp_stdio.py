@@ -100,7 +100,7 @@ async def _stop(process: asyncio.subprocess.Process, stop_s: float) -> None:
 async def _exited(process: asyncio.subprocess.Process, within_s: float) -> bool:
     # Not Process.wait: that waits for the pipes too, which a grandchild may hold open.
     deadline = asyncio.get_running_loop().time() + within_s
-    while process.returncode is None and asyncio.get_running_loop().time() < deadline:
+    while process.returncode is None and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     return process.returncode is not None
 

@@ -193,11 +193,11 @@ class McpServers:
         if isinstance(given, McpServers):
             return given
         raw = _read(given) if isinstance(given, str) else given
+        # The form in which other programs keep them.
+        if isinstance(raw, Mapping) and set(raw) == {"mcpServers"}:
+            raw = raw["mcpServers"]
         if not isinstance(raw, Mapping):
             raise ValueError('write a JSON object of servers, for example {"files": {"command": "mcp-files"}}')
-        # The form in which other programs keep them.
-        inner = raw.get("mcpServers")
-        raw = inner if set(raw) == {"mcpServers"} and isinstance(inner, Mapping) else raw
         servers: dict[str, McpServerSettings] = {}
         problems: list[str] = []
         for name, item in raw.items():
