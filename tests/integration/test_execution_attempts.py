@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from carrel.errors import DownstreamUnavailableError, DrainingError, WorkerLostError, WorkersBusyError
+from carrel.errors import CarrelError, DownstreamUnavailableError, DrainingError, WorkerLostError, WorkersBusyError
 from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import execution_pb2 as pb
 from carrel.wire import error_to_proto
@@ -32,6 +32,17 @@ def in_turn(*scripts: Script) -> Script:
     async def script(attempt: Attempt) -> AsyncIterator[Up]:
         async for up in (left.pop(0) if len(left) > 1 else left[0])(attempt):
             yield up
+
+    return script
+
+
+def refuses(error: CarrelError) -> Script:
+    """A script that ends with this error before it has accepted."""
+
+    async def script(attempt: Attempt) -> AsyncIterator[Up]:
+        if attempt.start.attempt > 0:
+            raise error
+        yield result({})
 
     return script
 
@@ -87,13 +98,8 @@ async def test_run_attempt_is_in_the_log_before_the_next_attempt_begins(world: W
 
 
 @pytest.mark.parametrize("error", [WorkersBusyError("full", retry_after_s=0.02), DrainingError("ending")])
-async def test_attempt_that_was_refused_begins_nothing_and_costs_nothing(
-    tmp_path: Path, error: WorkersBusyError | DrainingError
-) -> None:
-    async def refused(attempt: Attempt) -> AsyncIterator[Up]:
-        raise error
-        yield
-
+async def test_attempt_that_was_refused_begins_nothing_and_costs_nothing(tmp_path: Path, error: CarrelError) -> None:
+    refused = refuses(error)
     async with running_execution(tmp_path, max_attempts=1) as world:
         world.agents.scripts["data"] = in_turn(refused, refused, refused, answer({}))
         run = await world.ended((await world.execute()).run.run_id)
@@ -103,10 +109,7 @@ async def test_attempt_that_was_refused_begins_nothing_and_costs_nothing(
 
 
 async def test_attempt_that_broke_before_it_was_accepted_costs_no_try_but_its_number(tmp_path: Path) -> None:
-    async def breaks(attempt: Attempt) -> AsyncIterator[Up]:
-        raise DownstreamUnavailableError("gone")
-        yield
-
+    breaks = refuses(DownstreamUnavailableError("gone"))
     async with running_execution(tmp_path, max_attempts=1) as world:
         world.agents.scripts["data"] = in_turn(breaks, breaks, answer({}))
         run = await world.ended((await world.execute()).run.run_id)

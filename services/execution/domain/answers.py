@@ -25,7 +25,9 @@ from services.execution.models_steps import Question
 
 __all__ = ["check_answer", "check_question", "parse_answer"]
 
-_MAX_SCHEMA_BYTES: Final = 65_536
+# Together they fit into the event that asks.
+_MAX_SCHEMA_BYTES: Final = 16_384
+_MAX_PROMPT_BYTES: Final = 8_192
 _MAX_STEPS: Final = 10_000
 _MAX_TEXT: Final = 300
 # Both match names of properties with patterns of Python's engine, which may take exponential time.
@@ -41,13 +43,17 @@ def check_question(question: Question, agent_name: str) -> None:
     """Refuse what nobody could answer.
 
     Raises:
-        AgentFailedError: The schema is no JSON Schema, or one that is not taken.
+        AgentFailedError: The schema is no JSON Schema, or one that is not taken; or the prompt is too long.
     """
     problem = _problem(question)
+    if len(question.prompt.encode()) > _MAX_PROMPT_BYTES:
+        problem = f"prompt of more than {_MAX_PROMPT_BYTES} bytes"
+    elif problem:
+        problem = f"schema that {problem}"
     if problem:
         raise AgentFailedError(
-            f"{agent_name} asked with a schema that {problem}",
-            advice=_ADVICE,
+            f"{agent_name} asked with a {problem}",
+            advice="have the agent's author correct the question",
             agent_name=agent_name,
             input_id=question.input_id,
         )
