@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -44,7 +45,7 @@ class Gate:
 async def test_enqueued_message_runs_after_the_one_before_with_its_answer_in_the_history(world: World) -> None:
     gate = world.agents.scripts["data"] = Gate()
     first = (await world.execute(thread="t1", message="one")).run.run_id
-    enqueue = {"thread": "t1", "strategy": pb.THREAD_STRATEGY_ENQUEUE}
+    enqueue: dict[str, Any] = {"thread": "t1", "strategy": pb.THREAD_STRATEGY_ENQUEUE}
     second = (await world.execute(message="two", **enqueue)).run
     third = (await world.execute(message="three", **enqueue)).run
     assert (second.state, second.engine_id) == (pb.RUN_STATE_QUEUED, "")
@@ -135,7 +136,7 @@ async def test_queued_run_can_be_cancelled_and_survives_a_restart(tmp_path: Path
     async with running_execution(tmp_path) as world:
         world.agents.scripts["data"] = stuck
         first = (await world.execute(thread="t1")).run.run_id
-        enqueue = {"thread": "t1", "strategy": pb.THREAD_STRATEGY_ENQUEUE}
+        enqueue: dict[str, Any] = {"thread": "t1", "strategy": pb.THREAD_STRATEGY_ENQUEUE}
         second = (await world.execute(**enqueue)).run.run_id
         third = (await world.execute(**enqueue)).run.run_id
         await world.cancel(second)
