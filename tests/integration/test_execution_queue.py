@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import orjson
 import pytest
 
@@ -219,10 +220,11 @@ async def test_bound_run_that_is_kept_alive_ends_as_others(world: World) -> None
     gate = world.agents.scripts["data"] = Gate()
     run_id = (await world.execute(bound_to_caller=True)).run.run_id
     keeper = world.keep(run_id)
-    await keeper.read()
+    state = (await keeper.read()).run.state
     gate.open.set()
-    states = [response.run.state async for response in keeper]
-    assert states[-1] == pb.RUN_STATE_SUCCEEDED
+    while (response := await keeper.read()) is not grpc.aio.EOF:
+        state = response.run.state
+    assert state == pb.RUN_STATE_SUCCEEDED
 
 
 async def test_unbound_run_does_not_care_who_watches(world: World, eventually: Eventually) -> None:

@@ -281,6 +281,7 @@ async def test_request_without_ids_breaks_the_layers_contract(world: World) -> N
 
 async def test_fault_of_ours_ends_its_run_only(world: World, eventually: Eventually) -> None:
     await world.execute("run-1")
+    await eventually(lambda: world.host.streams)
     await world.execute("run-2", BOB)
     await eventually(lambda: len(world.host.streams) == 2)
     world.host.streams[0].up.put_nowait(KeyError("a fault"))
