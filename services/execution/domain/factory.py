@@ -19,7 +19,7 @@ from carrel.errors import (
 )
 from carrel.ids import new_id
 from servicekit.logs import get_logger
-from services.execution.domain.admission import check_strategy, content_hash, parse_params
+from services.execution.domain.admission import content_hash, parse_params
 from services.execution.domain.contract import engine_contract
 from services.execution.domain.driver import RunDriver
 from services.execution.domain.engine import RunSummary, UserExecutionEngine, UserRuns
@@ -202,7 +202,6 @@ class ExecutionEngineFactory:
 
     async def _plan(self, request: PipelineRequest) -> Admission:
         options = self._services.options
-        check_strategy(request.strategy)
         params = parse_params(request.params)
         catalogue = await self._services.catalogue.covering(request.pipeline or (options.default_agent,))
         pipeline = request.pipeline or (default_agent(options.default_agent, catalogue),)
