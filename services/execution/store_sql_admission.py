@@ -38,7 +38,7 @@ from services.execution.store_sql_runs import finish
 from services.execution.store_sql_threads import LAST_SEQ, add_message, add_thread, remove_messages, touch_thread
 from services.execution.tables import DbNow, client_refs, engines, outbox, runs, stages, threads, users
 
-__all__ = ["admit", "count_engines", "lock_user", "release_engine", "reserve_engine"]
+__all__ = ["admit", "count_engines", "lock_user", "release_engine", "reserve_engine", "user_locked"]
 
 _P: Final = sa.bindparam
 
@@ -77,11 +77,11 @@ _FACTS: Final = sa.select(
     .label("last_seq"),
     # Of all users. Nothing locks these counts: where several processes admit at once, a few runs more may get in.
     sa.select(sa.func.count())
-    .select_from(sa.select(engines.c.engine_id).where(_ACTIVE).limit(_P("all_engines")).subquery())
+    .select_from(sa.select(engines.c.engine_id).where(_ACTIVE).limit(_P("all_engines", type_=sa.Integer)).subquery())
     .scalar_subquery()
     .label("all_engines"),
     sa.select(sa.func.count())
-    .select_from(sa.select(runs.c.state).where(_UNENDED).limit(_P("all_unended")).subquery())
+    .select_from(sa.select(runs.c.state).where(_UNENDED).limit(_P("all_unended", type_=sa.Integer)).subquery())
     .scalar_subquery()
     .label("all_unended"),
 )
@@ -186,6 +186,11 @@ def lock_user(connection: sa.Connection, user: UserKey, now: int) -> Bucket:
     connection.execute(insert(users).on_conflict_do_nothing(), {"user_id": user, "created_at": now})
     row = connection.execute(_LOCK_USER, {"u": user}).one()
     return Bucket(row.rate_level, row.rate_at)
+
+
+def user_locked(connection: sa.Connection, user: UserKey) -> bool:
+    """Let no run of the user's be admitted until this transaction ends; False when there never was one."""
+    return connection.execute(_LOCK_USER, {"u": user}).first() is not None
 
 
 def _facts(connection: sa.Connection, admission: Admission, now: int, *, ended: int = 0) -> Any:

@@ -13,7 +13,7 @@ from services.execution.domain.errors import RunNotEndedError
 from services.execution.domain.states import HOLDS_ENGINE
 from services.execution.models import UNENDED_STATES, ArtifactRecord, AuditEntry, JournalItem, RunRef, RunState, UserKey
 from services.execution.models_steps import Sweep
-from services.execution.store_sql_admission import lock_user
+from services.execution.store_sql_admission import user_locked
 from services.execution.store_sql_budgets import drop_old_budgets
 from services.execution.store_sql_rows import artifact_of, audit_row, engine_of, error_json
 from services.execution.store_sql_runs import holds
@@ -133,7 +133,8 @@ def save_audit(connection: sa.Connection, entries: Sequence[AuditEntry]) -> None
 
 def delete_thread(connection: sa.Connection, user: UserKey, thread_id: str) -> tuple[str, ...] | None:
     """See ``RunStore.delete_thread``."""
-    lock_user(connection, user, 0)  # against an admission into the thread at this moment
+    if not user_locked(connection, user):  # against an admission into the thread at this moment
+        return None
     here = sa.and_(threads.c.user_id == user, threads.c.thread_id == thread_id)
     if connection.execute(sa.select(threads.c.thread_id).where(here).with_for_update()).first() is None:
         return None

@@ -76,8 +76,9 @@ def _number(name: str, *, key: bool = False) -> sa.Column[int]:
     return sa.Column(name, sa.BigInteger, primary_key=key, nullable=False, autoincrement=False)
 
 
-def _count(name: str) -> sa.Column[int]:
-    return sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+def _count(name: str, before: int = 0) -> sa.Column[int]:
+    """A number that rows of older processes have as ``before``."""
+    return sa.Column(name, sa.BigInteger, nullable=False, server_default=str(before))
 
 
 # One row per user, locked by whatever makes one of that user's engines active.
@@ -155,8 +156,8 @@ runs = sa.Table(
     _count("place"),
     _count("queued_at"),
     _count("time_left"),
-    # The limits it was admitted under, for when it begins later.
-    _count("max_engines"),
+    # The limits it was admitted under, for when it begins later; at least one engine, lest it never begins.
+    _count("max_engines", 1),
     _count("max_active_total"),
     # The open question while it is WAITING.
     _text("waiting_input"),

@@ -8,6 +8,7 @@ from carrel.errors import (
     EnginesLimitError,
     IdempotencyConflictError,
     InvalidRequestError,
+    LimitExceededError,
     RateLimitError,
     ThreadBusyError,
     UnendedRunsError,
@@ -61,10 +62,11 @@ def test_room_for_another_unended_run(state: Facts, total: int, limit: tuple[str
     if limit is None:
         check_room(state, LIMITS, total)
         return
-    with pytest.raises(ActiveRunsError if total else UnendedRunsError) as raised:
+    error: type[LimitExceededError] = ActiveRunsError if total else UnendedRunsError
+    with pytest.raises(error) as raised:
         check_room(state, LIMITS, total)
-    assert (raised.value.limit, raised.value.limit_value, raised.value.use) == limit
     assert raised.value.retry_after_s == 1.0
+    assert (raised.value.limit, raised.value.limit_value, raised.value.use) == limit
 
 
 def test_another_engine_of_the_users_and_of_all() -> None:

@@ -16,7 +16,7 @@ depends_on = None
 _COUNTS = {
     "users": ("rate_level", "rate_at", "served_at"),
     "threads": ("last_seq",),
-    "runs": ("place", "queued_at", "time_left", "max_engines", "max_active_total"),
+    "runs": ("place", "queued_at", "time_left", "max_active_total"),
     "stages": ("lost",),
 }
 
@@ -26,6 +26,7 @@ def upgrade() -> None:
     for table, names in _COUNTS.items():
         for name in names:
             op.add_column(table, sa.Column(name, sa.BigInteger(), server_default="0", nullable=False))
+    op.add_column("runs", sa.Column("max_engines", sa.BigInteger(), server_default="1", nullable=False))
     op.add_column("runs", sa.Column("bound", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.add_column("runs", sa.Column("waiting_input", sa.String(length=128), server_default="", nullable=False))
     op.create_table(
@@ -64,6 +65,7 @@ def downgrade() -> None:
     op.drop_table("inputs")
     op.drop_column("runs", "waiting_input")
     op.drop_column("runs", "bound")
+    op.drop_column("runs", "max_engines")
     for table, names in _COUNTS.items():
         for name in names:
             op.drop_column(table, name)
