@@ -56,6 +56,9 @@ def main(argv: list[str]) -> int:
         datagrams.send(control, left)
         return 0
     sandbox = Sandbox.prepare(FileRules([*_readable(), *setup.read_paths], setup.hidden), setup.limits)
+    # After the imports, which may read what only root may; workers inherit having none.
+    kernel.drop_capabilities()
+    kernel.forbid_new_privileges()
     gc.collect()
     # What is there now stays: a collection in a worker would touch, and so copy, every page of it.
     gc.freeze()
