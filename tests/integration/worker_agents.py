@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -67,7 +68,28 @@ class Behaves(Agent):
 
     async def do_nothing(self, ctx: AgentContext, params: Any) -> dict[str, Any]:
         SEEN.append(ctx.context.user_id)
-        return {"pid": os.getpid(), "seen": list(SEEN)}
+        return {"pid": os.getpid(), "seen": list(SEEN), "patched": getattr(json.dumps, "patched", False)}
+
+    async def do_nap(self, ctx: AgentContext, params: Any) -> None:
+        await asyncio.sleep(1.5)
+
+    async def do_write_globals(self, ctx: AgentContext, params: Any) -> None:
+        SEEN.append("worst")
+        type(ctx).thinking = None  # type: ignore[method-assign,assignment]
+        os.environ.clear()
+
+    async def do_monkeypatch(self, ctx: AgentContext, params: Any) -> None:
+        def dumps(*_: Any, **__: Any) -> str:
+            raise OSError
+
+        dumps.patched = True  # type: ignore[attr-defined]
+        json.dumps = dumps
+        asyncio.sleep = dumps
+
+    async def do_ignore_cancel(self, ctx: AgentContext, params: Any) -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
 
     async def do_wait(self, ctx: AgentContext, params: Any) -> None:
         await ctx.thinking(str(os.getpid()))
@@ -119,9 +141,9 @@ class Behaves(Agent):
         return {"folder": str(Path.cwd())}
 
     def do_print(self, ctx: AgentContext, params: Any) -> None:
-        line = "x" * 1023
+        line = "x" * 16383
         print("first")
-        for _ in range(params["mb"] * 1024):
+        for _ in range(params["mb"] * 64):
             print(line)
         print("last", file=sys.stderr)
 
