@@ -29,7 +29,7 @@ from services.agent_instance.domain.dispatcher import UnifiedToolDispatcherFacto
 from services.agent_instance.domain.events import EventProducer, StageEvents
 from services.agent_instance.domain.fallback import FallbackManager
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
-from services.agent_instance.domain.ports import Uplink
+from services.agent_instance.domain.ports import ModelAccess, Uplink
 from services.agent_instance.domain.registry import AgentEntry
 from services.agent_instance.domain.turn import AgentTurn, StageTools, TurnEnd
 from services.agent_instance.models import Caller, StageOutcome, StageStart, StoredArtifact
@@ -62,6 +62,8 @@ class StageServices:
     dispatchers: UnifiedToolDispatcherFactory
     policy: TimePolicy
     times: StageTimes
+    models: ModelAccess | None = None
+    """The way to language models; None when none is configured."""
 
 
 class StageAttempt:
