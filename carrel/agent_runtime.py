@@ -84,7 +84,7 @@ class WorkerSession:
         self._bodies: dict[str, asyncio.Task[None]] = {}
         self._tools: Mapping[str, Tool] = {}
         self._attempt = 1
-        self._model = ""
+        self._model = self._seed = ""
         self._whose: Mapping[str, str] = {}
         self._cancelled: str | None = None
 
@@ -192,7 +192,15 @@ class WorkerSession:
         self._tools = {item.name: item for item in agent_class.tools}
         self._attempt = request.attempt
         self._model = str(start.environment.get(MODEL_VARIABLE, ""))
-        ctx = AgentContext(self._calls, context, tools=start.tools, attempt=request.attempt, model=self._model)
+        self._seed = start.seed
+        ctx = AgentContext(
+            self._calls,
+            context,
+            tools=start.tools,
+            attempt=request.attempt,
+            model=self._model,
+            seed=self._seed,
+        )
         result: object = await agent_class().run(ctx, request)
         if isinstance(result, Plan):
             if not agent_class.plans:
@@ -253,6 +261,7 @@ class WorkerSession:
                 attempt=self._attempt,
                 tool_call_id=message.tool_call_id,
                 model=self._model,
+                seed=self._seed,
             )
             result = await tool.func(ctx, **arguments)
         return freeze(result, "result")

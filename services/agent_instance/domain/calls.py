@@ -120,9 +120,7 @@ class CallLedger:
         self._refused += 1
         return f"refused-{self._prefix('')}{self._refused}"
 
-    def recall(
-        self, kind: str, name: str, arguments_hash: str, *, within: str = ""
-    ) -> tuple[str, JournalItem | None]:
+    def recall(self, kind: str, name: str, arguments_hash: str, *, within: str = "") -> tuple[str, JournalItem | None]:
         """The journal's id for the next call with these three, and how it ended in an earlier attempt, if it did.
 
         Args:

@@ -24,6 +24,7 @@ from services.agent_instance.domain.events import StageEvents
 from services.agent_instance.domain.model_budget import StageBudget
 from services.agent_instance.domain.model_calls import ModelDesk, ModelDoor, TurnModels
 from services.agent_instance.domain.model_endpoint import ModelPolicy
+from services.agent_instance.domain.questions import StageQuestions
 from services.agent_instance.models import BudgetGrant, Caller, JournalItem, StoredArtifact
 from tests.support.model_server import ModelServer, Step, model_server
 from tests.unit.agent_instance.support import FakeProducer, FakeUplink, root_context
@@ -111,6 +112,7 @@ class Turn:
             ledger=CallLedger(0, journal=journal),
             clock=self.clock,
             runner=None,  # type: ignore[arg-type]  # no tool is called here
+            questions=StageQuestions(0, (), lambda _: None),
         )
         self.models: TurnModels = desk.for_turn(turn, lambda: self.caller, self.budget)
         self._last = 0

@@ -28,9 +28,10 @@ from carrel.agent_messages import (
     ToolReply,
 )
 from carrel.errors import StaleFenceError
+from services.agent_instance.domain.calls import hash_arguments
 from services.agent_instance.domain.executor import AgentExecutor
 from services.agent_instance.domain.registry import AgentEntry
-from tests.unit.agent_instance.support import Bench, Stage
+from tests.unit.agent_instance.support import Bench, Stage, call_id
 
 
 @tool
@@ -103,6 +104,7 @@ async def play(*script: Any, agent: type[Agent] = Target, **options: Any) -> tup
     return stage, made[0].heard[1:]
 
 
+WORK = "call-0-work-" + hash_arguments({"n": 1})[:8] + "-1"
 DONE = Result({"ok": True})
 
 
@@ -165,7 +167,7 @@ async def test_a_closed_child_is_closed_for_good() -> None:
 
 
 async def test_a_worker_cannot_answer_for_a_host_tool() -> None:
-    lie = ToolBodyResult("call-0-guarded-1", result="stolen")
+    lie = ToolBodyResult(call_id("guarded"), result="stolen")
     stage, heard = await play(
         CallTool(1, 0, "guarded", {}), lie, lie, lie, OpenChild(2, 0, "x"), ends=False, idle_s=0.2
     )
@@ -175,10 +177,10 @@ async def test_a_worker_cannot_answer_for_a_host_tool() -> None:
 
 async def test_a_body_that_ends_twice_or_was_never_begun_counts_once_or_never() -> None:
     stage, heard = await play(
-        ToolBodyResult("call-0-work-1", result=666),
+        ToolBodyResult(WORK, result=666),
         CallTool(1, 0, "work", {"n": 1}),
-        ToolBodyResult("call-0-work-1", result=1),
-        ToolBodyResult("call-0-work-1", result=2),
+        ToolBodyResult(WORK, result=1),
+        ToolBodyResult(WORK, result=2),
         DONE,
     )
     assert [message.result for message in heard if isinstance(message, ToolReply)] == [1]
