@@ -51,6 +51,8 @@ async def forward(turn: TurnModels, path: str, request: dict[str, Any]) -> Async
     async with turn.metered(model, digest, turn.caller().context) as meter:
         if path == "chat/completions":
             limit_output(body, policy, turn.budget.left)
+        elif path == "responses" and turn.budget.left is not None:
+            body["max_output_tokens"] = max(1, min(body["max_output_tokens"], turn.budget.left))
         meter.input_bytes = bounded(body, policy)
         async with turn.desk.endpoint.open(path, body) as answer:
             meter.sent = True

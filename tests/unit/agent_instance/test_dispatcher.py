@@ -233,9 +233,7 @@ async def test_the_strategy_bounds_how_many_run_at_once(
     most_at_work.clear()
     stage = await Bench(Many, strategy=strategy, concurrency=concurrency).run("many")
     assert stage.result == {"most": expected}
-    assert [e.data["tool_call_id"] for e in stage.of("tool_executing")] == [
-        call_id("busy", n) for n in range(1, 11)
-    ]
+    assert [e.data["tool_call_id"] for e in stage.of("tool_executing")] == [call_id("busy", n) for n in range(1, 11)]
 
 
 async def test_a_host_tool_runs_in_the_service_under_the_same_checks() -> None:
