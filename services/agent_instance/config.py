@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSettings
+from services.agent_instance.config_models import ModelSettings
 from services.agent_instance.config_workers import WorkerSettings
 
 __all__ = ["AgentInstanceSettings", "TimeSettings", "ToolSettings"]
@@ -50,3 +51,4 @@ class AgentInstanceSettings(SharedSettings):
     times: TimeSettings = Field(default_factory=TimeSettings)
     tools: ToolSettings = Field(default_factory=ToolSettings)
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
+    models: ModelSettings = Field(default_factory=ModelSettings)
