@@ -200,9 +200,13 @@ class Agent:
     dependencies: ClassVar[tuple[str, ...]] = ()
     """Of ``llm``, ``tools``, ``database``: what must be there before an instance is created."""
     isolation: ClassVar[Isolation] = "process"
-    """``process``: a process of its own; ``task``: in the service's loop, for those who want density.
-
-    A wish: every class runs as a task until worker processes are there. ``ListAgents`` says what is in effect."""
+    """``process``: a process of its own, which ends with the attempt; ``task``: in the service's loop, for those who
+    want density: one that blocks its thread holds up every other task. ``ListAgents`` says what is in effect."""
+    processes: ClassVar[bool] = False
+    """Whether its process may start others (subprocess, multiprocessing, fork); they end with it. Otherwise refused."""
+    preload: ClassVar[tuple[str, ...]] = ()
+    """Modules that it imports only when it runs, and that take long: imported once, ahead of need, for all its
+    processes. One that is not installed is passed over; one that starts threads cannot be loaded so, and is named."""
     plans: ClassVar[bool] = False
     """Whether the result is a ``Plan``, which execution checks and runs."""
     idle_timeout_s: ClassVar[float | None] = None
@@ -293,6 +297,8 @@ _CHECKS: Final[Mapping[str, Callable[[type[Agent], object], str]]] = {
     "requires": _bad_requires,
     "dependencies": _bad_dependencies,
     "tools": _bad_tools,
+    "processes": lambda cls, value: "" if isinstance(value, bool) else "processes must be True or False",
+    "preload": lambda cls, value: _bad_names("preload", value),
     "isolation": lambda cls, value: "" if value in ("process", "task") else "isolation must be 'process' or 'task'",
     "fallback": lambda cls, value: (
         "" if value is None or (isinstance(value, str) and value != cls.name) else "fallback must name another agent"

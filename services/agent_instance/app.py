@@ -20,8 +20,9 @@ from servicekit.tasks import TaskOwner
 from services.agent_instance.client_emitter import StageProducer
 from services.agent_instance.config import AgentInstanceSettings
 from services.agent_instance.domain.activity import TimePolicy
-from services.agent_instance.domain.core import AgentExecutionCore
+from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
 from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
+from services.agent_instance.domain.executor import AgentExecutor, ExecutorFactory
 from services.agent_instance.domain.fallback import FallbackManager
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
 from services.agent_instance.domain.pool import ResourcePool
@@ -30,6 +31,7 @@ from services.agent_instance.domain.stage import StageServices, StageTimes
 from services.agent_instance.domain.validation import DependencyChecker
 from services.agent_instance.service import AgentInstanceServicer, MakeProducer, StreamLimits
 from services.agent_instance.workers.in_loop import InLoopExecutor
+from services.agent_instance.workers.plant import open_workers
 
 __all__ = ["app", "dependency_checker", "stage_services"]
 
@@ -53,28 +55,55 @@ def dependency_checker(settings: AgentInstanceSettings) -> DependencyChecker:
 
 
 def stage_services(
-    settings: AgentInstanceSettings, registry: AgentClassRegistry, dependencies: DependencyChecker
+    settings: AgentInstanceSettings,
+    registry: AgentClassRegistry,
+    dependencies: DependencyChecker,
+    workers: ExecutorFactory | None = None,
 ) -> StageServices:
-    """What every attempt of the process uses, as the settings say."""
-    times, tools = settings.times, settings.tools
-    pool = ResourcePool(lambda: InLoopExecutor(kill_s=times.kill), warm=settings.warm_workers)
+    """What every attempt of the process uses, as the settings say.
+
+    Args:
+        workers: Makes worker processes; None to run every class as a task.
+    """
+    times, tools, chosen = settings.times, settings.tools, settings.workers
+
+    def in_loop() -> AgentExecutor:
+        return InLoopExecutor(kill_s=times.kill)
+
+    pool = ResourcePool(workers or in_loop, warm=settings.warm_workers, start_timeout_s=chosen.start_timeout)
     strategy = DispatchStrategy.SEQUENTIAL if tools.sequential else DispatchStrategy.CONCURRENT
     return StageServices(
         core=AgentExecutionCore(
             registry,
             pool,
             dependencies,
-            capacity=settings.max_workers,
-            user_capacity=settings.max_workers_per_user,
-            reserve_s=times.reserve,
+            CoreLimits(
+                capacity=settings.max_workers,
+                user_capacity=settings.max_workers_per_user,
+                children=chosen.max_children,
+                waiting=chosen.max_waiting,
+                waiting_per_user=chosen.max_waiting_per_user,
+                wait_s=chosen.wait,
+                reserve_s=times.reserve,
+            ),
+            in_loop=in_loop,
+            isolation="task" if workers is None else "process",
         ),
         fallbacks=FallbackManager(registry, limit=settings.max_fallbacks),
         periodic=PeriodicUpdateManager(interval_s=times.periodic_update, limit=settings.max_periodic_updates),
         dispatchers=UnifiedToolDispatcherFactory(strategy, concurrency=tools.concurrency, max_open=tools.max_open),
         policy=TimePolicy(times.idle, times.idle_max, times.wall, times.wall_max),
         times=StageTimes(grace_s=times.grace, kill_s=times.kill, log_wait_s=times.log_wait),
-        isolation=InLoopExecutor.isolation,
     )
+
+
+def _tell_isolation(core: AgentExecutionCore) -> None:
+    by_kind: dict[str, list[str]] = {"process": [], "task": []}
+    for entry in core.registry.values():
+        by_kind[core.isolation(entry)].append(entry.name)
+    _log.info("how agents run", **{kind: names for kind, names in by_kind.items() if names})
+    if by_kind["task"]:
+        _log.warning("agents that run in the service's own loop", agents=by_kind["task"], limit=InLoopExecutor.limit)
 
 
 def _producers(outlet: Outlet) -> MakeProducer:
@@ -90,16 +119,14 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
     async with start.phase(Phase.CONFIGURATION, needs="agent classes that can be loaded, and the ticket keys"):
         registry = AgentClassRegistry.load(settings.agents)
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
-    _log.info(
-        "how agents run",
-        executor=InLoopExecutor.__name__,
-        isolation=InLoopExecutor.isolation,
-        limit=InLoopExecutor.limit,
-        agents=len(registry),
-    )
     dependencies = dependency_checker(settings)
-    services = stage_services(settings, registry, dependencies)
     async with AsyncExitStack() as stack:
+        workers: ExecutorFactory | None = None
+        if any(entry.isolation == "process" for entry in registry.values()):
+            async with start.phase(Phase.INTEGRATION, needs="worker processes for the agents"):
+                workers = await stack.enter_async_context(open_workers(settings, registry))
+        services = stage_services(settings, registry, dependencies, workers)
+        _tell_isolation(services.core)
         channel = await stack.enter_async_context(open_channel(settings.emitter))
         async with start.phase(
             Phase.INTEGRATION,

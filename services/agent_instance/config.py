@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSettings
+from services.agent_instance.config_workers import WorkerSettings
 
 __all__ = ["AgentInstanceSettings", "TimeSettings", "ToolSettings"]
 
@@ -48,3 +49,4 @@ class AgentInstanceSettings(SharedSettings):
     max_periodic_updates: int = Field(30, ge=0, le=10_000, description="silent agents that are spoken for at once")
     times: TimeSettings = Field(default_factory=TimeSettings)
     tools: ToolSettings = Field(default_factory=ToolSettings)
+    workers: WorkerSettings = Field(default_factory=WorkerSettings)

@@ -236,9 +236,11 @@ class AgentInstanceServicer(pb_grpc.AgentInstanceServiceServicer):
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: _Context) -> pb.ListAgentsResponse:
         """The frozen registry."""
-        registry, policy, isolation = self._core.registry, self._services.policy, self._services.isolation
+        registry, policy, isolation = self._core.registry, self._services.policy, self._core.isolation
         agents = [
-            convert.agent_info(entry, policy.limits(entry, None), isolation, await self._dependencies.missing(entry))
+            convert.agent_info(
+                entry, policy.limits(entry, None), isolation(entry), await self._dependencies.missing(entry)
+            )
             for entry in registry.values()
         ]
         return pb.ListAgentsResponse(agents=agents, registry_digest=registry.digest)

@@ -36,6 +36,8 @@ class AgentEntry:
     fallback: str | None
     dependencies: tuple[str, ...]
     isolation: Isolation
+    processes: bool
+    preload: tuple[str, ...]
     plans: bool
     idle_timeout_s: float | None
     timeout_s: float | None
@@ -144,6 +146,8 @@ def _entry(item: LoadedClass) -> AgentEntry:
         fallback=cls.fallback,
         dependencies=tuple(cls.dependencies),
         isolation=cls.isolation,
+        processes=cls.processes,
+        preload=tuple(cls.preload),
         plans=cls.plans,
         idle_timeout_s=cls.idle_timeout_s,
         timeout_s=cls.timeout_s,
@@ -283,7 +287,7 @@ def _digest(entries: Iterable[AgentEntry]) -> str:
                 "class": entry.cls.__qualname__,
                 "requires": entry.requires,
                 "tools": tools,
-                "links": [entry.fallback, entry.dependencies, entry.isolation, entry.plans],
+                "links": [entry.fallback, entry.dependencies, entry.isolation, entry.processes, entry.plans],
                 "times": [entry.idle_timeout_s, entry.timeout_s],
                 "source": _source_hash(entry.file),
             }

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import orjson
 
-from carrel.agents import Isolation
 from carrel.errors import CancelledRunError, CarrelError, InternalError, StoreUnavailableError
 from carrel.ids import ChildIds
 from servicekit.logs import get_logger
@@ -63,8 +62,6 @@ class StageServices:
     dispatchers: UnifiedToolDispatcherFactory
     policy: TimePolicy
     times: StageTimes
-    isolation: Isolation
-    """What the executor gives every attempt, whatever its class asks for."""
 
 
 class StageAttempt:

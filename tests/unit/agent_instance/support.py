@@ -15,7 +15,7 @@ from carrel.errors import CarrelError, DeadlineError
 from carrel.events import EVENTS, check_event_size, validate_event
 from services.agent_instance.domain.activity import TimePolicy
 from services.agent_instance.domain.artifacts import ArtifactDesk, artifact_url
-from services.agent_instance.domain.core import AgentExecutionCore
+from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
 from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
 from services.agent_instance.domain.executor import ExecutorFactory
 from services.agent_instance.domain.fallback import FallbackManager
@@ -175,7 +175,7 @@ class Bench:
         o = self.options
         self.registry = AgentClassRegistry.of(*agents)
         self.pool = ResourcePool(make or (lambda: InLoopExecutor(kill_s=o.kill_s)), warm=0)
-        self.core = AgentExecutionCore(self.registry, self.pool, DependencyChecker({}), capacity=o.capacity)
+        self.core = AgentExecutionCore(self.registry, self.pool, DependencyChecker({}), CoreLimits(capacity=o.capacity))
         self.services = StageServices(
             core=self.core,
             fallbacks=FallbackManager(self.registry, limit=o.max_fallbacks),
@@ -183,7 +183,6 @@ class Bench:
             dispatchers=UnifiedToolDispatcherFactory(o.strategy, concurrency=o.concurrency),
             policy=TimePolicy(idle_s=o.idle_s, wall_s=o.wall_s, deadline_margin_s=0.1),
             times=StageTimes(o.grace_s, o.kill_s, o.log_wait_s, 0.1),
-            isolation=InLoopExecutor.isolation,
         )
 
     async def stage(self, agent: str, *, user: str = "alice", **changes: Any) -> Stage:
