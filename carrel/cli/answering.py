@@ -101,6 +101,11 @@ class RunQuestions:
         self._attempt = 0
         self._leave = leave
 
+    @property
+    def asking(self) -> bool:
+        """Whether a question is open here."""
+        return self._asking is not None and not self._asking.done()
+
     def take(self, event: Event) -> None:
         """An event of the run: a question, or a sign that the one before is no longer open."""
         if event.event_type == "input_required":
