@@ -26,7 +26,7 @@ _LEASED: Final = DbNow() + _P("lease", type_=sa.BigInteger)
 _ORPHANS: Final = (
     sa.select(runs.c.user_id, runs.c.run_id)
     .where(_UNENDED, runs.c.lease_expires_at <= DbNow(), runs.c.lease_owner != _P("owner"))
-    .order_by(runs.c.created_at)
+    .order_by(runs.c.created_at, runs.c.place)
     .limit(TAKEN_AT_ONCE)
     .with_for_update(skip_locked=True)
 )
