@@ -83,7 +83,7 @@ class Behaves(Agent):
             raise OSError
 
         dumps.patched = True  # type: ignore[attr-defined]
-        json.dumps = dumps
+        json.dumps = dumps  # type: ignore[assignment]
         asyncio.sleep = dumps
 
     async def do_ignore_cancel(self, ctx: AgentContext, params: Any) -> None:
