@@ -19,7 +19,7 @@ class TimeSettings(Section):
     wall: float = Field(300.0, gt=0, le=86_400, description="seconds one attempt may take")
     wall_max: float = Field(3600.0, gt=0, le=86_400, description="the most an agent class may ask for instead")
     periodic_update: float = Field(10.0, gt=0, le=3600, description="silence after which a sign of life is sent")
-    grace: float = Field(2.0, ge=0, le=60, description="how long an agent may take to end when asked")
+    grace: float = Field(0.5, ge=0, le=60, description="how long an agent may take to end when asked")
     kill: float = Field(0.5, gt=0, le=10, description="how long a killed agent may take before it is abandoned")
     log_wait: float = Field(300.0, gt=0, le=86_400, description="how long a result waits for the log")
     reserve: float = Field(30.0, gt=0, le=3600, description="how long a created instance is kept for its run")

@@ -129,7 +129,8 @@ async def test_a_stage_from_start_to_result() -> None:
         assert (record.user_id, record.run_id, record.target) == ("alice", attempt.context.run_id, "square")
         assert record.outcome == pb.AUDIT_OUTCOME_SUCCEEDED
         (entry,) = attempt.of("journal_entry")
-        assert (entry.number, entry.call_id, entry.result_json) == (1, "tool:square:1", b"9")
+        assert (entry.number, entry.name, entry.result_json) == (1, "square", b"9")
+        assert entry.call_id == f"tool:square:{entry.arguments_hash[:16]}:1"
         assert here.services.core.active == 0
 
 

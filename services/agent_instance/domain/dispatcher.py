@@ -215,7 +215,7 @@ class UnifiedToolDispatcher:
         if tool is None:
             known, shown = ", ".join(asked.scope.tools) or "none", asked.tool_name[:64]
             if asked.tool_name in self._turn.declared:
-                raise ToolPermissionError(
+                raise UnknownToolError(
                     f"the tool {shown} was not given to this context",
                     advice=f"give it the tool where it is opened, or where the agent is run; its tools: {known}",
                     tool_name=shown,

@@ -47,7 +47,9 @@ class ToolReports:
             "duration_ms": 0,
             "error": _told(error),
         }
-        record = self._record(asked, name, AuditOutcome.DENIED, error, arguments_hash, began_unix=time.time(), seconds=0.0)
+        record = self._record(
+            asked, name, AuditOutcome.DENIED, error, arguments_hash, began_unix=time.time(), seconds=0.0
+        )
         with self._clock.stopped():
             await self._events.emit("tool_completed", data, self._agent_name, asked.scope.context)
             await self._uplink.audit(record)
@@ -66,7 +68,15 @@ class ToolReports:
         seconds = time.monotonic() - call.began
         result = b"" if error is not None else orjson.dumps(value)
         outcome = AuditOutcome.SUCCEEDED if error is None else AuditOutcome.FAILED
-        record = self._record(call.asked, call.tool.name, outcome, error, call.began_unix, seconds, call.arguments_hash)
+        record = self._record(
+            call.asked,
+            call.tool.name,
+            outcome,
+            error,
+            call.arguments_hash,
+            began_unix=call.began_unix,
+            seconds=seconds,
+        )
         with self._clock.stopped():
             await self._say_end(call, value, result, error, seconds)
             if (error is None or isinstance(error, ToolFailedError)) and len(result) <= MAX_JOURNALED_BYTES:

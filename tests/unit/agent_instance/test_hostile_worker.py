@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,7 +27,8 @@ from carrel.agent_messages import (
     ToolBodyResult,
     ToolReply,
 )
-from carrel.errors import StaleFenceError
+from carrel.agents import Isolation
+from carrel.errors import CarrelError, StaleFenceError, WorkerLostError
 from services.agent_instance.domain.calls import hash_arguments
 from services.agent_instance.domain.executor import AgentExecutor
 from services.agent_instance.domain.registry import AgentEntry
@@ -60,6 +61,8 @@ class Scripted:
         self.ends = ends
         self.deaf = deaf
         self.heard: list[Any] = []
+        self.why: CarrelError = WorkerLostError("the process that ran the agent is gone")
+        self.printed = b""
         self.killed = asyncio.Event()
 
     async def start(self) -> None: ...
@@ -79,6 +82,16 @@ class Scripted:
         if not self.ends:
             await self.killed.wait()
         return None
+
+    isolation: ClassVar[Isolation] = "process"
+
+    @property
+    def loss(self) -> CarrelError:
+        return self.why
+
+    @property
+    def output(self) -> bytes:
+        return self.printed
 
     async def join(self) -> None: ...
 
