@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSettings
+from services.agent_instance.config_mcp import McpServers
 from services.agent_instance.config_models import ModelSettings
 from services.agent_instance.config_workers import WorkerSettings
 
@@ -52,3 +53,4 @@ class AgentInstanceSettings(SharedSettings):
     tools: ToolSettings = Field(default_factory=ToolSettings)
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
     models: ModelSettings = Field(default_factory=ModelSettings)
+    mcp: McpServers | None = Field(None, description="MCP servers by name, as JSON, or the path of a file with it")

@@ -268,6 +268,7 @@ def _tool_info(tool: Tool) -> pb.ToolInfo:
         host=tool.host,
         timeout=duration(tool.timeout_s),
         approval=tool.approval,
+        server=tool.server,
     )
 
 
