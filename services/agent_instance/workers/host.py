@@ -261,7 +261,7 @@ class ZygoteHost:
         try:
             async with asyncio.timeout(_REAP_S):
                 for pid in pids:
-                    while not _reaped(pid):
+                    while not _reaped(pid):  # noqa: ASYNC110 -- nothing tells of the end of an adopted child
                         await asyncio.sleep(0.005)
         except TimeoutError:
             _log.error("workers of a dead zygote do not end", pids=pids)

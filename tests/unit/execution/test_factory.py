@@ -34,7 +34,7 @@ from services.execution.domain.services import RunOptions, RunServices
 from services.execution.domain.uploads import store_artifact
 from services.execution.domain.watch import Changes
 from services.execution.models import OutboxEvent, RunIdentity, RunRecord, RunRef, RunState, UserKey
-from services.execution.models_steps import Checkpoint
+from services.execution.models_steps import Again, Checkpoint
 from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_sql import wall_clock
@@ -281,6 +281,7 @@ async def test_request_without_ids_breaks_the_layers_contract(world: World) -> N
 
 async def test_fault_of_ours_ends_its_run_only(world: World, eventually: Eventually) -> None:
     await world.execute("run-1")
+    await eventually(lambda: world.host.streams)
     await world.execute("run-2", BOB)
     await eventually(lambda: len(world.host.streams) == 2)
     world.host.streams[0].up.put_nowait(KeyError("a fault"))
@@ -381,9 +382,14 @@ async def test_hastened_shutdown_leaves_runs_to_the_next_process(tmp_path: Path,
         world.factory.hasten()
         await asyncio.wait_for(closing, 1)
     async with built(tmp_path) as world:
-        await world.ended(eventually, RunState.FAILED)
-        assert [event.event_type for event in world.sink.log] == ["run_accepted", "agent_error", "run_completed"]
-        assert world.sink.log[1].data["code"] == "INTERRUPTED"
+        await eventually(lambda: world.host.streams)
+        assert [event.event_type for event in world.sink.log] == ["run_accepted", "run_attempt"]
+        assert world.sink.log[1].data["reason"] == "execution_restarted"
+        assert world.host.starts[0].attempt == 2
+        assert not world.host.starts[0].last_attempt  # a restart of ours costs the run no try
+        world.host.streams[0].up.put_nowait(StageResult(b"{}"))
+        await world.ended(eventually, RunState.SUCCEEDED)
+        assert world.factory.get_factory_metrics().runs_resumed == 1
 
 
 # The outbox
@@ -439,10 +445,27 @@ async def test_first_event_is_sent_again_until_the_log_takes_it(world: World, ev
 
 
 async def test_stale_fence_leaves_the_run_to_its_new_holder(world: World, eventually: Eventually) -> None:
+    world.sink.open.clear()
+    run = await world.execute()
+    taken = await world.store.begin_attempt(run.ref, 0, Again.EXECUTION_RESTARTED, lost=False)
+    assert taken is not None
+    world.sink.refuse = [StaleFenceError("stale")]
+    world.sink.open.set()
+    await eventually(lambda: not world.factory.drives(run.ref))
+    await eventually(lambda: all(channel.closed for channel in world.sink.channels))
+    assert world.host.starts == []
+    assert await world.state() is RunState.RUNNING
+    assert world.factory.get_factory_metrics().engines_active == 0
+
+
+async def test_store_that_lost_its_tail_passes_the_fence_that_the_log_has_seen(
+    world: World, eventually: Eventually
+) -> None:
     world.sink.refuse = [StaleFenceError("stale"), StaleFenceError("stale")]
+    world.host.at_once = b"{}"
     await world.execute()
-    await eventually(lambda: world.sink.channels and world.sink.channels[0].closed and not world.sink.refuse)
-    assert await world.state() is RunState.FINISHING
+    await world.ended(eventually, RunState.SUCCEEDED)
+    assert [start.fence for start in world.host.starts] == [3]
 
 
 async def test_large_intermediate_result_is_passed_on_as_a_reference(world: World, eventually: Eventually) -> None:
