@@ -15,6 +15,8 @@ from tests.conftest import Eventually
 from tests.support.execution import Attempt, Up, World, answer, result, running_execution, silent, stuck
 from tests.support.identity import run_context, service_context, session_context
 
+# What a loaded machine may add to a time that is measured.
+LOADED_S = 0.4
 TRIED_THREE_TIMES = ["run_accepted", "run_attempt", "run_attempt"]
 
 
@@ -41,6 +43,21 @@ async def test_cancel_ends_a_run_at_once_although_its_agent_ignores_it(world: Wo
     message = await asyncio.wait_for(attempt.messages.get(), 1)
     assert message.WhichOneof("message") == "cancel"
     await eventually(lambda: attempt.closed, within=2)  # the grace is over: its stream is gone
+
+
+async def test_cancel_asks_within_a_tenth_of_a_second_and_kills_within_one_with_default_settings(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    async with running_execution(tmp_path, cancel_grace_seconds=0.5) as world:
+        world.agents.scripts["data"] = stuck
+        run_id = (await world.execute()).run.run_id
+        await eventually(lambda: world.agents.attempts)
+        attempt = world.agents.attempts[0]
+        began = time.monotonic()
+        await asyncio.gather(world.cancel(run_id), asyncio.wait_for(attempt.messages.get(), 5))
+        assert time.monotonic() - began < 0.1 + LOADED_S
+        await eventually(lambda: attempt.closed, within=3)
+        assert time.monotonic() - began < 1.0 + LOADED_S
 
 
 async def test_cancel_of_an_ended_run_changes_nothing(world: World) -> None:

@@ -144,8 +144,7 @@ async def test_queued_run_can_be_cancelled_and_survives_a_restart(tmp_path: Path
         cancelled = await world.ended(second)
         assert cancelled.state == pb.RUN_STATE_CANCELLED
         assert world.emitter.kinds(second) == ["run_accepted", "run_completed"]
-    async with running_execution(tmp_path) as world:
-        world.agents.scripts["data"] = answer({})
+    async with running_execution(tmp_path, scripts={"data": answer({})}) as world:
         for run_id in (first, third):
             assert (await world.ended(run_id)).state == pb.RUN_STATE_SUCCEEDED
         assert (await world.metrics()).runs_resumed == 2

@@ -342,9 +342,12 @@ async def neighbours() -> AsyncIterator[tuple[ScriptedAgents, str, LogEmitter, s
 
 
 @asynccontextmanager
-async def running_execution(folder: Path, **changes: Any) -> AsyncIterator[World]:
-    """execution as its ``app`` builds it; ``changes`` are settings."""
+async def running_execution(
+    folder: Path, *, scripts: Mapping[str, Script] | None = None, **changes: Any
+) -> AsyncIterator[World]:
+    """execution as its ``app`` builds it; ``changes`` are settings. ``scripts`` are there when it resumes runs."""
     async with neighbours() as (agents, agents_at, emitter, emitter_at):
+        agents.scripts |= scripts or {}
         settings = execution_settings(folder, agents_at, emitter_at, **changes)
         async with app(settings, Starter("execution")) as running:
             await running.start()

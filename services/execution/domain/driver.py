@@ -161,6 +161,7 @@ class RunDriver:
         self._tell_decided(run.outcome or run.state, run.ended_at or self._services.clock())
         self._changed()
         if run.state is RunState.FINISHING and run.fence == self.run.fence:
+            await self._relay.aclose()  # who ended it wrote events that this channel has never seen
             _ = self._services.start(self._relay.close(), "outbox relay")
         else:
             await self._relay.retire()

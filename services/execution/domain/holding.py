@@ -6,6 +6,7 @@ Not who may run (``store``), when to look (``queue``), nor what is asked for (``
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
@@ -45,6 +46,7 @@ class Holdings:
         self.budgets = Budgets(services)
         self._timers: dict[tuple[UserKey, str], asyncio.TimerHandle] = {}
         self._waiting: dict[tuple[UserKey, str], RunRecord] = {}
+        self._counts: Counter[RunState] = Counter()
         # Of each thread the attempts that may still have something to say.
         self._parting: dict[tuple[UserKey, str], set[RunDriver]] = {}
 
@@ -67,9 +69,14 @@ class Holdings:
         """The runs that wait in this process's care."""
         return tuple(self._waiting)
 
+    @property
+    def waits(self) -> bool:
+        """Whether any run waits in this process's care."""
+        return bool(self._waiting)
+
     def count(self, state: RunState) -> int:
         """How many wait in this state."""
-        return sum(run.state is state for run in self._waiting.values())
+        return self._counts[state]
 
     def questions(self) -> Iterator[int]:
         """When the questions lapse that runs wait on."""
@@ -93,19 +100,18 @@ class Holdings:
 
     def wait(self, run: RunRecord) -> None:
         """A run waits in this process's care; its events so far are brought to the log."""
-        self._waiting[run.identity.user, run.identity.run_id] = run
+        self._hold(run)
         _ = self._services.start(self._follow_and_rest(run), "outbox relay")
 
     def answered(self, run: RunRecord) -> None:
         """A person has answered; the run waits for its turn now, here or elsewhere."""
-        key = (run.identity.user, run.identity.run_id)
-        if key in self._waiting:
-            self._waiting[key] = run
+        if (run.identity.user, run.identity.run_id) in self._waiting:
+            self._hold(run)
             self.freed.set()
 
     def go_on(self, run: RunRecord, again: Again | None = None) -> None:
         """A run that waited, or that a former process drove, runs here from now on."""
-        self._waiting.pop((run.identity.user, run.identity.run_id), None)
+        self._unhold(run)
         former = self.driver_of(run.identity.user, run.identity.run_id)
         if former is not None:  # under a fence that is lower now
             former.supersede()
@@ -197,7 +203,7 @@ class Holdings:
         """See ``RunOwner``."""
         run = driver.run
         self._drop(driver)
-        self._waiting.pop((run.identity.user, run.identity.run_id), None)
+        self._unhold(run)
         self.bound.forget(run.identity.user, run.identity.run_id)
         seconds = (self._services.clock() - run.created_at) / 1_000_000
         self._roster.remember(run, outcome, seconds)
@@ -206,7 +212,7 @@ class Holdings:
     def suspended(self, driver: RunDriver) -> None:
         """See ``RunOwner``."""
         self._drop(driver)
-        self._waiting[driver.run.identity.user, driver.run.identity.run_id] = driver.run
+        self._hold(driver.run)
         self.freed.set()
 
     def released(self, driver: RunDriver) -> None:
@@ -215,11 +221,21 @@ class Holdings:
         held = self._waiting.get((run.identity.user, run.identity.run_id))
         waited = held is not None and held.fence <= run.fence
         if waited:
-            del self._waiting[run.identity.user, run.identity.run_id]
+            self._unhold(run)
         if self._drop(driver) or waited:
             self.bound.forget(run.identity.user, run.identity.run_id)
 
     # Inner parts
+
+    def _hold(self, run: RunRecord) -> None:
+        self._unhold(run)
+        self._waiting[run.identity.user, run.identity.run_id] = run
+        self._counts[run.state] += 1
+
+    def _unhold(self, run: RunRecord) -> None:
+        former = self._waiting.pop((run.identity.user, run.identity.run_id), None)
+        if former is not None:
+            self._counts[former.state] -= 1
 
     def _drop(self, driver: RunDriver) -> bool:
         """Forget a driver, unless another drives the run by now."""

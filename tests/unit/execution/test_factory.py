@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from carrel.errors import (
+    CancelledRunError,
     CarrelError,
     DrainingError,
     EnginesLimitError,
@@ -20,6 +21,7 @@ from carrel.errors import (
     StoreUnavailableError,
     UnknownEngineError,
     UnknownRunError,
+    WorkerLostError,
     WorkersBusyError,
 )
 from servicekit.tasks import TaskOwner
@@ -28,13 +30,22 @@ from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up, expire_artifacts, take_over
 from services.execution.domain.metrics import FactoryMetrics
 from services.execution.domain.planning import AgentFacts, Catalogue
-from services.execution.domain.ports import Downlink, StageResult, StageStart, Uplink
+from services.execution.domain.ports import (
+    CancelStage,
+    Downlink,
+    StageAccepted,
+    StageFailure,
+    StageResult,
+    StageStart,
+    Uplink,
+)
+from services.execution.domain.queue import DecisionWatch
 from services.execution.domain.requests import PipelineRequest
 from services.execution.domain.services import RunOptions, RunServices
 from services.execution.domain.uploads import store_artifact
 from services.execution.domain.watch import Changes
-from services.execution.models import OutboxEvent, RunIdentity, RunRecord, RunRef, RunState, UserKey
-from services.execution.models_steps import Again, Checkpoint
+from services.execution.models import OutboxEvent, RunIdentity, RunRecord, RunRef, RunState, ThreadStrategy, UserKey
+from services.execution.models_steps import Again, Checkpoint, Finish
 from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_sql import wall_clock
@@ -43,6 +54,7 @@ from tests.conftest import Eventually
 
 ALICE, BOB = UserKey("alice"), UserKey("bob")
 SECOND = 1_000_000
+ENQUEUE = ThreadStrategy.ENQUEUE
 
 
 class Clock:
@@ -309,6 +321,59 @@ async def test_run_that_another_process_drives_can_be_cancelled_here(world: Worl
     assert run.outcome is RunState.CANCELLED
     await world.ended(eventually, RunState.CANCELLED)
     assert [event.event_type for event in world.sink.log] == ["run_accepted", "agent_error", "run_completed"]
+
+
+async def test_run_that_another_process_ended_is_stopped_here(world: World, eventually: Eventually) -> None:
+    run = await world.execute()
+    await eventually(lambda: world.host.streams)
+    watch = DecisionWatch(world.services, world.factory.holdings)
+    assert await watch.look() == 0
+    error = CancelledRunError("cancelled elsewhere").to_dict()
+    assert await world.store.finish(run.ref, Finish(RunState.CANCELLED, error=error, interrupts=True))
+    assert await watch.look() == 1
+    await eventually(lambda: any(isinstance(message, CancelStage) for message in world.host.streams[0].down))
+    assert not world.factory.drives(run.ref)
+    assert world.factory.get_factory_metrics().engines_active == 0
+    # Whoever ended it may be gone: its last events are relayed from here as well.
+    await world.ended(eventually, RunState.CANCELLED)
+    assert [event.event_type for event in world.sink.log] == ["run_accepted", "agent_error", "run_completed"]
+
+
+async def test_waiting_run_that_another_process_ended_is_forgotten_here(world: World, eventually: Eventually) -> None:
+    await world.execute()
+    run = await world.execute("run-2", identity=RunIdentity(ALICE, "t-run-1", "run-2", "req-2"), strategy=ENQUEUE)
+    assert run.state is RunState.QUEUED
+    assert world.factory.get_factory_metrics().runs_queued == 1
+    error = CancelledRunError("cancelled elsewhere").to_dict()
+    assert await world.store.finish(run.ref, Finish(RunState.CANCELLED, error=error, interrupts=True))
+    assert await DecisionWatch(world.services, world.factory.holdings).look() == 1
+    assert world.factory.get_factory_metrics().runs_queued == 0
+    await world.ended(eventually, RunState.CANCELLED, "run-2")
+
+
+async def test_cancel_wins_over_an_attempt_that_begins_in_the_same_moment(world: World, eventually: Eventually) -> None:
+    run = await world.execute()
+    await eventually(lambda: world.host.streams)
+    world.host.streams[0].up.put_nowait(StageAccepted("i", warm=False, creation_s=0.0))
+    world.host.streams[0].up.put_nowait(StageResult(StageFailure(WorkerLostError("dead").to_dict())))
+    real, reached, go = world.store.begin_attempt, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any, **named: Any) -> Any:
+        step = await real(*args, **named)
+        reached.set()
+        await go.wait()  # the store has raised the fence, and nobody here knows
+        return step
+
+    world.store.begin_attempt = slow  # type: ignore[method-assign]  # to meet it in the middle
+    await reached.wait()
+    cancelling = asyncio.create_task(world.factory.cancel(ALICE, "run-1", ""))
+    await asyncio.sleep(0.02)
+    go.set()
+    assert (await cancelling).outcome is RunState.CANCELLED
+    await world.ended(eventually, RunState.CANCELLED)
+    assert not world.factory.drives(run.ref)
+    for stream in world.host.streams[1:]:  # had it begun already
+        await eventually(lambda stream=stream: any(isinstance(message, CancelStage) for message in stream.down))
 
 
 async def test_next_stage_waits_while_the_store_is_away(world: World, eventually: Eventually) -> None:
