@@ -1,10 +1,11 @@
-"""Cancelling: from the ``agent_cancel`` frame to the agent's ``CancelledError``, and to the end of one that ignores it."""
+"""Cancelling: from the ``agent_cancel`` frame to the agent's CancelledError, or to the end of one that ignores it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,8 @@ _LONGEST_S: Final = 10.0
 
 
 async def cancel() -> dict[str, float]:
-    """``ask_p50_ms``, ``ask_p99_ms``: to the agent's CancelledError, by its own clock. ``dead_p50_ms``, ``dead_p99_ms``:
-    to the end of the worker of an agent that ignores it, one half of them waiting and one half spinning.
+    """``ask_p50_ms``, ``ask_p99_ms``: to the agent's CancelledError, by its own clock. ``dead_p50_ms``,
+    ``dead_p99_ms``: to the end of the worker of an agent that ignores it, one half of them waiting and one half spinning.
     ``told_p50_ms``: to ``run_completed`` of the first kind."""
     async with bench_stack() as stack, asker(stack, "cancel") as one:
         asked, told = [], []
@@ -30,7 +31,7 @@ async def cancel() -> dict[str, float]:
             began = await _cancel(one, run)
             note = Path(run["data"]["folder"]) / "cancelled"
             # What the agent wrote; looking for it now and then takes nothing from the figure.
-            asked.append(await reached(lambda note=note: _read(note), _LONGEST_S) - began)
+            asked.append(await reached(partial(_read, note), _LONGEST_S) - began)
             await one.until("run_completed", run_id=run["run_id"])
             told.append(time.monotonic() - began)
         dead = []

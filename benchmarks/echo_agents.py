@@ -78,8 +78,8 @@ class PoliteAgent(Agent):
 
     async def run(self, ctx: AgentContext, request: Request) -> dict[str, str]:
         """Wait."""
-        await ctx.thinking("Waiting", pid=os.getpid(), folder=str(Path.cwd()))
         try:
+            await ctx.thinking("Waiting", pid=os.getpid(), folder=str(Path.cwd()))
             await asyncio.sleep(300)
         except asyncio.CancelledError:
             at = time.monotonic()
@@ -97,7 +97,7 @@ class StubbornAgent(Agent):
 
     async def run(self, ctx: AgentContext, request: Request) -> dict[str, str]:
         """Never end."""
-        await ctx.thinking("Staying", pid=os.getpid(), folder=str(Path.cwd()))
+        await ctx.thinking("Staying", pid=os.getpid())
         while True:
             try:
                 await asyncio.sleep(0.0 if request.params.get("busy") else 300)
