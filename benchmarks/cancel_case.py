@@ -22,7 +22,7 @@ _LONGEST_S: Final = 10.0
 
 async def cancel() -> dict[str, float]:
     """``ask_p50_ms``, ``ask_p99_ms``: to the agent's CancelledError, by its own clock. ``dead_p50_ms``,
-    ``dead_p99_ms``: to the end of the worker of an agent that ignores it, half of them waiting and half of them spinning.
+    ``dead_p99_ms``: to the end of the worker of an agent that ignores it, half of them waiting and half spinning.
     ``told_p50_ms``: to ``run_completed`` of the first kind."""
     async with bench_stack() as stack, asker(stack, "cancel") as one:
         asked, told = [], []

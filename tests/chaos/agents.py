@@ -105,7 +105,7 @@ async def approved(canary: str) -> dict[str, str]:
 
 
 class TalkAgent(Agent):
-    """Puts its user's canary wherever an agent can put anything: events, tools, artifacts, output, a file, the result."""
+    """Puts its user's canary wherever an agent can put it: events, tools, artifacts, output, a file, the result."""
 
     name = "talk"
     tools = (repeat,)
