@@ -19,6 +19,7 @@ from services.bridge.tables import OFFSET_BITS
 
 _CANARY: Final = re.compile(rb"cnry-[0-9a-f]{32}")
 _OWNER_COLUMNS: Final = ("user_id", "user")
+_SQLITE: Final = b"SQLite format 3\0"
 _CHUNK: Final = 1 << 20
 
 
@@ -51,7 +52,7 @@ class Canaries:
 def scan_databases(canaries: Canaries, folder: Path) -> tuple[int, list[str]]:
     """(rows with canaries, what is wrong) of every SQLite file below ``folder``: a row of one user's with another's."""
     rows, wrong = 0, []
-    for path in sorted(folder.rglob("*.sqlite3")):
+    for path in _databases(folder):
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             for place, owner, data in _rows(database):
                 owners = canaries.find(data)
@@ -115,8 +116,10 @@ def _text(value: Any) -> str:
 def scan_files(canaries: Canaries, folder: Path) -> tuple[int, list[str]]:
     """(files with canaries, what is wrong) of all other files below ``folder``: canaries of two users in one."""
     files, wrong = 0, []
+    # Their write-ahead logs, too, which have many users' pages.
+    databases = tuple(map(str, _databases(folder)))
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or ".sqlite3" in path.name:
+        if not path.is_file() or str(path).startswith(databases):
             continue
         owners = _owners_in(canaries, path)
         files += bool(owners)
@@ -133,6 +136,18 @@ def scan_log(canaries: Canaries, path: Path) -> list[str]:
             for number, line in enumerate(log, 1)
             if (owners := canaries.find(line))
         ]
+
+
+def _databases(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and _begins(path, _SQLITE))
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
 
 
 def _owners_in(canaries: Canaries, path: Path) -> set[str]:

@@ -73,7 +73,7 @@ class Report:
 
     def text(self) -> str:
         """For people."""
-        lines = [f"  {name:<28} {number:>8}" for name, number in sorted(self.counts.items())]
+        lines = [f"  {name:<40} {number:>8}" for name, number in sorted(self.counts.items())]
         lines += [f"  held at the beginning: {self.before}", f"  held at the end:       {self.after}"]
         if self.problems:
             lines += [f"PROBLEMS ({len(self.problems)}); again: {self.plan.again}", *self.problems[:40]]

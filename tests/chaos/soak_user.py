@@ -26,6 +26,8 @@ _ANSWER_TRIES: Final = 60
 _REFUSALS: Final = frozenset(
     {Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE, Status.FAILED_PRECONDITION, Status.ABORTED}
 )
+# How no run of these agents may end, whatever is killed.
+_NEVER: Final = frozenset({"INTERNAL", "AGENT_FAILED", "PROTOCOL", "INVALID_RESULT"})
 
 
 class SoakUser:
@@ -172,7 +174,10 @@ class SoakUser:
             if event.run_id in self._ended:
                 self.problems.append(f"{self.name}: two ends of {event.run_id}")
             self._ended[event.run_id] = str(event.data.get("status"))
-            self._counts[f"ended {event.data.get('status')}"] += 1
+            code = (event.data.get("error") or {}).get("code", "")
+            self._counts[f"ended {event.data.get('status')} {code}".strip()] += 1
+            if code in _NEVER:
+                self.problems.append(f"{self.name}: {event.run_id} ended so: {event.data['error']}")
             async with self._changed:
                 self._changed.notify_all()
 
