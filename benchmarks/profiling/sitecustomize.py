@@ -1,7 +1,8 @@
 """Put on the path of benchmarks' services when one of them is to be profiled: ``BENCH_PROFILE=execution make bench``.
 
-Python imports it at the start of every process; it profiles the one whose module was named, and writes its figures to
-``/tmp/bench-<service>-<pid>.prof`` (for ``python -m pstats``) when that process ends in order.
+Python imports it at the start of every process; it profiles the one whose module was named, each thread for itself
+where Python can (3.11), and writes the figures to ``/tmp/bench-<service>-<pid>-<thread>.prof``, for ``python -m
+pstats``, when that process ends in order.
 """
 # ruff: noqa: INP001 -- no package: it is found by its name on the path
 
@@ -12,6 +13,9 @@ import cProfile
 import os
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -20,15 +24,25 @@ def _begin() -> None:
     module = next((name for flag, name in zip(sys.orig_argv, sys.orig_argv[1:], strict=False) if flag == "-m"), "")
     if not service or module.rpartition(".")[2] != service:
         return
-    owner, profile = os.getpid(), cProfile.Profile()
+    owner, profiles = os.getpid(), {}
+
+    def profiled(name: str, work: Callable[[], None]) -> None:
+        profile = profiles[f"{name}-{len(profiles)}"] = cProfile.Profile()
+        with suppress(ValueError):  # Python 3.12 and later profile one thread only
+            profile.enable()
+        work()
 
     def write() -> None:
-        if os.getpid() == owner:
+        if os.getpid() != owner:
+            return
+        for name, profile in profiles.items():
             profile.disable()
-            profile.dump_stats(Path(tempfile.gettempdir()) / f"bench-{service}-{owner}.prof")
+            profile.dump_stats(Path(tempfile.gettempdir()) / f"bench-{service}-{owner}-{name.replace('/', '_')}.prof")
 
+    run = threading.Thread.run
+    threading.Thread.run = lambda self: profiled(self.name, lambda: run(self))  # type: ignore[method-assign]
     atexit.register(write)
-    profile.enable()
+    profiled("main", lambda: None)
 
 
 _begin()
