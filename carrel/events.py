@@ -9,10 +9,10 @@ Data of each kind (``?`` may be absent; further fields are allowed everywhere):
     agent_completed  agent_name, result?, artifact? (reference, when the result is over its bound), duration_ms?
     agent_error      code, message, advice?, retryable?, retry_after_s?, details?, agent_name?, fallback?
     agent_message    message_id, and one of delta (a piece to append) or text (the whole)
-    run_accepted     agent_name?, pipeline?, client_ref?, status?
+    run_accepted     agent_name?, pipeline?, client_ref?, status? (QUEUED when it waits for its turn)
     run_attempt      attempt, agent_name?, stage?, reason?
     run_completed    status SUCCEEDED|FAILED|CANCELLED|TIMED_OUT, result?, error?, artifact?
-    input_required   input_id, prompt?, schema?, expires_at?
+    input_required   input_id, prompt?, schema?, expires_at?, tool_name? and arguments? (of a call to approve)
     event_rejected   event_type, reason, code?
     log_gap          producer_id?, first?, last?, reason?
 
@@ -188,6 +188,8 @@ _KINDS: Final = (
             "prompt": _may(*_STR),
             "schema": _may(*_OBJECT),
             "expires_at": _may(*_STR),
+            "tool_name": _may(*_STR),
+            "arguments": _may(*_OBJECT),
         },
         source="run",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
+from urllib.parse import urlsplit
 
 from carrel.context import UserExecutionContext
 from carrel.errors import StartupError
@@ -19,24 +20,29 @@ from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from services.agent_instance.client_emitter import StageProducer
+from services.agent_instance.client_model import OpenAiEndpoint
 from services.agent_instance.config import AgentInstanceSettings
 from services.agent_instance.config_mcp import McpServers
+from services.agent_instance.config_models import ModelSettings
 from services.agent_instance.domain.activity import TimePolicy
 from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
 from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
 from services.agent_instance.domain.executor import AgentExecutor, ExecutorFactory
 from services.agent_instance.domain.fallback import FallbackManager
+from services.agent_instance.domain.model_calls import ModelDesk
+from services.agent_instance.domain.model_endpoint import ModelPolicy
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
 from services.agent_instance.domain.pool import ResourcePool
-from services.agent_instance.domain.ports import ToolServers
+from services.agent_instance.domain.ports import ModelAccess, ToolServers
 from services.agent_instance.domain.registry import AgentClassRegistry, AgentEntry
 from services.agent_instance.domain.stage import StageServices, StageTimes
 from services.agent_instance.domain.validation import DependencyChecker
+from services.agent_instance.proxy import ModelProxy
 from services.agent_instance.service import AgentInstanceServicer, MakeProducer, StreamLimits
 from services.agent_instance.workers.in_loop import InLoopExecutor
 from services.agent_instance.workers.plant import open_workers
 
-__all__ = ["app", "dependency_checker", "open_tool_servers", "stage_services"]
+__all__ = ["app", "dependency_checker", "open_models", "open_tool_servers", "stage_services"]
 
 _log: Final = get_logger("agent_instance.app")
 _SERVICE: Final = "carrel.v1.AgentInstanceService"
@@ -46,7 +52,7 @@ def dependency_checker(settings: AgentInstanceSettings) -> DependencyChecker:
     """Answers what agents may depend on in this deployment."""
 
     async def model(_entry: AgentEntry) -> str:
-        return "this version has no model access"
+        return "" if settings.models.configured else "none is configured (CARREL_AGENT_INSTANCE_MODELS__BASE_URL)"
 
     async def tools(entry: AgentEntry) -> str:
         return "" if entry.tools or entry.servers else "it declares no tools"
@@ -62,12 +68,14 @@ def stage_services(
     registry: AgentClassRegistry,
     dependencies: DependencyChecker,
     workers: ExecutorFactory | None = None,
+    models: ModelAccess | None = None,
     tool_servers: ToolServers | None = None,
 ) -> StageServices:
     """What every attempt of the process uses, as the settings say.
 
     Args:
         workers: Makes worker processes; None to run every class as a task.
+        models: The way to language models; None for none.
         tool_servers: MCP servers that agents get tools of.
     """
     times, tools, chosen = settings.times, settings.tools, settings.workers
@@ -99,7 +107,48 @@ def stage_services(
         dispatchers=UnifiedToolDispatcherFactory(strategy, concurrency=tools.concurrency, max_open=tools.max_open),
         policy=TimePolicy(times.idle, times.idle_max, times.wall, times.wall_max),
         times=StageTimes(grace_s=times.grace, kill_s=times.kill, log_wait_s=times.log_wait),
+        models=models,
         tool_servers=tool_servers,
+    )
+
+
+@asynccontextmanager
+async def open_models(settings: ModelSettings) -> AsyncIterator[ModelAccess | None]:
+    """The way to language models for the length of the block; None when none is configured.
+
+    Raises:
+        StartupError: The package that speaks to them is not installed, or the key cannot be read.
+    """
+    if not settings.configured:
+        yield None
+        return
+    async with AsyncExitStack() as stack:
+        endpoint = await stack.enter_async_context(OpenAiEndpoint(settings))
+        door: ModelProxy | None = None
+        if settings.proxy:
+            door = await stack.enter_async_context(ModelProxy(max_request_bytes=settings.max_request_bytes))
+        _log.info(
+            "language model",
+            endpoint=urlsplit(settings.base_url).hostname,
+            model=settings.default,
+            proxy=door is not None,
+        )
+        yield ModelDesk(endpoint, _model_policy(settings), door=door)
+
+
+def _model_policy(settings: ModelSettings) -> ModelPolicy:
+    return ModelPolicy(
+        default=settings.default,
+        allowed=frozenset(settings.allowed),
+        max_output_tokens=settings.max_output_tokens,
+        output_limit_field=settings.output_limit_field,
+        max_request_bytes=settings.max_request_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
+        max_proxied_bytes=settings.max_proxied_bytes,
+        timeout_s=settings.timeout,
+        wait_s=settings.wait,
+        concurrency_per_user=settings.concurrency_per_user,
+        max_waiting_per_user=settings.max_waiting_per_user,
     )
 
 
@@ -147,6 +196,8 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
     dependencies = dependency_checker(settings)
     async with AsyncExitStack() as stack:
+        async with start.phase(Phase.CONFIGURATION, needs="a language model's endpoint that can be used"):
+            models = await stack.enter_async_context(open_models(settings.models))
         workers: ExecutorFactory | None = None
         if any(entry.isolation == "process" for entry in registry.values()):
             async with start.phase(Phase.INTEGRATION, needs="worker processes for the agents"):
@@ -155,7 +206,7 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
         if settings.mcp is not None:
             async with start.phase(Phase.INTEGRATION, needs="the package that speaks with MCP servers"):
                 servers = await stack.enter_async_context(open_tool_servers(settings.mcp, registry))
-        services = stage_services(settings, registry, dependencies, workers, servers)
+        services = stage_services(settings, registry, dependencies, workers, models, servers)
         _tell_isolation(services.core)
         channel = await stack.enter_async_context(open_channel(settings.emitter))
         async with start.phase(

@@ -1,7 +1,7 @@
 """The run store in SQL. SQLite for one process; the operations are the same for PostgreSQL.
 
-Operations live beside this file by theme (``store_sql_admission``, ``_runs``, ``_reads``, ``_care``), the access to the
-database and its group commit in ``store_sql_database``.
+Operations live beside this file by theme (``store_sql_admission``, ``_queue``, ``_runs``, ``_waiting``, ``_leases``,
+``_budgets``, ``_reads``, ``_care``), the access to the database and its group commit in ``store_sql_database``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from services.execution import store_sql_admission as admissions
+from services.execution import store_sql_budgets as budgets
 from services.execution import store_sql_care as care
+from services.execution import store_sql_leases as leases
+from services.execution import store_sql_queue as queue
 from services.execution import store_sql_reads as reads
 from services.execution import store_sql_runs as steps
+from services.execution import store_sql_waiting as waiting
 from services.execution.models import (
     ArtifactRecord,
     AuditEntry,
     EngineRecord,
+    InputRecord,
     JournalItem,
     MessageRecord,
     Micros,
@@ -29,7 +34,18 @@ from services.execution.models import (
     ThreadRecord,
     UserKey,
 )
-from services.execution.models_steps import Admission, Admitted, Checkpoint, Finish, Finished, Sweep
+from services.execution.models_steps import (
+    Admission,
+    Admitted,
+    Again,
+    Budget,
+    Checkpoint,
+    Finish,
+    Finished,
+    Question,
+    Step,
+    Sweep,
+)
 from services.execution.store import PageKey
 from services.execution.store_sql_database import SqliteDatabase
 
@@ -83,6 +99,12 @@ class SqlRunStore:
             )
         )
 
+    async def promote(self, limit: int) -> tuple[Step, ...]:
+        """See ``RunStore``."""
+        return await self._database.write(
+            lambda c: queue.promote(c, limit, owner=self._owner, now=self._clock(), lifetime=self._lifetime)
+        )
+
     async def reserve_engine(self, user: UserKey, engine_id: str, max_engines: int) -> EngineRecord:
         """See ``RunStore``."""
         return await self._database.write(
@@ -109,6 +131,48 @@ class SqlRunStore:
         """See ``RunStore``."""
         return await self._database.write(lambda c: steps.checkpoint(c, ref, step, now=self._clock()))
 
+    async def begin_attempt(self, ref: RunRef, stage: int, why: Again, *, lost: bool) -> Step | None:
+        """See ``RunStore``."""
+        return await self._database.write(
+            lambda c: steps.begin_attempt(c, ref, stage, why, lost=lost, now=self._clock())
+        )
+
+    async def suspend(self, ref: RunRef, question: Question, timeout_s: float) -> Step | None:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: waiting.suspend(c, ref, question, timeout_s, now=self._clock()))
+
+    async def provide_input(self, user: UserKey, run_id: str, input_id: str, value: bytes) -> RunRecord | None:
+        """See ``RunStore``."""
+        return await self._database.write(
+            lambda c: waiting.provide_input(c, user, run_id, input_id, value, now=self._clock())
+        )
+
+    async def answers(self, user: UserKey, run_id: str, stage: int) -> tuple[InputRecord, ...]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: reads.read_answers(c, user, run_id, stage))
+
+    async def expired_inputs(self) -> tuple[RunRecord, ...]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: waiting.expired_inputs(c, owner=self._owner, now=self._clock()))
+
+    async def decided(self, runs: Sequence[tuple[UserKey, str]]) -> frozenset[tuple[UserKey, str]]:
+        """See ``RunStore``."""
+        if not runs:
+            return frozenset()
+        return await self._database.read(lambda c: leases.decided(c, runs))
+
+    # Model budgets
+
+    async def budget(self, user: UserKey, tokens: int, concurrency: int, period_s: float) -> Budget:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: budgets.read_budget(c, user, tokens, concurrency, period_s))
+
+    async def use_budget(self, ref: RunRef, used: int, tokens: int, concurrency: int, period_s: float) -> Budget:
+        """See ``RunStore``."""
+        return await self._database.write(
+            lambda c: budgets.use_budget(c, ref.user, used, tokens, concurrency, period_s)
+        )
+
     async def finish(self, ref: RunRef, finish: Finish) -> Finished | None:
         """See ``RunStore``."""
         return await self._database.write(lambda c: steps.finish(c, ref, finish, now=self._clock()))
@@ -133,16 +197,23 @@ class SqlRunStore:
 
     async def take_over(self) -> tuple[RunRecord, ...]:
         """See ``RunStore``."""
-        former, self._started = not self._started, True
-        return await self._database.write(partial(steps.take_over, owner=self._owner, lease=self._lease, former=former))
+        if not self._started:
+            await self._database.write(partial(leases.disown, owner=self._owner))
+            self._started = True
+        taken: list[RunRecord] = []
+        while True:
+            some = await self._database.write(partial(leases.take_over, owner=self._owner, lease=self._lease))
+            taken += some
+            if len(some) < leases.TAKEN_AT_ONCE:
+                return tuple(taken)
 
     async def renew_leases(self) -> None:
         """See ``RunStore``."""
-        await self._database.write(partial(steps.renew_leases, owner=self._owner, lease=self._lease))
+        await self._database.write(partial(leases.renew_leases, owner=self._owner, lease=self._lease))
 
     async def release_leases(self) -> None:
         """See ``RunStore``."""
-        await self._database.write(partial(steps.release_leases, owner=self._owner))
+        await self._database.write(partial(leases.release_leases, owner=self._owner))
 
     # Reading
 

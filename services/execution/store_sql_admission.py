@@ -6,56 +6,60 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from carrel.errors import LimitExceededError
 from services.execution.domain.admission import (
     CLIENT_REF_LIFETIME_US,
+    Bucket,
     Facts,
     UserLimits,
+    check_active,
     check_engines,
     check_repeat,
+    check_reservation,
     check_room,
+    check_thread,
+    take_from_bucket,
 )
-from services.execution.domain.outcome import accepted_event
-from services.execution.models import TERMINAL_STATES, EngineRecord, RunRecord, RunState, UserKey
-from services.execution.models_steps import Admission, Admitted
+from services.execution.domain.outcome import accepted_event, superseded
+from services.execution.domain.states import ENDABLE
+from services.execution.models import (
+    UNENDED_STATES,
+    EngineRecord,
+    RunRecord,
+    RunRef,
+    RunState,
+    ThreadStrategy,
+    UserKey,
+)
+from services.execution.models_steps import Admission, Admitted, Finished
 from services.execution.store_sql_reads import read_run
-from services.execution.store_sql_rows import identity_json, new_run, outbox_row, stage_rows
-from services.execution.tables import (
-    DbNow,
-    client_refs,
-    engines,
-    messages,
-    outbox,
-    runs,
-    stages,
-    threads,
-    users,
-)
+from services.execution.store_sql_rows import engine_row, new_run, outbox_row, run_row, stage_rows
+from services.execution.store_sql_runs import finish
+from services.execution.store_sql_threads import LAST_SEQ, add_message, add_thread, remove_messages, touch_thread
+from services.execution.tables import DbNow, client_refs, engines, outbox, runs, stages, threads, users
 
-__all__ = ["admit", "release_engine", "reserve_engine"]
+__all__ = ["admit", "count_engines", "lock_user", "release_engine", "reserve_engine", "user_locked"]
 
 _P: Final = sa.bindparam
 
 # Statements are built once: building one costs more than running it.
-_LOCK_USER: Final = sa.select(users.c.user_id).where(users.c.user_id == _P("u")).with_for_update()
+_LOCK_USER: Final = sa.select(users.c.rate_level, users.c.rate_at).where(users.c.user_id == _P("u")).with_for_update()
 _ADD_USER: Final = users.insert()
+_SET_RATE: Final = users.update().where(users.c.user_id == _P("u")).values(rate_level=_P("level"), rate_at=_P("at"))
+_ACTIVE: Final = sa.or_(engines.c.run_id != "", engines.c.expires_at > _P("now"))
+_UNENDED: Final = runs.c.state.in_(sorted(UNENDED_STATES))
+# A FINISHING run keeps no thread busy: its part of the conversation is written already.
+_LIVE: Final = runs.c.state.in_(sorted(ENDABLE))
+_COUNT_ENGINES: Final = sa.select(sa.func.count()).select_from(engines).where(engines.c.user_id == _P("u"), _ACTIVE)
 _FACTS: Final = sa.select(
-    sa.select(sa.func.count())
-    .select_from(engines)
-    .where(engines.c.user_id == _P("u"), sa.or_(engines.c.run_id != "", engines.c.expires_at > _P("now")))
-    .scalar_subquery()
-    .label("engines"),
+    _COUNT_ENGINES.scalar_subquery().label("engines"),
     sa.select(sa.func.count())
     .select_from(runs)
-    .where(runs.c.user_id == _P("u"), runs.c.state.in_(sorted(set(RunState) - TERMINAL_STATES)))
+    .where(runs.c.user_id == _P("u"), _UNENDED)
     .scalar_subquery()
     .label("unended"),
-    # A FINISHING run keeps no thread busy: its part of the conversation is written already.
     sa.select(runs.c.run_id)
-    .where(
-        runs.c.user_id == _P("u"),
-        runs.c.thread_id == _P("thread"),
-        runs.c.state.in_([RunState.QUEUED, RunState.RUNNING, RunState.WAITING]),
-    )
+    .where(runs.c.user_id == _P("u"), runs.c.thread_id == _P("thread"), _LIVE)
     .limit(1)
     .scalar_subquery()
     .label("busy"),
@@ -67,10 +71,25 @@ _FACTS: Final = sa.select(
     .where(runs.c.user_id == _P("u"), runs.c.run_id == _P("run"))
     .scalar_subquery()
     .label("taken"),
-    sa.select(threads.c.message_count)
+    sa.select(LAST_SEQ)
     .where(threads.c.user_id == _P("u"), threads.c.thread_id == _P("thread"))
     .scalar_subquery()
-    .label("messages"),
+    .label("last_seq"),
+    # Of all users. Nothing locks these counts: where several processes admit at once, a few runs more may get in.
+    sa.select(sa.func.count())
+    .select_from(sa.select(engines.c.engine_id).where(_ACTIVE).limit(_P("all_engines", type_=sa.Integer)).subquery())
+    .scalar_subquery()
+    .label("all_engines"),
+    sa.select(sa.func.count())
+    .select_from(sa.select(runs.c.state).where(_UNENDED).limit(_P("all_unended", type_=sa.Integer)).subquery())
+    .scalar_subquery()
+    .label("all_unended"),
+)
+_OF_THREAD: Final = (
+    sa.select(runs.c.run_id, runs.c.fence, runs.c.place)
+    .where(runs.c.user_id == _P("u"), runs.c.thread_id == _P("thread"), _LIVE)
+    .order_by(runs.c.place)
+    .with_for_update()
 )
 _REF: Final = sa.select(client_refs.c.run_id, client_refs.c.content_hash, client_refs.c.created_at).where(
     client_refs.c.user_id == _P("u"), client_refs.c.client_ref == _P("ref")
@@ -94,13 +113,6 @@ _DROP_RESERVATION: Final = engines.delete().where(
 )
 _ADD_RUN: Final = runs.insert().values(lease_expires_at=DbNow() + _P("lease", type_=sa.BigInteger))
 _ADD_STAGES: Final = stages.insert()
-_ADD_THREAD: Final = threads.insert()
-_TOUCH_THREAD: Final = (
-    threads.update()
-    .where(threads.c.user_id == _P("u"), threads.c.thread_id == _P("thread"))
-    .values(updated_at=_P("now"), message_count=_P("n"))
-)
-_ADD_MESSAGE: Final = messages.insert()
 _ADD_OUTBOX: Final = outbox.insert()
 
 
@@ -109,40 +121,45 @@ def admit(
 ) -> Admitted:
     """See ``RunStore.admit``; all times in microseconds."""
     identity = admission.identity
-    _lock_user(connection, identity.user, now)
+    bucket = lock_user(connection, identity.user, now)
     if admission.client_ref:
         existing = _earlier(connection, admission, now)
         if existing is not None:
             return Admitted(existing, existing=True)
-    row = connection.execute(
-        _FACTS, {"u": identity.user, "now": now, "thread": identity.thread_id, "run": identity.run_id}
-    ).one()
+    row = _facts(connection, admission, now)
     if row.taken is not None:
-        run = _need(read_run(connection, identity.user, identity.run_id))
-        # A repeated run_id is the same request or none: of a client_ref in conflict, `_earlier` has told before.
-        same = row.taken == admission.content_hash and run.client_ref == admission.client_ref
-        check_repeat(same_content=same, same_ref=same, run_id=identity.run_id)
-        return Admitted(run, existing=True)
-    facts = Facts(row.engines, row.unended, row.busy or "", row.first_expiry, now)
-    limits = UserLimits(admission.max_engines, admission.max_unended)
-    check_room(facts, limits, reserved=_reserved(connection, admission, now))
-    run = new_run(admission, now, now + lifetime, fence=1)
-    _insert(connection, admission, run, {"lease": lease, "lease_owner": owner})
-    _add_message(connection, run, row.messages)
+        return _repeated(connection, admission, row.taken)
+    ended: tuple[tuple[RunRecord, Finished], ...] = ()
+    place = 0
+    if row.busy is not None:
+        ended, place = _thread(connection, admission, row, now)
+    if ended:
+        row = _facts(connection, admission, now, ended=len(ended))
+    facts = Facts(
+        row.engines, row.unended - len(ended), "", row.first_expiry, now, row.all_engines, row.all_unended - len(ended)
+    )
+    check_room(facts, UserLimits(admission.max_engines, admission.max_unended), admission.max_unended_total)
+    filled = take_from_bucket(bucket, admission.rate_per_minute, admission.rate_burst, now)
+    waits = _waits(connection, admission, facts, behind=place > 0)
+    run = new_run(admission, now, now + lifetime, queued=waits)
+    _insert(connection, admission, run, {"lease": lease, "lease_owner": owner, **run_row(run, admission, place)})
+    if filled != bucket:
+        connection.execute(_SET_RATE, {"u": identity.user, "level": filled.level, "at": filled.at})
+    _join_thread(connection, run, row.last_seq)
     event = accepted_event(run)
     connection.execute(_ADD_OUTBOX, outbox_row(identity.user, identity.run_id, event))
-    return Admitted(run, existing=False, thread_existed=row.messages is not None, events=(event,))
+    return Admitted(run, existing=False, thread_existed=row.last_seq is not None, events=(event,), ended=ended)
 
 
 def reserve_engine(
     connection: sa.Connection, user: UserKey, engine_id: str, max_engines: int, *, now: int, lifetime: int
 ) -> EngineRecord:
     """See ``RunStore.reserve_engine``."""
-    _lock_user(connection, user, now)
-    row = connection.execute(_FACTS, {"u": user, "now": now, "thread": "", "run": ""}).one()
+    lock_user(connection, user, now)
+    row = connection.execute(_FACTS, _facts_of(user, now)).one()
     check_engines(Facts(row.engines, row.unended, "", row.first_expiry, now), max_engines)
     engine = EngineRecord(engine_id, user, "", now, now + lifetime)
-    connection.execute(_ADD_ENGINE, _engine_row(engine))
+    connection.execute(_ADD_ENGINE, engine_row(engine))
     return engine
 
 
@@ -151,16 +168,88 @@ def release_engine(connection: sa.Connection, user: UserKey, engine_id: str) -> 
     return connection.execute(_DROP_RESERVATION, {"u": user, "engine": engine_id}).rowcount > 0
 
 
-def _lock_user(connection: sa.Connection, user: UserKey, now: int) -> None:
-    if connection.execute(_LOCK_USER, {"u": user}).first() is not None:
-        return
+def count_engines(connection: sa.Connection, user: UserKey, now: int) -> int:
+    """How many of the user's engines are active."""
+    return int(connection.execute(_COUNT_ENGINES, {"u": user, "now": now}).scalar_one())
+
+
+def lock_user(connection: sa.Connection, user: UserKey, now: int) -> Bucket:
+    """Let nobody else make an engine of the user's active until this transaction ends; the user's rate so far."""
+    row = connection.execute(_LOCK_USER, {"u": user}).first()
+    if row is not None:
+        return Bucket(row.rate_level, row.rate_at)
     if connection.dialect.name == "sqlite":  # BEGIN IMMEDIATE has locked the file already
         connection.execute(_ADD_USER, {"user_id": user, "created_at": now})
-        return
+        return Bucket()
     from sqlalchemy.dialects.postgresql import insert
 
     connection.execute(insert(users).on_conflict_do_nothing(), {"user_id": user, "created_at": now})
-    connection.execute(_LOCK_USER, {"u": user}).one()
+    row = connection.execute(_LOCK_USER, {"u": user}).one()
+    return Bucket(row.rate_level, row.rate_at)
+
+
+def user_locked(connection: sa.Connection, user: UserKey) -> bool:
+    """Let no run of the user's be admitted until this transaction ends; False when there never was one."""
+    return connection.execute(_LOCK_USER, {"u": user}).first() is not None
+
+
+def _facts(connection: sa.Connection, admission: Admission, now: int, *, ended: int = 0) -> Any:
+    key = _facts_of(admission.identity.user, now)
+    key |= {"thread": admission.identity.thread_id, "run": admission.identity.run_id}
+    key |= {"all_engines": admission.max_active_total}
+    key |= {"all_unended": admission.max_unended_total + ended if admission.max_unended_total else 0}
+    return connection.execute(_FACTS, key).one()
+
+
+def _facts_of(user: UserKey, now: int) -> dict[str, Any]:
+    return {"u": user, "now": now, "thread": "", "run": "", "all_engines": 0, "all_unended": 0}
+
+
+def _repeated(connection: sa.Connection, admission: Admission, content: str) -> Admitted:
+    run = _need(read_run(connection, admission.identity.user, admission.identity.run_id))
+    # A repeated run_id is the same request or none: of a client_ref in conflict, `_earlier` has told before.
+    same = content == admission.content_hash and run.client_ref == admission.client_ref
+    check_repeat(same_content=same, same_ref=same, run_id=admission.identity.run_id)
+    return Admitted(run, existing=True)
+
+
+def _thread(
+    connection: sa.Connection, admission: Admission, row: Any, now: int
+) -> tuple[tuple[tuple[RunRecord, Finished], ...], int]:
+    """Do what the strategy says about the thread's runs; those it ended, and the new run's place behind the others."""
+    if admission.strategy is ThreadStrategy.REJECT:
+        check_thread(Facts(row.engines, row.unended, row.busy, row.first_expiry, now))
+    user, thread_id = admission.identity.user, admission.identity.thread_id
+    live = connection.execute(_OF_THREAD, {"u": user, "thread": thread_id}).all()
+    if admission.strategy is ThreadStrategy.ENQUEUE:
+        return (), max((other.place for other in live), default=-1) + 1
+    ended = []
+    end = superseded(admission.strategy)
+    for other in live:
+        finished = finish(connection, RunRef(user, other.run_id, other.fence), end, now=now)
+        assert finished is not None, "its row is locked"
+        ended.append((_need(read_run(connection, user, other.run_id)), finished))
+    if admission.strategy is ThreadStrategy.ROLLBACK:
+        remove_messages(connection, user, thread_id, [other.run_id for other in live])
+    return tuple(ended), 0
+
+
+def _waits(connection: sa.Connection, admission: Admission, facts: Facts, *, behind: bool) -> bool:
+    """Whether the run waits for its turn: behind another of its thread, or, with ``enqueue``, for an engine."""
+    if admission.engine_id:
+        key = {"u": admission.identity.user, "engine": admission.engine_id, "now": facts.now}
+        check_reservation(found=connection.execute(_RESERVED, key).first() is not None)
+        return behind
+    if behind:
+        return True
+    try:
+        check_engines(facts, admission.max_engines)
+        check_active(facts, admission.max_active_total)
+    except LimitExceededError:
+        if admission.strategy is not ThreadStrategy.ENQUEUE:
+            raise
+        return True
+    return False
 
 
 def _earlier(connection: sa.Connection, admission: Admission, now: int) -> RunRecord | None:
@@ -176,97 +265,49 @@ def _earlier(connection: sa.Connection, admission: Admission, now: int) -> RunRe
     return run
 
 
-def _reserved(connection: sa.Connection, admission: Admission, now: int) -> bool | None:
-    if not admission.engine_id:
-        return None
-    key = {"u": admission.identity.user, "engine": admission.engine_id, "now": now}
-    return connection.execute(_RESERVED, key).first() is not None
-
-
-def _insert(connection: sa.Connection, admission: Admission, run: RunRecord, lease: dict[str, Any]) -> None:
-    identity = run.identity
-    connection.execute(
-        _ADD_RUN,
-        {
-            "user_id": identity.user,
-            "run_id": identity.run_id,
-            "thread_id": identity.thread_id,
-            "request_id": identity.request_id,
-            "state": run.state.value,
-            "agent_name": run.agent_name,
-            "message": run.message,
-            "params": run.params,
-            "strategy": admission.strategy.value,
-            "client_ref": run.client_ref,
-            "content_hash": admission.content_hash,
-            "identity": identity_json(identity),
-            "engine_id": run.engine_id,
-            "agent_instance": admission.agent_instance,
-            "created_at": run.created_at,
-            "started_at": run.started_at,
-            "deadline_at": run.deadline_at,
-            "fence": run.fence,
-            **lease,
-        },
-    )
+def _insert(connection: sa.Connection, admission: Admission, run: RunRecord, row: dict[str, Any]) -> None:
+    user, run_id = run.identity.user, run.identity.run_id
+    connection.execute(_ADD_RUN, row)
     connection.execute(_ADD_STAGES, stage_rows(run, run.stages))
-    if admission.engine_id:
-        key = {"u": identity.user, "engine": run.engine_id, "run": identity.run_id, "deadline": run.deadline_at}
+    if run.engine_id and admission.engine_id:
+        key = {"u": user, "engine": run.engine_id, "run": run_id, "deadline": run.deadline_at}
         connection.execute(_TAKE_ENGINE, key)
-    else:
-        engine = EngineRecord(run.engine_id, identity.user, identity.run_id, run.created_at, run.deadline_at)
-        connection.execute(_ADD_ENGINE, _engine_row(engine))
+    elif run.engine_id:
+        connection.execute(
+            _ADD_ENGINE, engine_row(EngineRecord(run.engine_id, user, run_id, run.created_at, run.deadline_at))
+        )
+    elif admission.engine_id:
+        connection.execute(_DROP_RESERVATION, {"u": user, "engine": admission.engine_id})
     if run.client_ref:
         connection.execute(
             _ADD_REF,
             {
-                "user_id": identity.user,
+                "user_id": user,
                 "client_ref": run.client_ref,
-                "run_id": identity.run_id,
+                "run_id": run_id,
                 "content_hash": admission.content_hash,
                 "created_at": run.created_at,
             },
         )
 
 
-def _add_message(connection: sa.Connection, run: RunRecord, count: int | None) -> None:
+def _join_thread(connection: sa.Connection, run: RunRecord, last: int | None) -> None:
     user, thread_id, now = run.identity.user, run.identity.thread_id, run.created_at
-    number = (count or 0) + 1
-    if count is None:
-        connection.execute(
-            _ADD_THREAD,
-            {
-                "user_id": user,
-                "thread_id": thread_id,
-                "created_at": now,
-                "updated_at": now,
-                "message_count": number,
-            },
-        )
-    else:
-        connection.execute(_TOUCH_THREAD, {"u": user, "thread": thread_id, "now": now, "n": number})
-    connection.execute(
-        _ADD_MESSAGE,
-        {
-            "user_id": user,
-            "thread_id": thread_id,
-            "seq": number,
-            "role": "user",
-            "text": run.message,
-            "run_id": run.identity.run_id,
-            "created_at": now,
-        },
-    )
-
-
-def _engine_row(engine: EngineRecord) -> dict[str, Any]:
-    return {
-        "user_id": engine.user,
-        "engine_id": engine.engine_id,
-        "run_id": engine.run_id,
-        "created_at": engine.created_at,
-        "expires_at": engine.expires_at,
+    if last is None:
+        add_thread(connection, user, thread_id, now)
+    if run.state is RunState.QUEUED:
+        touch_thread(connection, user, thread_id, now)
+        return
+    message = {
+        "user_id": user,
+        "thread_id": thread_id,
+        "seq": (last or 0) + 1,
+        "role": "user",
+        "text": run.message,
+        "run_id": run.identity.run_id,
+        "created_at": now,
     }
+    add_message(connection, message)
 
 
 def _need(run: RunRecord | None) -> RunRecord:

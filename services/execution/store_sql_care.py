@@ -10,8 +10,11 @@ import sqlalchemy as sa
 from carrel.errors import QuotaError
 from services.execution.domain.admission import CLIENT_REF_LIFETIME_US
 from services.execution.domain.errors import RunNotEndedError
+from services.execution.domain.states import HOLDS_ENGINE
 from services.execution.models import UNENDED_STATES, ArtifactRecord, AuditEntry, JournalItem, RunRef, RunState, UserKey
 from services.execution.models_steps import Sweep
+from services.execution.store_sql_admission import user_locked
+from services.execution.store_sql_budgets import drop_old_budgets
 from services.execution.store_sql_rows import artifact_of, audit_row, engine_of, error_json
 from services.execution.store_sql_runs import holds
 from services.execution.tables import (
@@ -19,6 +22,7 @@ from services.execution.tables import (
     audit,
     client_refs,
     engines,
+    inputs,
     journal,
     messages,
     outbox,
@@ -129,6 +133,8 @@ def save_audit(connection: sa.Connection, entries: Sequence[AuditEntry]) -> None
 
 def delete_thread(connection: sa.Connection, user: UserKey, thread_id: str) -> tuple[str, ...] | None:
     """See ``RunStore.delete_thread``."""
+    if not user_locked(connection, user):  # against an admission into the thread at this moment
+        return None
     here = sa.and_(threads.c.user_id == user, threads.c.thread_id == thread_id)
     if connection.execute(sa.select(threads.c.thread_id).where(here).with_for_update()).first() is None:
         return None
@@ -138,7 +144,7 @@ def delete_thread(connection: sa.Connection, user: UserKey, thread_id: str) -> t
     if unended:
         raise RunNotEndedError("a run of the thread has not ended", retry_after_s=1.0, run_id=unended[0])
     of_runs = sa.select(runs.c.run_id).where(of_thread)
-    for table in (stages, outbox, journal, artifacts):
+    for table in (stages, outbox, journal, inputs, artifacts):
         connection.execute(table.delete().where(table.c.user_id == user, table.c.run_id.in_(of_runs)))
     connection.execute(client_refs.delete().where(client_refs.c.user_id == user, client_refs.c.run_id.in_(of_runs)))
     connection.execute(messages.delete().where(messages.c.user_id == user, messages.c.thread_id == thread_id))
@@ -163,7 +169,7 @@ def sweep(connection: sa.Connection, *, now: int) -> Sweep:
         .where(
             runs.c.user_id == engines.c.user_id,
             runs.c.run_id == engines.c.run_id,
-            runs.c.state.in_([RunState.QUEUED, RunState.RUNNING, RunState.WAITING]),
+            runs.c.state.in_(sorted(HOLDS_ENGINE)),
         )
         .exists()
     )
@@ -177,6 +183,7 @@ def sweep(connection: sa.Connection, *, now: int) -> Sweep:
         )
     late = sa.select(engines).where(engines.c.run_id != "", engines.c.expires_at <= now).limit(1000)
     overdue = tuple(engine_of(row) for row in connection.execute(late))
+    drop_old_budgets(connection)
     old = client_refs.delete().where(client_refs.c.created_at <= now - CLIENT_REF_LIFETIME_US)
     return Sweep(found, connection.execute(old).rowcount, overdue)
 

@@ -12,6 +12,7 @@ from services.execution.models import (
     ArtifactRecord,
     AuditEntry,
     EngineRecord,
+    InputRecord,
     JournalItem,
     MessageRecord,
     OutboxEvent,
@@ -26,21 +27,35 @@ from services.execution.store_sql_rows import (
     artifact_of,
     audit_of,
     engine_of,
+    input_of,
     journal_of,
     message_of,
     outbox_of,
     run_of,
 )
-from services.execution.tables import artifacts, audit, engines, journal, messages, outbox, runs, stages, threads
+from services.execution.tables import (
+    artifacts,
+    audit,
+    engines,
+    inputs,
+    journal,
+    messages,
+    outbox,
+    runs,
+    stages,
+    threads,
+)
 
 __all__ = [
     "list_audit",
     "list_engines",
     "list_runs",
     "list_threads",
+    "read_answers",
     "read_artifact",
     "read_engine",
     "read_history",
+    "read_input",
     "read_journal",
     "read_messages",
     "read_outbox",
@@ -55,6 +70,19 @@ _PAGE_BYTES: Final = 3 * 512 * 1024
 _LIVE: Final = (RunState.QUEUED, RunState.RUNNING, RunState.WAITING)
 
 _RUN: Final = sa.select(runs).where(runs.c.user_id == _P("u"), runs.c.run_id == _P("run"))
+_INPUT: Final = sa.select(inputs).where(
+    inputs.c.user_id == _P("u"), inputs.c.run_id == _P("run"), inputs.c.input_id == _P("input")
+)
+_ANSWERS: Final = (
+    sa.select(inputs)
+    .where(
+        inputs.c.user_id == _P("u"),
+        inputs.c.run_id == _P("run"),
+        inputs.c.stage_index == _P("i"),
+        inputs.c.answered_at.is_not(None),
+    )
+    .order_by(inputs.c.number)
+)
 _STAGES: Final = (
     sa.select(stages).where(stages.c.user_id == _P("u"), stages.c.run_id == _P("run")).order_by(stages.c.stage_index)
 )
@@ -66,9 +94,23 @@ _ARTIFACTS: Final = (
 _OUTBOX: Final = (
     sa.select(outbox).where(outbox.c.user_id == _P("u"), outbox.c.run_id == _P("run")).order_by(outbox.c.number)
 )
+_QUESTION_BYTES: Final = (
+    sa.select(
+        sa.func.length(inputs.c.prompt) * 4 + sa.func.length(inputs.c.schema_json) + sa.func.length(inputs.c.arguments)
+    )
+    .where(
+        inputs.c.user_id == runs.c.user_id,
+        inputs.c.run_id == runs.c.run_id,
+        inputs.c.input_id == runs.c.waiting_input,
+    )
+    .correlate(runs)
+    .scalar_subquery()
+    .label("question_bytes")
+)
 _LIVE_RUN: Final = (
     sa.select(runs.c.run_id)
     .where(runs.c.user_id == threads.c.user_id, runs.c.thread_id == threads.c.thread_id, runs.c.state.in_(_LIVE))
+    .order_by(runs.c.place)
     .limit(1)
     .correlate(threads)
     .scalar_subquery()
@@ -82,7 +124,21 @@ def read_run(connection: sa.Connection, user: UserKey, run_id: str) -> RunRecord
     row = connection.execute(_RUN, key).first()
     if row is None:
         return None
-    return run_of(row, connection.execute(_STAGES, key), connection.execute(_ARTIFACTS, key))
+    stages_of, artifacts_of = connection.execute(_STAGES, key), connection.execute(_ARTIFACTS, key)
+    return run_of(row, stages_of, artifacts_of, waiting_for=read_input(connection, user, run_id, row.waiting_input))
+
+
+def read_input(connection: sa.Connection, user: UserKey, run_id: str, input_id: str) -> InputRecord | None:
+    """A question of a run, if there is one of that id."""
+    if not input_id:
+        return None
+    row = connection.execute(_INPUT, {"u": user, "run": run_id, "input": input_id}).first()
+    return None if row is None else input_of(row)
+
+
+def read_answers(connection: sa.Connection, user: UserKey, run_id: str, stage: int) -> tuple[InputRecord, ...]:
+    """See ``RunStore.answers``."""
+    return tuple(map(input_of, connection.execute(_ANSWERS, {"u": user, "run": run_id, "i": stage})))
 
 
 def read_outbox(connection: sa.Connection, user: UserKey, run_id: str) -> tuple[OutboxEvent, ...]:
@@ -102,13 +158,13 @@ def list_runs(
     # What users wrote and agents answered may be megabytes for each run.
     columns = [column for column in runs.c if column.name not in {"result", "message", "params"}]
     left_out = [sa.null().label("result"), sa.literal("").label("message"), sa.literal(b"").label("params")]
-    query = sa.select(*columns, *left_out).where(runs.c.user_id == user)
+    query = sa.select(*columns, *left_out).add_columns(_QUESTION_BYTES).where(runs.c.user_id == user)
     if thread_id:
         query = query.where(runs.c.thread_id == thread_id)
     if states:
         query = query.where(runs.c.state.in_(sorted(states)))
     key = (runs.c.created_at, runs.c.run_id)
-    rows, more = _page(connection, query, key, limit, after, descending=True, size=lambda row: len(row.error or b""))
+    rows, more = _page(connection, query, key, limit, after, descending=True, size=_listed_bytes)
     staged: dict[str, list[Any]] = defaultdict(list)
     if rows:
         columns = [column for column in stages.c if column.name != "result"]
@@ -117,8 +173,9 @@ def list_runs(
         )
         for stage in connection.execute(found.order_by(stages.c.stage_index)):
             staged[stage.run_id].append(stage)
+    asked = _open_questions(connection, user, rows)
     return Page(
-        tuple(run_of(row, staged[row.run_id]) for row in rows),
+        tuple(run_of(row, staged[row.run_id], waiting_for=asked.get(row.run_id)) for row in rows),
         (rows[-1].created_at, rows[-1].run_id) if more else None,
     )
 
@@ -207,6 +264,20 @@ def list_audit(
         query = query.where(audit.c.run_id == run_id)
     key = (audit.c.started_at, audit.c.user_id, audit.c.record_id)
     return _listing(connection, query, key, limit, after, audit_of, descending=True)
+
+
+def _listed_bytes(row: Any) -> int:
+    return len(row.error or b"") + (row.question_bytes or 0)
+
+
+def _open_questions(connection: sa.Connection, user: UserKey, rows: Sequence[Any]) -> dict[str, InputRecord]:
+    waiting = [(row.run_id, row.waiting_input) for row in rows if row.waiting_input]
+    if not waiting:
+        return {}
+    query = sa.select(inputs).where(
+        inputs.c.user_id == user, sa.tuple_(inputs.c.run_id, inputs.c.input_id).in_(waiting)
+    )
+    return {row.run_id: input_of(row) for row in connection.execute(query)}
 
 
 def _thread(row: Any) -> ThreadRecord:

@@ -12,11 +12,13 @@ from services.execution.models import (
     AuditEntry,
     AuditOutcome,
     EngineRecord,
+    InputRecord,
     JournalItem,
     MessageRecord,
     OutboxEvent,
     RunIdentity,
     RunRecord,
+    RunRef,
     RunState,
     StageRecord,
     StageState,
@@ -29,14 +31,17 @@ __all__ = [
     "audit_of",
     "audit_row",
     "engine_of",
+    "engine_row",
     "error_json",
-    "identity_json",
+    "input_of",
+    "input_row",
     "journal_of",
     "message_of",
     "new_run",
     "outbox_of",
     "outbox_row",
     "run_of",
+    "run_row",
     "stage_of",
     "stage_rows",
 ]
@@ -45,7 +50,7 @@ __all__ = [
 Row = Any
 
 
-def identity_json(identity: RunIdentity) -> bytes:
+def _identity_json(identity: RunIdentity) -> bytes:
     """What tickets are minted from, without the ids, which are columns."""
     return orjson.dumps(
         {
@@ -91,11 +96,48 @@ def stage_of(row: Row) -> StageRecord:
         ended_at=row.ended_at,
         answered_by=row.answered_by,
         result=row.result,
+        lost=row.lost,
     )
 
 
-def run_of(row: Row, stages: Iterable[Row], artifacts: Iterable[Row] = ()) -> RunRecord:
-    """A row of ``runs`` with its rows of ``stages`` and ``artifacts``, in order."""
+def input_of(row: Row) -> InputRecord:
+    """A row of ``inputs``."""
+    return InputRecord(
+        input_id=row.input_id,
+        stage_index=row.stage_index,
+        prompt=row.prompt,
+        schema=row.schema_json,
+        asked_at=row.asked_at,
+        expires_at=row.expires_at,
+        arguments_hash=row.arguments_hash,
+        tool_name=row.tool_name,
+        arguments=row.arguments,
+        value=row.value,
+        answered_at=row.answered_at,
+    )
+
+
+def input_row(ref: RunRef, asked: InputRecord) -> dict[str, Any]:
+    """Parameters that insert a question."""
+    return {
+        "user_id": ref.user,
+        "run_id": ref.run_id,
+        "input_id": asked.input_id,
+        "stage_index": asked.stage_index,
+        "prompt": asked.prompt,
+        "schema_json": asked.schema,
+        "arguments_hash": asked.arguments_hash,
+        "tool_name": asked.tool_name,
+        "arguments": asked.arguments,
+        "asked_at": asked.asked_at,
+        "expires_at": asked.expires_at,
+    }
+
+
+def run_of(
+    row: Row, stages: Iterable[Row], artifacts: Iterable[Row] = (), *, waiting_for: InputRecord | None = None
+) -> RunRecord:
+    """A row of ``runs`` with its rows of ``stages`` and ``artifacts``, in order, and its open question."""
     return RunRecord(
         identity=_identity(row),
         state=RunState(row.state),
@@ -114,27 +156,62 @@ def run_of(row: Row, stages: Iterable[Row], artifacts: Iterable[Row] = ()) -> Ru
         result=row.result,
         error=orjson.loads(row.error) if row.error is not None else None,
         artifacts=tuple(artifact_of(artifact) for artifact in artifacts),
+        waiting_for=waiting_for,
+        bound=row.bound,
     )
 
 
-def new_run(admission: Admission, now: int, deadline: int, fence: int) -> RunRecord:
-    """The run as an admission writes it, its first stage begun."""
+def new_run(admission: Admission, now: int, deadline: int, *, queued: bool) -> RunRecord:
+    """The run as an admission writes it: its first stage begun, or, ``queued``, nothing yet."""
     stages = tuple(StageRecord(index, name) for index, name in enumerate(admission.stages))
-    first = StageRecord(0, stages[0].agent_name, StageState.RUNNING, attempt=1, started_at=now)
+    if not queued:
+        first = StageRecord(0, stages[0].agent_name, StageState.RUNNING, attempt=1, started_at=now)
+        stages = (first, *stages[1:])
     return RunRecord(
         identity=admission.identity,
-        state=RunState.RUNNING,
+        state=RunState.QUEUED if queued else RunState.RUNNING,
         agent_name=admission.agent_name,
-        stages=(first, *stages[1:]),
+        stages=stages,
         message=admission.message,
         params=admission.params,
         created_at=now,
-        started_at=now,
-        deadline_at=deadline,
-        fence=fence,
+        started_at=None if queued else now,
+        deadline_at=0 if queued else deadline,
+        fence=1,
         client_ref=admission.client_ref,
-        engine_id=admission.engine_id or admission.new_engine_id,
+        engine_id="" if queued else admission.engine_id or admission.new_engine_id,
+        bound=admission.bound,
     )
+
+
+def run_row(run: RunRecord, admission: Admission, place: int) -> dict[str, Any]:
+    """Parameters that insert a run; the lease is the caller's to add."""
+    identity = run.identity
+    return {
+        "user_id": identity.user,
+        "run_id": identity.run_id,
+        "thread_id": identity.thread_id,
+        "request_id": identity.request_id,
+        "state": run.state.value,
+        "agent_name": run.agent_name,
+        "message": run.message,
+        "params": run.params,
+        "strategy": admission.strategy.value,
+        "client_ref": run.client_ref,
+        "content_hash": admission.content_hash,
+        "identity": _identity_json(identity),
+        "engine_id": run.engine_id,
+        "agent_instance": admission.agent_instance,
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "deadline_at": run.deadline_at,
+        "fence": run.fence,
+        "bound": run.bound,
+        "place": place,
+        "queued_at": run.created_at if run.state is RunState.QUEUED else 0,
+        "max_engines": admission.max_engines,
+        "max_active_total": admission.max_active_total,
+    }
 
 
 def stage_rows(run: RunRecord, stages: Iterable[StageRecord]) -> list[dict[str, Any]]:
@@ -156,6 +233,17 @@ def stage_rows(run: RunRecord, stages: Iterable[StageRecord]) -> list[dict[str, 
 def artifact_of(row: Row) -> ArtifactRecord:
     """A row of ``artifacts``."""
     return ArtifactRecord(row.run_id, row.name, row.media_type, row.size, row.sha256, row.created_at)
+
+
+def engine_row(engine: EngineRecord) -> dict[str, Any]:
+    """Parameters that insert an engine."""
+    return {
+        "user_id": engine.user,
+        "engine_id": engine.engine_id,
+        "run_id": engine.run_id,
+        "created_at": engine.created_at,
+        "expires_at": engine.expires_at,
+    }
 
 
 def engine_of(row: Row) -> EngineRecord:

@@ -1,20 +1,33 @@
-"""A run's way as operations of one transaction each: checkpoint, the end, leases. Each is a compare-and-set."""
+"""A run's way as operations of one transaction each: checkpoint, new attempt, end. Each is a compare-and-set."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from services.execution.domain.outcome import last_events
+from services.execution.domain.outcome import attempt_event, last_events
 from services.execution.domain.states import ENDABLE
-from services.execution.models import UNENDED_STATES, RunRecord, RunRef, RunState, StageRecord, StageState
-from services.execution.models_steps import Checkpoint, Finish, Finished
+from services.execution.models import OutboxEvent, RunRecord, RunRef, RunState, StageRecord, StageState, UserKey
+from services.execution.models_steps import Again, Checkpoint, Finish, Finished, Step
 from services.execution.store_sql_reads import read_run
 from services.execution.store_sql_rows import error_json, outbox_row, stage_of, stage_rows
-from services.execution.tables import DbNow, engines, journal, messages, outbox, runs, stages, threads
+from services.execution.store_sql_threads import add_message, last_seq
+from services.execution.tables import engines, inputs, journal, outbox, runs, stages
 
-__all__ = ["checkpoint", "close_run", "finish", "holds", "release_leases", "renew_leases", "take_over"]
+__all__ = [
+    "add_events",
+    "attempted",
+    "begin_attempt",
+    "checkpoint",
+    "close_run",
+    "finish",
+    "free_engine",
+    "holds",
+    "next_number",
+    "run_key",
+]
 
 _P: Final = sa.bindparam
 _KEY: Final = sa.and_(runs.c.user_id == _P("u"), runs.c.run_id == _P("run"), runs.c.fence == _P("f"))
@@ -46,6 +59,7 @@ _FINISH: Final = (
         error=_P("failure"),
         ended_at=_P("now"),
         engine_id="",
+        waiting_input="",
     )
 )
 _STAGES: Final = sa.select(stages).where(_OF_RUN).order_by(stages.c.stage_index)
@@ -57,56 +71,37 @@ _LAST_NUMBER: Final = sa.select(sa.func.max(outbox.c.number)).where(
     outbox.c.user_id == _P("u"), outbox.c.run_id == _P("run")
 )
 _ADD_OUTBOX: Final = outbox.insert()
-_THREAD_OF: Final = (
-    sa.select(threads.c.thread_id, threads.c.message_count)
-    .join(runs, sa.and_(runs.c.user_id == threads.c.user_id, runs.c.thread_id == threads.c.thread_id))
-    .where(_KEY)
+_OF: Final = sa.select(runs.c.thread_id, runs.c.max_active_total).where(_KEY)
+_WAITING: Final = sa.select(
+    sa.select(sa.literal(1))
+    .where(runs.c.user_id == _P("u"), runs.c.state == RunState.QUEUED)
+    .limit(1)
+    .scalar_subquery()
+    .label("own"),
+    sa.select(sa.literal(1)).where(runs.c.state == RunState.QUEUED).limit(1).scalar_subquery().label("any"),
 )
-_ADD_MESSAGE: Final = messages.insert()
-_TOUCH_THREAD: Final = (
-    threads.update()
-    .where(threads.c.user_id == _P("u"), threads.c.thread_id == _P("thread"))
-    .values(updated_at=_P("now"), message_count=_P("n"))
+_ALL_ENGINES: Final = (
+    sa.select(sa.func.count())
+    .select_from(engines)
+    .where(sa.or_(engines.c.run_id != "", engines.c.expires_at > _P("now")))
 )
 _CLOSE: Final = runs.update().where(_KEY, runs.c.state == RunState.FINISHING).values(state=runs.c.outcome)
 _CLEAR_OUTBOX: Final = outbox.delete().where(outbox.c.user_id == _P("u"), outbox.c.run_id == _P("run"))
 
 _CLEAR_JOURNAL: Final = journal.delete().where(journal.c.user_id == _P("u"), journal.c.run_id == _P("run"))
-
-_UNENDED: Final = runs.c.state.in_(sorted(UNENDED_STATES))
-_ORPHANS: Final = (
-    sa.select(runs.c.user_id, runs.c.run_id)
-    .where(
-        _UNENDED,
-        sa.or_(
-            runs.c.lease_owner == _P("former"),
-            sa.and_(runs.c.lease_expires_at <= DbNow(), runs.c.lease_owner != _P("owner")),
-        ),
-    )
-    .order_by(runs.c.created_at)
-    .limit(1000)
-    .with_for_update(skip_locked=True)
+_CLEAR_INPUTS: Final = inputs.delete().where(inputs.c.user_id == _P("u"), inputs.c.run_id == _P("run"))
+_DROP_JOURNAL: Final = _CLEAR_JOURNAL.where(journal.c.stage_index == _P("i"))
+_NEXT_ATTEMPT: Final = (
+    stages.update()
+    .where(_STAGE, stages.c.state == StageState.RUNNING)
+    .values(attempt=stages.c.attempt + 1, lost=stages.c.lost + _P("lost"))
 )
-_TAKE: Final = (
-    runs.update()
-    .where(runs.c.user_id == _P("u"), runs.c.run_id == _P("run"))
-    .values(
-        lease_owner=_P("owner"),
-        lease_expires_at=DbNow() + _P("lease", type_=sa.BigInteger),
-        fence=runs.c.fence + 1,
-    )
-)
-_RENEW: Final = (
-    runs.update()
-    .where(_UNENDED, runs.c.lease_owner == _P("owner"))
-    .values(lease_expires_at=DbNow() + _P("lease", type_=sa.BigInteger))
-)
-_RELEASE: Final = runs.update().where(_UNENDED, runs.c.lease_owner == _P("owner")).values(lease_expires_at=0)
+_NEXT_FENCE: Final = runs.update().where(_KEY).values(fence=runs.c.fence + 1)
 
 
 def holds(connection: sa.Connection, ref: RunRef, states: frozenset[RunState]) -> bool:
     """Whether the run's fence is still the caller's and its state is one of these; locks the run's row."""
-    row = connection.execute(_HELD, _key(ref)).first()
+    row = connection.execute(_HELD, run_key(ref)).first()
     return row is not None and row.state in states
 
 
@@ -114,7 +109,7 @@ def checkpoint(connection: sa.Connection, ref: RunRef, step: Checkpoint, *, now:
     """See ``RunStore.checkpoint``."""
     if not holds(connection, ref, frozenset({RunState.RUNNING})):
         return None
-    key = _key(ref)
+    key = run_key(ref)
     done = connection.execute(
         _DONE_STAGE, {**key, "i": step.index, "now": now, "answered": step.answered_by, "json": step.result}
     )
@@ -128,13 +123,47 @@ def checkpoint(connection: sa.Connection, ref: RunRef, step: Checkpoint, *, now:
         connection.execute(_ADD_STAGES, stage_rows(known, added))
     if step.params is not None:
         connection.execute(_SET_PARAMS, {**key, "json": step.params})
+    connection.execute(_DROP_JOURNAL, {**key, "i": step.index})
     connection.execute(_BEGIN_STAGE, {**key, "i": step.index + 1, "now": now})
     return read_run(connection, ref.user, ref.run_id)
 
 
+def begin_attempt(
+    connection: sa.Connection, ref: RunRef, stage: int, why: Again, *, lost: bool, now: int
+) -> Step | None:
+    """See ``RunStore.begin_attempt``."""
+    if not holds(connection, ref, frozenset({RunState.RUNNING})):
+        return None
+    key = run_key(ref)
+    if connection.execute(_NEXT_ATTEMPT, {**key, "i": stage, "lost": int(lost)}).rowcount != 1:
+        return None
+    connection.execute(_NEXT_FENCE, key)
+    return attempted(connection, ref.user, ref.run_id, stage, why, now)
+
+
+def attempted(connection: sa.Connection, user: UserKey, run_id: str, stage: int, why: Again, now: int) -> Step:
+    """The run as it now is, and ``run_attempt`` of the stage's attempt in the outbox."""
+    run = read_run(connection, user, run_id)
+    assert run is not None, "its row is locked"
+    event = attempt_event(next_number(connection, run.ref), run.stages[stage], why, now)
+    add_events(connection, run.ref, [event])
+    return Step(run, (event,))
+
+
+def next_number(connection: sa.Connection, ref: RunRef) -> int:
+    """The number of the run's next own event."""
+    last: int | None = connection.execute(_LAST_NUMBER, run_key(ref)).scalar()
+    return (last or 0) + 1
+
+
+def add_events(connection: sa.Connection, ref: RunRef, events: Sequence[OutboxEvent]) -> None:
+    """Put events into the run's outbox."""
+    connection.execute(_ADD_OUTBOX, [outbox_row(ref.user, ref.run_id, event) for event in events])
+
+
 def finish(connection: sa.Connection, ref: RunRef, end: Finish, *, now: int) -> Finished | None:
     """See ``RunStore.finish``."""
-    key = _key(ref)
+    key = run_key(ref)
     won = connection.execute(
         _FINISH,
         {
@@ -148,45 +177,33 @@ def finish(connection: sa.Connection, ref: RunRef, end: Finish, *, now: int) -> 
     if won.rowcount != 1:
         return None
     running = _end_stages(connection, key, end, now)
-    connection.execute(_FREE_ENGINE, key)
-    last = connection.execute(_LAST_NUMBER, key).scalar() or 0
-    events = last_events(last + 1, end, running, now)
-    connection.execute(_ADD_OUTBOX, [outbox_row(ref.user, ref.run_id, event) for event in events])
+    freed = free_engine(connection, ref)
+    events = last_events(next_number(connection, ref), end, running, now)
+    add_events(connection, ref, events)
+    row = connection.execute(_OF, key).one()
     if end.reply:
-        _add_reply(connection, ref, end.reply, now)
-    return Finished(events, now)
+        _add_reply(connection, ref, row.thread_id, end.reply, now)
+    queued = _queued(connection, ref.user, max_active=row.max_active_total, freed=freed, now=now)
+    return Finished(events, now, queued)
+
+
+def free_engine(connection: sa.Connection, ref: RunRef) -> int:
+    """Free the run's engine; how many it had: one or none."""
+    return connection.execute(_FREE_ENGINE, run_key(ref)).rowcount
 
 
 def close_run(connection: sa.Connection, ref: RunRef) -> bool:
     """See ``RunStore.close_run``."""
-    if connection.execute(_CLOSE, _key(ref)).rowcount != 1:
+    if connection.execute(_CLOSE, run_key(ref)).rowcount != 1:
         return False
-    connection.execute(_CLEAR_OUTBOX, _key(ref))
-    connection.execute(_CLEAR_JOURNAL, _key(ref))
+    connection.execute(_CLEAR_OUTBOX, run_key(ref))
+    connection.execute(_CLEAR_JOURNAL, run_key(ref))
+    connection.execute(_CLEAR_INPUTS, run_key(ref))
     return True
 
 
-def take_over(connection: sa.Connection, *, owner: str, lease: int, former: bool) -> tuple[RunRecord, ...]:
-    """See ``RunStore.take_over``; ``former`` at a process's start, when what it once held is nobody's now."""
-    orphans = connection.execute(_ORPHANS, {"owner": owner, "former": owner if former else ""}).all()
-    taken = []
-    for row in orphans:
-        connection.execute(_TAKE, {"u": row.user_id, "run": row.run_id, "owner": owner, "lease": lease})
-        taken.append(read_run(connection, row.user_id, row.run_id))
-    return tuple(run for run in taken if run is not None)
-
-
-def renew_leases(connection: sa.Connection, *, owner: str, lease: int) -> None:
-    """See ``RunStore.renew_leases``."""
-    connection.execute(_RENEW, {"owner": owner, "lease": lease})
-
-
-def release_leases(connection: sa.Connection, *, owner: str) -> None:
-    """See ``RunStore.release_leases``."""
-    connection.execute(_RELEASE, {"owner": owner})
-
-
-def _key(ref: RunRef) -> dict[str, Any]:
+def run_key(ref: RunRef) -> dict[str, Any]:
+    """What the statements of a run's compare-and-sets are addressed with."""
     return {"u": ref.user, "run": ref.run_id, "f": ref.fence}
 
 
@@ -207,18 +224,25 @@ def _end_stages(connection: sa.Connection, key: dict[str, Any], end: Finish, now
     return running
 
 
-def _add_reply(connection: sa.Connection, ref: RunRef, reply: str, now: int) -> None:
-    row = connection.execute(_THREAD_OF, _key(ref)).first()
-    if row is None:
+def _queued(connection: sa.Connection, user: UserKey, *, max_active: int, freed: int, now: int) -> bool:
+    """Whether a QUEUED run may begin because of what has just become free."""
+    row = connection.execute(_WAITING, {"u": user}).one()
+    if row.own or not row.any or not max_active:
+        return bool(row.own)
+    left: int = connection.execute(_ALL_ENGINES, {"now": now}).scalar_one()
+    return left + freed >= max_active
+
+
+def _add_reply(connection: sa.Connection, ref: RunRef, thread_id: str, reply: str, now: int) -> None:
+    last = last_seq(connection, ref.user, thread_id)
+    if last is None:
         return
-    number = row.message_count + 1
-    connection.execute(_TOUCH_THREAD, {"u": ref.user, "thread": row.thread_id, "now": now, "n": number})
-    connection.execute(
-        _ADD_MESSAGE,
+    add_message(
+        connection,
         {
             "user_id": ref.user,
-            "thread_id": row.thread_id,
-            "seq": number,
+            "thread_id": thread_id,
+            "seq": last + 1,
             "role": "assistant",
             "text": reply,
             "run_id": ref.run_id,

@@ -17,8 +17,10 @@ __all__ = [
     "DbNow",
     "artifacts",
     "audit",
+    "budgets",
     "client_refs",
     "engines",
+    "inputs",
     "journal",
     "messages",
     "outbox",
@@ -74,8 +76,23 @@ def _number(name: str, *, key: bool = False) -> sa.Column[int]:
     return sa.Column(name, sa.BigInteger, primary_key=key, nullable=False, autoincrement=False)
 
 
-# One row per user, locked by that user's admissions.
-users = sa.Table("users", METADATA, _id("user_id"), _time("created_at"))
+def _count(name: str, before: int = 0) -> sa.Column[int]:
+    """A number that rows of older processes have as ``before``."""
+    return sa.Column(name, sa.BigInteger, nullable=False, server_default=str(before))
+
+
+# One row per user, locked by whatever makes one of that user's engines active.
+users = sa.Table(
+    "users",
+    METADATA,
+    _id("user_id"),
+    _time("created_at"),
+    # The rate's bucket: millionths of a run, as they were at a time.
+    _count("rate_level"),
+    _count("rate_at"),
+    # When a run of the user's last had its turn in the queue.
+    _count("served_at"),
+)
 
 threads = sa.Table(
     "threads",
@@ -85,6 +102,9 @@ threads = sa.Table(
     _time("created_at"),
     _time("updated_at"),
     _number("message_count"),
+    # The highest number that a message ever had: removing messages does not lower it. 0 in rows of the first schema,
+    # where ``message_count`` says it.
+    _count("last_seq"),
     sa.Index(None, "user_id", "updated_at", "thread_id"),
 )
 
@@ -130,6 +150,17 @@ runs = sa.Table(
     _text("lease_owner", 64),
     _time("lease_expires_at"),
     _number("fence"),
+    # Whether it ends when its caller goes away.
+    sa.Column("bound", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Its place among the unended runs of its thread; since when it is QUEUED; the engine time that waiting left of it.
+    _count("place"),
+    _count("queued_at"),
+    _count("time_left"),
+    # The limits it was admitted under, for when it begins later; at least one engine, lest it never begins.
+    _count("max_engines", 1),
+    _count("max_active_total"),
+    # The open question while it is WAITING.
+    _text("waiting_input"),
     sa.Index(None, "user_id", "created_at", "run_id"),
     sa.Index(None, "user_id", "thread_id"),
     sa.Index(None, "user_id", "state"),
@@ -150,6 +181,29 @@ stages = sa.Table(
     _text("answered_by"),
     # The checkpoint: what the stages after it start from.
     _json("result"),
+    # Attempts that were lost with their worker or agent_instance.
+    _count("lost"),
+)
+
+# Questions to a person and their answers; they go when the run is closed.
+inputs = sa.Table(
+    "inputs",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _id("input_id"),
+    _number("number"),
+    _number("stage_index"),
+    sa.Column("prompt", sa.Text, nullable=False),
+    _json("schema_json", nullable=False),
+    _text("arguments_hash", 64),
+    _text("tool_name"),
+    _json("arguments", nullable=False),
+    _json("value"),
+    _time("asked_at"),
+    _time("expires_at"),
+    _time("answered_at", nullable=True),
+    sa.Index(None, "expires_at"),
 )
 
 # A row is there exactly as long as the engine counts against its user's limit.
@@ -202,6 +256,17 @@ journal = sa.Table(
     _text("arguments_hash", 64),
     _json("result", nullable=False),
     _json("error"),
+)
+
+# Model tokens that a user has used in a period.
+budgets = sa.Table(
+    "budgets",
+    METADATA,
+    _id("user_id"),
+    _number("starts_at", key=True),
+    _number("ends_at", key=True),
+    _number("used"),
+    sa.Index(None, "ends_at"),
 )
 
 artifacts = sa.Table(

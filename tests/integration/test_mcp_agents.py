@@ -109,7 +109,7 @@ async def test_what_the_user_may_not_and_wrong_arguments_never_reach_the_server(
 
 async def test_a_tool_that_needs_approval_ends_the_attempt_with_a_question() -> None:
     async with deployment(Caller, mcp={"notes": stdio(approval=["secret"])}) as running:
-        params = {"calls": [("notes__secret", {})]}
+        params: dict[str, Any] = {"calls": [("notes__secret", {})]}
         attempt = await running.start("caller", params=params)
         while not attempt.of("input_required"):
             assert await attempt.read() is not None

@@ -6,9 +6,10 @@ No judging of them: the service's registry has done that before a worker is aske
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from carrel.agents import Agent
-from carrel.errors import InvalidConfigurationError, UnknownAgentError
+from carrel.errors import CarrelError, InvalidConfigurationError, UnknownAgentError
 from services.agent_instance.domain.loading import load_classes
 
 __all__ = ["Catalogue"]
@@ -34,6 +35,10 @@ class Catalogue:
         found = load_classes([source])
         for item in found.classes:
             self._classes.setdefault(item.cls.name, item.cls)
+            for tool in item.cls.tools:
+                # Made here once, with the library that makes it: in each worker it would cost a call 80 ms.
+                with suppress(CarrelError):
+                    _ = tool.input_schema
         if found.problems:
             raise InvalidConfigurationError(found.problems[0].text, advice=found.problems[0].advice)
 

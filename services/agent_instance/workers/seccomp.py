@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final
 
 from services.agent_instance.workers.syscall_table import Machine
 
-__all__ = ["base_filter", "family_filter", "solitary_filter"]
+__all__ = ["base_filter", "family_filter", "for_process", "is_there", "solitary_filter"]
 
 _LOAD: Final = 0x20  # A = word at a constant offset of seccomp_data
 _JUMP_EQUAL: Final = 0x15
@@ -50,10 +51,23 @@ _REFUSED: Final = (
     *("keyctl", "add_key", "request_key"),
 )
 
+# Stands for the worker's own process id until it is known; no process can have it.
+_OWN_PID: Final = 0x7FFF_FF17
+
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
 
-def base_filter(machine: Machine, pid: int) -> bytes:
+def is_there() -> bool:
+    """Whether this kernel has seccomp."""
+    return "\nSeccomp:" in Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+
+
+def for_process(program: bytes, pid: int) -> bytes:
+    """A program of one of the functions below, for this process."""
+    return program.replace(struct.pack("=I", _OWN_PID), struct.pack("=I", pid))
+
+
+def base_filter(machine: Machine) -> bytes:
     """What no worker may do."""
     rules = _Rules(machine)
     rules.refuse(_REFUSED)
@@ -61,10 +75,10 @@ def base_filter(machine: Machine, pid: int) -> bytes:
     rules.answer(("clone3",), errno.ENOSYS)
     # Done without doing it: a child must not leave the group by which it is ended.
     rules.answer(("setsid", "setpgid"), 0)
-    rules.only_with("prlimit64", 0, (0, pid))
+    rules.only_with("prlimit64", 0, (0, _OWN_PID))
     for name in ("sched_setparam", "sched_setscheduler", "sched_setaffinity", "sched_setattr"):
-        rules.only_with(name, 0, (0, pid))
-    rules.only_with("setpriority", 1, (0, pid), also=(0, 0))
+        rules.only_with(name, 0, (0, _OWN_PID))
+    rules.only_with("setpriority", 1, (0, _OWN_PID), also=(0, 0))
     rules.only_with("socket", 0, _AF_ALLOWED)
     rules.never_with("fcntl", 1, _FCNTL_SIGNALS)
     rules.never_with("ioctl", 1, _IOCTL_SIGNALS)
@@ -72,28 +86,28 @@ def base_filter(machine: Machine, pid: int) -> bytes:
     return rules.program()
 
 
-def solitary_filter(machine: Machine, pid: int) -> bytes:
+def solitary_filter(machine: Machine) -> bytes:
     """What a worker of a class without ``processes`` may not do beside that: start processes, signal others."""
     rules = _Rules(machine)
     rules.refuse(("fork", "vfork", "execve", "execveat", "pidfd_open", "pidfd_send_signal", "tkill"))
     rules.flags("clone", needed=_CLONE_THREAD)
-    _signal_only(rules, pid)
+    _signal_only(rules)
     return rules.program()
 
 
-def family_filter(machine: Machine, pid: int, *, signals_scoped: bool) -> bytes:
+def family_filter(machine: Machine, *, signals_scoped: bool) -> bytes:
     """The same for a class with ``processes``. Its signals are Landlock's to hold back where it can, else refused."""
     rules = _Rules(machine)
     rules.flags("clone", forbidden=_CLONE_NAMESPACES)
     if not signals_scoped:
         rules.refuse(("pidfd_send_signal", "tkill"))
-        _signal_only(rules, pid)
+        _signal_only(rules)
     return rules.program()
 
 
-def _signal_only(rules: _Rules, pid: int) -> None:
+def _signal_only(rules: _Rules) -> None:
     for name in ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
-        rules.only_with(name, 0, (pid,))
+        rules.only_with(name, 0, (_OWN_PID,))
 
 
 class _Rules:

@@ -1,6 +1,8 @@
 """``WorkerWatch``: looks at what serving workers use, and ends the one that goes beyond it.
 
 The kernel's limits come first (``sandbox``); this sees what they do not: shared memory, and a folder's whole size.
+One that computes without end is not ended here, but gives way to the others: on a full machine an agent that loops
+costs itself the most.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +22,10 @@ from services.agent_instance.workers.folders import tree_size
 __all__ = ["Watched", "WorkerWatch"]
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 _FOLDER_EVERY: Final = 4
+_BUSY_AFTER_S: Final = 0.5
+_BUSY_NICE: Final = 10
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +37,7 @@ class Watched:
     folder: Path
     end: Callable[[], None]
     over: WorkerLimitError | None = None
+    gives_way: bool = False
 
     def close(self) -> None:
         """Close what it holds open. Idempotent."""
@@ -69,6 +76,9 @@ class WorkerWatch:
             turn += 1
             for worker in list(self._workers):
                 self._look_at_memory(worker)
+                if not worker.gives_way and _processor_s(worker.pid) > _BUSY_AFTER_S:
+                    worker.gives_way = True
+                    _give_way(worker.pid)
             if turn % _FOLDER_EVERY == 0:
                 await self._look_at_folders()
 
@@ -105,6 +115,21 @@ def _resident(pid: int) -> int:
             return int(statm.read(128).split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def _processor_s(pid: int) -> float:
+    try:
+        with Path(f"/proc/{pid}/stat").open("rb", buffering=0) as stat:
+            fields = stat.read(1024).rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * _TICK_S
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _give_way(pid: int) -> None:
+    # Its group is itself, its threads and what it has started.
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PGRP, pid, _BUSY_NICE)
 
 
 def _proportional(worker: Watched) -> int:

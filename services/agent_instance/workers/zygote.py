@@ -28,6 +28,7 @@ from services.agent_instance.workers.catalogue import Catalogue
 from services.agent_instance.workers.datagrams import Setup
 from services.agent_instance.workers.landlock import FileRules
 from services.agent_instance.workers.sandbox import Sandbox
+from services.agent_instance.workers.warm_up import warm_up
 from services.agent_instance.workers.worker import work
 
 __all__ = ["main"]
@@ -56,6 +57,10 @@ def main(argv: list[str]) -> int:
         datagrams.send(control, left)
         return 0
     sandbox = Sandbox.prepare(FileRules([*_readable(), *setup.read_paths], setup.hidden), setup.limits)
+    # After the imports, which may read what only root may; workers inherit having none.
+    kernel.drop_capabilities()
+    kernel.forbid_new_privileges()
+    warm_up()
     gc.collect()
     # What is there now stays: a collection in a worker would touch, and so copy, every page of it.
     gc.freeze()
@@ -118,7 +123,8 @@ class _Forker:
         self._control = control
         self._catalogue = catalogue
         self._sandbox = sandbox
-        self._names: dict[int, str] = {}
+        self._names: dict[int, int] = {}
+        self._ended: dict[int, dict[str, Any]] = {}
         self._woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -157,21 +163,18 @@ class _Forker:
         return True
 
     def _reap(self) -> None:
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            if ended.si_pid in self._names:
+        while (ended := _ended_child()) is not None:
+            if ended in self._names:
                 # Before it is reaped its number can be nobody else's: what it has left behind ends with it.
                 with suppress(OSError):
-                    os.killpg(ended.si_pid, signal.SIGKILL)
-            pid, status, usage = os.wait4(ended.si_pid, 0)
+                    os.killpg(ended, signal.SIGKILL)
+            pid, status, usage = os.wait4(ended, 0)
             if (name := self._names.pop(pid, None)) is not None:
                 seconds = usage.ru_utime + usage.ru_stime
-                self._tell({"op": "exited", "id": name, "status": status, "cpu_s": seconds})
+                self._ended[pid] = {"op": "exited", "id": name, "status": status, "cpu_s": seconds}
+        # Told when the last of its group is gone, too: orphans become this process's children as their parents die.
+        for pid in [pid for pid in self._ended if not _has_children_in(pid)]:
+            self._tell(self._ended.pop(pid))
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:
@@ -189,6 +192,22 @@ class _Forker:
             work(self._catalogue, self._sandbox, zygote, connection, output, folder)
         finally:
             os._exit(70)
+
+
+def _ended_child() -> int | None:
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if ended is None else ended.si_pid
+
+
+def _has_children_in(group: int) -> bool:
+    try:
+        os.waitid(os.P_PGID, group, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

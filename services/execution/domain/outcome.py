@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 
-from carrel.errors import CarrelError
+from carrel.errors import CancelledRunError, CarrelError
 from carrel.events import EVENTS, TERMINAL
 from carrel.ids import new_id
 from services.execution.domain.states import check_outcome
-from services.execution.models import Micros, OutboxEvent, RunRecord, RunState, StageRecord
-from services.execution.models_steps import Finish
+from services.execution.models import InputRecord, Micros, OutboxEvent, RunRecord, RunState, StageRecord, ThreadStrategy
+from services.execution.models_steps import Again, Finish
 
-__all__ = ["MAX_REPLY_BYTES", "accepted_event", "fits", "last_events", "reply_text", "trim_error"]
+__all__ = [
+    "MAX_REPLY_BYTES",
+    "accepted_event",
+    "attempt_event",
+    "fits",
+    "last_events",
+    "question_event",
+    "reply_text",
+    "superseded",
+    "trim_error",
+]
 
 MAX_REPLY_BYTES: Final = 65_536
 # What `{"status": "SUCCEEDED", "result": … }` needs around the result.
@@ -32,7 +43,38 @@ def accepted_event(run: RunRecord) -> OutboxEvent:
         "agent_name": run.agent_name,
         "stages": [stage.agent_name for stage in run.stages],
     }
+    if run.state is RunState.QUEUED:
+        data["status"] = run.state.value
     return OutboxEvent(1, new_id("evt"), "run_accepted", data, run.created_at)
+
+
+def attempt_event(number: int, stage: StageRecord, why: Again, now: Micros) -> OutboxEvent:
+    """Says that a stage is tried again: which, for the which time, and why."""
+    data = {"attempt": stage.attempt, "agent_name": stage.agent_name, "stage": stage.index, "reason": why.value}
+    return OutboxEvent(number, new_id("evt"), "run_attempt", data, now, stage.agent_name)
+
+
+def question_event(number: int, asked: InputRecord, agent_name: str) -> OutboxEvent:
+    """Asks the person. What is too large for an event is left out of it, and stays readable with the run."""
+    expires = datetime.fromtimestamp(asked.expires_at / 1_000_000, tz=UTC)
+    data: dict[str, Any] = {
+        "input_id": asked.input_id,
+        "expires_at": expires.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    if asked.tool_name:
+        data["tool_name"] = asked.tool_name
+    room = EVENTS["input_required"].max_bytes - _WRAPPING
+    further = {
+        "prompt": asked.prompt,
+        "schema": orjson.loads(asked.schema) if asked.schema else None,
+        "arguments": orjson.loads(asked.arguments) if asked.arguments else None,
+    }
+    for name, value in further.items():
+        size = len(orjson.dumps(value))
+        if value is not None and size <= room:
+            data[name] = value
+            room -= size
+    return OutboxEvent(number, new_id("evt"), "input_required", data, asked.asked_at, agent_name)
 
 
 def last_events(first: int, finish: Finish, running: StageRecord | None, now: Micros) -> tuple[OutboxEvent, ...]:
@@ -56,6 +98,14 @@ def last_events(first: int, finish: Finish, running: StageRecord | None, now: Mi
         OutboxEvent(first, new_id("evt"), "agent_error", {**error, "agent_name": name}, now, name),
         OutboxEvent(first + 1, new_id("evt"), TERMINAL, data, now),
     )
+
+
+def superseded(strategy: ThreadStrategy) -> Finish:
+    """The end of a run whose thread got a newer message under ``interrupt`` or ``rollback``."""
+    error = CancelledRunError(
+        f"a newer message of the thread ended the run (strategy {strategy.value!r})", strategy=strategy.value
+    )
+    return Finish(RunState.CANCELLED, error=error.to_dict(), interrupts=True)
 
 
 def fits(result: bytes) -> bool:

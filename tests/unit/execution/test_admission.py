@@ -3,67 +3,149 @@
 import pytest
 
 from carrel.errors import (
+    ActiveRunsError,
     AlreadyExistsError,
     EnginesLimitError,
     IdempotencyConflictError,
     InvalidRequestError,
-    NotImplementedYetError,
+    LimitExceededError,
+    RateLimitError,
     ThreadBusyError,
     UnendedRunsError,
     UnknownEngineError,
 )
 from services.execution.domain.admission import (
+    Bucket,
     Facts,
     UserLimits,
+    check_active,
+    check_engines,
     check_repeat,
+    check_reservation,
     check_room,
-    check_strategy,
+    check_thread,
     content_hash,
     parse_params,
+    take_from_bucket,
 )
 from services.execution.models import ThreadStrategy
 
-FREE = Facts(engines=1, unended=1, busy_run_id="", first_expiry=None, now=0)
+SECOND = 1_000_000
 LIMITS = UserLimits(2, 5)
 
 
-def facts(engines: int = 0, unended: int = 0, busy: str = "", first_expiry: int | None = None) -> Facts:
-    return Facts(engines, unended, busy, first_expiry, now=0)
+def facts(
+    engines: int = 0, unended: int = 0, busy: str = "", first_expiry: int | None = None, **all_users: int
+) -> Facts:
+    return Facts(engines, unended, busy, first_expiry, 0, **all_users)
+
+
+def test_reject_needs_an_idle_thread() -> None:
+    check_thread(facts())
+    with pytest.raises(ThreadBusyError) as raised:
+        check_thread(facts(busy="run-1", first_expiry=3_000_000))
+    assert raised.value.details["run_id"] == "run-1"
+    assert raised.value.retry_after_s == 3.0
 
 
 @pytest.mark.parametrize(
-    ("state", "reserved", "error"),
+    ("state", "total", "limit"),
     [
-        (facts(), None, None),
-        (facts(engines=1, unended=4), None, None),
-        (facts(engines=2), None, EnginesLimitError),
-        (facts(engines=2), True, None),  # its own reservation is one of the two
-        (facts(), False, UnknownEngineError),
-        (facts(unended=5), None, UnendedRunsError),
-        (facts(unended=5), True, UnendedRunsError),
-        (facts(busy="run-1", engines=2, unended=5), None, ThreadBusyError),
+        (facts(unended=4), 0, None),
+        (facts(unended=5), 0, ("max_unended_runs_per_user", 5, 5)),
+        (facts(unended=4, all_unended=9), 10, None),
+        (facts(unended=4, all_unended=10), 10, ("max_unended_runs", 10, 10)),
+        (facts(unended=4, all_unended=10), 0, None),  # no such limit
     ],
 )
-def test_room_for_a_run(state: Facts, reserved: bool | None, error: type[Exception] | None) -> None:
-    if error is None:
-        check_room(state, LIMITS, reserved=reserved)
+def test_room_for_another_unended_run(state: Facts, total: int, limit: tuple[str, int, int] | None) -> None:
+    if limit is None:
+        check_room(state, LIMITS, total)
         return
-    with pytest.raises(error):
-        check_room(state, LIMITS, reserved=reserved)
+    error: type[LimitExceededError] = ActiveRunsError if total else UnendedRunsError
+    with pytest.raises(error) as raised:
+        check_room(state, LIMITS, total)
+    assert raised.value.retry_after_s == 1.0
+    assert (raised.value.limit, raised.value.limit_value, raised.value.use) == limit
 
 
-def test_refusal_names_limit_use_and_when_to_try_again() -> None:
+def test_another_engine_of_the_users_and_of_all() -> None:
+    check_engines(facts(engines=1), 2)
+    check_active(facts(all_engines=9), 10)
+    check_active(facts(all_engines=9), 0)
     with pytest.raises(EnginesLimitError) as raised:
-        check_room(facts(engines=2, first_expiry=3_000_000), LIMITS, reserved=None)
+        check_engines(facts(engines=2, first_expiry=3_000_000), 2)
     error = raised.value
     assert (error.limit, error.limit_value, error.use, error.retry_after_s) == ("max_engines_per_user", 2, 2, 3.0)
+    with pytest.raises(ActiveRunsError) as full:
+        check_active(facts(all_engines=10), 10)
+    assert (full.value.limit, full.value.limit_value, full.value.use) == ("max_active_runs", 10, 10)
+
+
+def test_a_reservation_must_be_there_and_free() -> None:
+    check_reservation(found=True)
+    with pytest.raises(UnknownEngineError):
+        check_reservation(found=False)
 
 
 @pytest.mark.parametrize(("expiry", "wait"), [(None, 1.0), (1, 1.0), (300_000_000, 5.0)])
 def test_time_to_try_again_is_bounded(expiry: int | None, wait: float) -> None:
     with pytest.raises(EnginesLimitError) as raised:
-        check_room(facts(engines=2, first_expiry=expiry), LIMITS, reserved=None)
+        check_engines(facts(engines=2, first_expiry=expiry), 2)
     assert raised.value.retry_after_s == wait
+
+
+# The rate
+
+
+def taken(bucket: Bucket, now: float, count: int, per_minute: float = 60, burst: int = 3) -> Bucket:
+    for _ in range(count):
+        bucket = take_from_bucket(bucket, per_minute, burst, round(now * SECOND))
+    return bucket
+
+
+def test_a_quiet_users_bucket_is_full_and_no_fuller() -> None:
+    bucket = taken(Bucket(), 1_700_000_000, 3)
+    with pytest.raises(RateLimitError) as raised:
+        taken(bucket, 1_700_000_000, 1)
+    error = raised.value
+    assert (error.limit, error.limit_value, error.retry_after_s) == ("runs_per_minute_per_user", 60, 1.0)
+    bucket = taken(bucket, 1_700_009_999, 3)
+    with pytest.raises(RateLimitError):
+        taken(bucket, 1_700_009_999, 1)
+
+
+def test_bucket_fills_at_its_rate_and_the_error_says_when() -> None:
+    bucket = taken(Bucket(), 1_000, 3)
+    with pytest.raises(RateLimitError) as raised:
+        taken(bucket, 1_000.25, 1)
+    assert raised.value.retry_after_s == 0.75
+    bucket = taken(bucket, 1_001, 1)
+    with pytest.raises(RateLimitError):
+        taken(bucket, 1_001, 1)
+
+
+def test_many_small_waits_fill_as_one_long_one() -> None:
+    bucket = taken(Bucket(), 1_000, 3)
+    for tenth in range(1, 10):
+        with pytest.raises(RateLimitError):
+            taken(bucket, 1_000 + tenth / 10, 1)
+    taken(bucket, 1_001, 1)
+
+
+def test_clock_that_is_set_back_gives_nothing_and_takes_nothing() -> None:
+    bucket = taken(Bucket(), 1_000, 2)
+    bucket = taken(bucket, 10, 1)
+    with pytest.raises(RateLimitError):
+        taken(bucket, 1_000.5, 1)
+    taken(bucket, 1_001, 1)
+
+
+def test_no_rate_is_no_limit_and_no_burst_is_one_at_a_time() -> None:
+    assert taken(Bucket(), 0, 1_000, per_minute=0) == Bucket()
+    bucket = taken(Bucket(), 1_000, 1, burst=0)
+    with pytest.raises(RateLimitError):
+        taken(bucket, 1_000, 1, burst=0)
 
 
 def test_claims_override_limits_one_by_one() -> None:
@@ -110,12 +192,6 @@ def test_params_are_a_json_object(bad: bytes) -> None:
 
 def test_empty_params_are_an_empty_object() -> None:
     assert parse_params(b"") == {}
-
-
-@pytest.mark.parametrize("strategy", sorted(set(ThreadStrategy) - {ThreadStrategy.REJECT}))
-def test_other_strategies_say_that_they_are_not_there_yet(strategy: ThreadStrategy) -> None:
-    with pytest.raises(NotImplementedYetError):
-        check_strategy(strategy)
 
 
 def test_params_nest_as_deep_as_agents_take_and_no_deeper() -> None:

@@ -1,0 +1,81 @@
+"""Leases as operations of one transaction each, and what became of runs that others may have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import sqlalchemy as sa
+
+from services.execution.domain.states import ENDABLE
+from services.execution.models import UNENDED_STATES, RunRecord, UserKey
+from services.execution.store_sql_reads import read_run
+from services.execution.tables import DbNow, runs
+
+__all__ = ["TAKEN_AT_ONCE", "decided", "disown", "release_leases", "renew_leases", "take_over"]
+
+# So many in a transaction: others write between them.
+TAKEN_AT_ONCE: Final = 500
+_ASKED_AT_ONCE: Final = 50
+
+_P: Final = sa.bindparam
+_UNENDED: Final = runs.c.state.in_(sorted(UNENDED_STATES))
+_MINE: Final = sa.and_(_UNENDED, runs.c.lease_owner == _P("owner"))
+_LEASED: Final = DbNow() + _P("lease", type_=sa.BigInteger)
+
+_ORPHANS: Final = (
+    sa.select(runs.c.user_id, runs.c.run_id)
+    .where(_UNENDED, runs.c.lease_expires_at <= DbNow(), runs.c.lease_owner != _P("owner"))
+    .order_by(runs.c.created_at, runs.c.place)
+    .limit(TAKEN_AT_ONCE)
+    .with_for_update(skip_locked=True)
+)
+_TAKE: Final = (
+    runs.update()
+    .where(runs.c.user_id == _P("u"), runs.c.run_id == _P("run"))
+    .values(lease_owner=_P("owner"), lease_expires_at=_LEASED, fence=runs.c.fence + 1)
+)
+_DISOWN: Final = runs.update().where(_MINE).values(lease_owner="", lease_expires_at=0)
+_RENEW: Final = runs.update().where(_MINE).values(lease_expires_at=_LEASED)
+_RELEASE: Final = runs.update().where(_MINE).values(lease_expires_at=0)
+# Pairs of conditions, of which SQLite looks each up in the key; of ``(user_id, run_id) IN (…)`` it makes a walk over
+# the whole table. The state is looked at outside: as a condition it would be a walk over all unended runs.
+_STATES: Final = sa.select(runs.c.user_id, runs.c.run_id, runs.c.state).where(
+    sa.or_(*(sa.and_(runs.c.user_id == _P(f"u{n}"), runs.c.run_id == _P(f"r{n}")) for n in range(_ASKED_AT_ONCE)))
+)
+
+
+def disown(connection: sa.Connection, *, owner: str) -> None:
+    """Make what this process's former self held nobody's, for ``take_over`` to find."""
+    connection.execute(_DISOWN, {"owner": owner})
+
+
+def take_over(connection: sa.Connection, *, owner: str, lease: int) -> tuple[RunRecord, ...]:
+    """Part of ``RunStore.take_over``: the oldest orphaned runs, ``TAKEN_AT_ONCE`` when there are more."""
+    taken = []
+    for row in connection.execute(_ORPHANS, {"owner": owner}).all():
+        connection.execute(_TAKE, {"u": row.user_id, "run": row.run_id, "owner": owner, "lease": lease})
+        taken.append(read_run(connection, row.user_id, row.run_id))
+    return tuple(run for run in taken if run is not None)
+
+
+def renew_leases(connection: sa.Connection, *, owner: str, lease: int) -> None:
+    """See ``RunStore.renew_leases``."""
+    connection.execute(_RENEW, {"owner": owner, "lease": lease})
+
+
+def release_leases(connection: sa.Connection, *, owner: str) -> None:
+    """See ``RunStore.release_leases``."""
+    connection.execute(_RELEASE, {"owner": owner})
+
+
+def decided(connection: sa.Connection, keys: Sequence[tuple[UserKey, str]]) -> frozenset[tuple[UserKey, str]]:
+    """See ``RunStore.decided``."""
+    open_ones: set[tuple[UserKey, str]] = set()
+    for first in range(0, len(keys), _ASKED_AT_ONCE):
+        some = list(keys[first : first + _ASKED_AT_ONCE])
+        some += [some[-1]] * (_ASKED_AT_ONCE - len(some))
+        asked = {f"u{n}": user for n, (user, _) in enumerate(some)} | {f"r{n}": run for n, (_, run) in enumerate(some)}
+        rows = connection.execute(_STATES, asked)
+        open_ones.update((UserKey(row.user_id), row.run_id) for row in rows if row.state in ENDABLE)
+    return frozenset(keys) - open_ones
