@@ -41,7 +41,7 @@ from services.agent_instance.models import (
 from services.agent_instance.workers.in_loop import InLoopExecutor
 
 
-def call_id(tool: str, n: int = 1, **arguments: Any) -> str:
+def call_id(tool: str, n: int = 1, /, **arguments: Any) -> str:
     """The ``tool_call_id`` of the n-th call of a tool with these arguments."""
     return f"call-0-{tool}-{hash_arguments(arguments)[:8]}-{n}"
 
