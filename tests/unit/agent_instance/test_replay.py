@@ -132,7 +132,7 @@ class Racing(Agent):
 
     async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
         numbers = list(range(6)) * 2
-        random.Random(request.attempt).shuffle(numbers)  # noqa: S311  (an order, not a secret)
+        random.Random(request.attempt).shuffle(numbers)
         got = await asyncio.gather(*(ctx.call_tool("draw", n=n) for n in numbers))
         return {"got": sorted(got)}
 
