@@ -1,4 +1,4 @@
-"""agent_instance over real gRPC: the queue for a worker, questions to a person, later attempts, agents run by agents."""
+"""agent_instance over real gRPC: the queue for a worker, questions to a person, later attempts, sub-agents."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any
 
 import orjson
@@ -11,8 +12,8 @@ import pytest
 from carrel import Agent, AgentContext, Request, tool
 from carrel.errors import ApprovalDeniedError, InvalidRequestError
 from services.agent_instance.domain.dispatcher import DispatchStrategy
-from services.agent_instance.domain.questions import APPROVAL_SCHEMA, approval_question
-from services.agent_instance.models import AuditOutcome
+from services.agent_instance.domain.questions import APPROVAL_SCHEMA, StageQuestions, approval_question
+from services.agent_instance.models import AuditOutcome, ProvidedInput, Question
 from tests.conftest import Eventually
 from tests.unit.agent_instance.support import Bench, call_id
 
@@ -197,6 +198,25 @@ async def test_an_approval_is_for_its_arguments_and_asked_anew_for_others() -> N
     assert orjson.loads(second.question.arguments) == {"amount": 500}
     assert second.question.input_id != first.question.input_id
     assert not ran
+
+
+async def test_an_answer_under_the_same_id_for_other_arguments_is_no_approval() -> None:
+    first = await Bench(Spender).run("spender")
+    other = ProvidedInput(first.question.input_id, b"true", "0" * 64)
+    second = await Bench(Spender).run("spender", attempt=2, inputs=(other,), caller=first.caller)
+    assert second.question.input_id != first.question.input_id
+    assert second.question.arguments_hash == first.question.arguments_hash
+    assert not ran
+
+
+async def test_a_fallback_begins_without_the_questions_of_the_agent_before_it() -> None:
+    questions = StageQuestions(0, (), lambda _: None)
+    questions.ask(Question("ask-0-1", "?", b"{}"), None, nullcontext())
+    settled = questions.settled
+    questions.restart()
+    assert questions.settled is not settled
+    done, _ = await asyncio.wait({questions.settled, settled}, timeout=0.1)
+    assert not done
 
 
 def test_large_arguments_are_shown_by_their_beginnings() -> None:

@@ -309,6 +309,13 @@ async def test_a_sub_agent_at_work_is_activity_of_its_parent_and_its_own_idlenes
     assert idle.error.code == "AGENT_IDLE_TIMEOUT"
 
 
+async def test_nobody_speaks_for_an_agent_whose_sub_agent_speaks() -> None:
+    stage = await Bench(Patient, Chatty, periodic_s=0.25).run("patient")
+    assert not [event for event in stage.of("agent_thinking") if event.data.get("heartbeat")]
+    silent = await Bench(Patient, Silent, periodic_s=0.1, idle_s=0.4).run("patient")
+    assert {event.agent for event in silent.of("agent_thinking") if event.data.get("heartbeat")} == {"patient"}
+
+
 class Asking(Agent):
     name = "asking"
     tools = (look,)
