@@ -82,9 +82,8 @@ class Behaves(Agent):
         def dumps(*_: Any, **__: Any) -> str:
             raise OSError
 
-        dumps.patched = True  # type: ignore[attr-defined]
-        json.dumps = dumps  # type: ignore[assignment]
-        asyncio.sleep = dumps
+        vars(dumps)["patched"] = True
+        vars(json)["dumps"] = vars(asyncio)["sleep"] = dumps
 
     async def do_ignore_cancel(self, ctx: AgentContext, params: Any) -> None:
         while True:
