@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
 from carrel.context import UserExecutionContext
+from carrel.errors import StartupError
 from carrel.v1.agent_instance_pb2_grpc import add_AgentInstanceServiceServicer_to_server
 from servicekit.delivery import Outlet, ProducerStream
 from servicekit.identity.keys import KeySet
@@ -21,6 +22,7 @@ from servicekit.tasks import TaskOwner
 from services.agent_instance.client_emitter import StageProducer
 from services.agent_instance.client_model import OpenAiEndpoint
 from services.agent_instance.config import AgentInstanceSettings
+from services.agent_instance.config_mcp import McpServers
 from services.agent_instance.config_models import ModelSettings
 from services.agent_instance.domain.activity import TimePolicy
 from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
@@ -31,7 +33,7 @@ from services.agent_instance.domain.model_calls import ModelDesk
 from services.agent_instance.domain.model_endpoint import ModelPolicy
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
 from services.agent_instance.domain.pool import ResourcePool
-from services.agent_instance.domain.ports import ModelAccess
+from services.agent_instance.domain.ports import ModelAccess, ToolServers
 from services.agent_instance.domain.registry import AgentClassRegistry, AgentEntry
 from services.agent_instance.domain.stage import StageServices, StageTimes
 from services.agent_instance.domain.validation import DependencyChecker
@@ -53,7 +55,7 @@ def dependency_checker(settings: AgentInstanceSettings) -> DependencyChecker:
         return "" if settings.models.configured else "none is configured (CARREL_AGENT_INSTANCE_MODELS__BASE_URL)"
 
     async def tools(entry: AgentEntry) -> str:
-        return "" if entry.tools else "it declares no tools"
+        return "" if entry.tools or entry.servers else "it declares no tools"
 
     async def database(_entry: AgentEntry) -> str:
         return "" if settings.database else "the operator has declared none (CARREL_AGENT_INSTANCE_DATABASE)"
@@ -67,12 +69,14 @@ def stage_services(
     dependencies: DependencyChecker,
     workers: ExecutorFactory | None = None,
     models: ModelAccess | None = None,
+    tool_servers: ToolServers | None = None,
 ) -> StageServices:
     """What every attempt of the process uses, as the settings say.
 
     Args:
         workers: Makes worker processes; None to run every class as a task.
         models: The way to language models; None for none.
+        tool_servers: MCP servers that agents get tools of.
     """
     times, tools, chosen = settings.times, settings.tools, settings.workers
 
@@ -104,6 +108,7 @@ def stage_services(
         policy=TimePolicy(times.idle, times.idle_max, times.wall, times.wall_max),
         times=StageTimes(grace_s=times.grace, kill_s=times.kill, log_wait_s=times.log_wait),
         models=models,
+        tool_servers=tool_servers,
     )
 
 
@@ -147,6 +152,28 @@ def _model_policy(settings: ModelSettings) -> ModelPolicy:
     )
 
 
+def _open_tool_servers(
+    configured: McpServers, registry: AgentClassRegistry
+) -> AbstractAsyncContextManager[ToolServers]:
+    """Those MCP servers that an agent wants tools of.
+
+    Raises:
+        StartupError: The optional package is not installed.
+    """
+    try:
+        # It takes long to load, and is there only where somebody wants it.
+        from services.agent_instance.client_mcp import open_servers
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            f"CARREL_AGENT_INSTANCE_MCP sets up MCP servers, and the package {error.name} is not installed",
+            advice="install carrel[mcp], or remove the setting",
+        ) from error
+    wanted = {name for entry in registry.values() for name in entry.servers}
+    if idle := [name for name in configured.by_name if name not in wanted]:
+        _log.info("MCP servers that no agent wants tools of", servers=idle)
+    return open_servers(McpServers({name: configured.by_name[name] for name in sorted(wanted)}))
+
+
 def _tell_isolation(core: AgentExecutionCore) -> None:
     by_kind: dict[str, list[str]] = {"process": [], "task": []}
     for entry in core.registry.values():
@@ -167,7 +194,7 @@ def _producers(outlet: Outlet) -> MakeProducer:
 async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[RpcServer]:
     """The service, ready to be started; leaving it ends every attempt and closes what it opened, in reverse."""
     async with start.phase(Phase.CONFIGURATION, needs="agent classes that can be loaded, and the ticket keys"):
-        registry = AgentClassRegistry.load(settings.agents)
+        registry = AgentClassRegistry.load(settings.agents, {} if settings.mcp is None else settings.mcp.fingerprints())
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
     dependencies = dependency_checker(settings)
     async with AsyncExitStack() as stack:
@@ -177,7 +204,11 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
         if any(entry.isolation == "process" for entry in registry.values()):
             async with start.phase(Phase.INTEGRATION, needs="worker processes for the agents"):
                 workers = await stack.enter_async_context(open_workers(settings, registry))
-        services = stage_services(settings, registry, dependencies, workers, models)
+        servers: ToolServers | None = None
+        if settings.mcp is not None:
+            async with start.phase(Phase.INTEGRATION, needs="the package that speaks with MCP servers"):
+                servers = await stack.enter_async_context(_open_tool_servers(settings.mcp, registry))
+        services = stage_services(settings, registry, dependencies, workers, models, servers)
         _tell_isolation(services.core)
         channel = await stack.enter_async_context(open_channel(settings.emitter))
         async with start.phase(

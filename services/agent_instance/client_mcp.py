@@ -7,6 +7,7 @@ Imported only when there is one, since the package takes long to load and is opt
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -31,6 +32,8 @@ __all__ = ["McpConnection", "McpConnector", "open_servers"]
 _log: Final = get_logger("agent_instance.mcp")
 
 _MAX_TOOLS: Final = 500
+# Of one server: agents' tools are told in one message.
+_MAX_LIST_BYTES: Final = 256 * 1024
 _MAX_PAGES: Final = 50
 _CLOSE_S: Final = 3.0
 _CLIENT: Final = types.Implementation(name="carrel", version="0")
@@ -74,9 +77,10 @@ class McpConnection:
         # Whatever the package makes of what a server sends; cancellation is none of these.
         except Exception as error:  # noqa: BLE001
             raise self._unavailable(f"it gives no list of its tools ({_reason(error)})") from None
-        if len(found) > _MAX_TOOLS or cursor is not None:
-            _log.warning("an MCP server lists too many tools", server=self._name, kept=_MAX_TOOLS)
-        return found[:_MAX_TOOLS]
+        kept = _within(found)
+        if len(kept) < len(found) or cursor is not None:
+            _log.warning("an MCP server lists too many tools", server=self._name, kept=len(kept))
+        return kept
 
     async def call(self, tool: str, arguments: Mapping[str, Any], meta: Mapping[str, Any]) -> Answer:
         """Call a tool; cancelling it leaves telling the server to a task of its own."""
@@ -258,6 +262,16 @@ class _BoundedBody(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+def _within(tools: list[Listed]) -> list[Listed]:
+    """The first tools that are within the bounds together."""
+    left = _MAX_LIST_BYTES
+    for at, tool in enumerate(tools[:_MAX_TOOLS]):
+        left -= len(tool.name) + len(tool.description) + len(json.dumps(tool.schema))
+        if left < 0:
+            return tools[:at]
+    return tools[:_MAX_TOOLS]
 
 
 def _answer(result: types.CallToolResult) -> Answer:

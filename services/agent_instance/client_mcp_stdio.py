@@ -33,6 +33,7 @@ _CHUNK_BYTES: Final = 64 * 1024
 _TAIL_BYTES: Final = 2048
 _MAX_LOGGED_LINES: Final = 100
 _MAX_GARBAGE: Final = 100
+_REAP_S: Final = 1.0
 # How our own requests come back, for one whose answer is too large to be read.
 _ANSWER_TO: Final = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,18})\s*[,}]')
 
@@ -85,7 +86,7 @@ async def stdio_server(
                     stream.close()
         await _stop(process, command.stop_s)
     finally:
-        _kill(process)
+        await _kill(process)
 
 
 async def _stop(process: asyncio.subprocess.Process, stop_s: float) -> None:
@@ -105,13 +106,16 @@ async def _exited(process: asyncio.subprocess.Process, within_s: float) -> bool:
     return process.returncode is not None
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of it, descendants included. The loop's child watcher reaps it."""
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of it, descendants included, and see it reaped."""
     _signal(process, signal.SIGKILL)
-    # Otherwise its pipes stay open for as long as a descendant that left the group has them.
-    transport = getattr(process, "_transport", None)
-    if transport is not None:
-        transport.close()
+    try:
+        await _exited(process, _REAP_S)
+    finally:
+        # Otherwise its pipes stay open for as long as a descendant that left the group has them.
+        transport = getattr(process, "_transport", None)
+        if transport is not None:
+            transport.close()
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -60,7 +60,7 @@ async def test_a_killed_server_is_unavailable_until_it_is_back(web: Http, eventu
 
         async def again() -> bool:
             try:
-                return await call.value("web__recall") == []
+                return bool(await call.value("web__recall") == [])
             except ToolUnavailableError:
                 return False
 
@@ -92,7 +92,7 @@ async def test_a_session_that_the_server_forgot_is_opened_anew(web: Http, eventu
 
         async def again() -> bool:
             try:
-                return await call.value("web__recall") == []
+                return bool(await call.value("web__recall") == [])
             except ToolUnavailableError:
                 return False
 

@@ -24,7 +24,7 @@ async def test_tools_are_listed_with_the_servers_own_schemas() -> None:
         assert "notes__secret" not in tools
         add = tools["notes__add"]
         assert add.description == "Add two points."
-        assert set(add.input_schema["properties"]) == {"a", "b"}  # type: ignore[arg-type]
+        assert set(add.input_schema["properties"]) == {"a", "b"}
         assert (add.host, add.server, add.permission, add.timeout_s) == (True, "notes", "mcp:notes:add", 30.0)
 
 

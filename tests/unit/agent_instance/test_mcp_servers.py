@@ -186,7 +186,8 @@ async def test_a_server_that_died_is_unavailable_for_a_pause_that_doubles_and_th
         attempt, other = servers.for_attempt(), servers.for_attempt()
         await _read(attempt)
         await _read(other)
-        pauses = []
+        session = attempt._sessions["files"]
+        pauses: list[float | None] = []
         for _ in range(3):
             connector.connections[-1 if pauses else 1].die()
             with pytest.raises(ToolUnavailableError, match="died and is started again") as raised:
@@ -194,8 +195,7 @@ async def test_a_server_that_died_is_unavailable_for_a_pause_that_doubles_and_th
             pauses.append(raised.value.retry_after_s)
             # Another user's session of the same server is another process: nothing happened to it.
             assert await _read(other) == 2
-            session = attempt._sessions["files"]
-            await eventually(lambda session=session: session._backoff.wait_s(asyncio.get_running_loop().time()) == 0)
+            await eventually(lambda: session._backoff.wait_s(asyncio.get_running_loop().time()) == 0)
             await session.get()
         # In units of the first; none is told as less than 0.1 s.
         assert [round((pause or 0) / 0.05) for pause in pauses] == [2, 2, 4]

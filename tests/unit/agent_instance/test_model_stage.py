@@ -126,8 +126,8 @@ class Both:
 
 @asynccontextmanager
 async def talking(*script: Step, **options: Any) -> AsyncIterator[Both]:
-    async with model_bench(*script, **options) as models:
-        stages = Bench(*AGENTS)
+    async with model_bench(*script) as models:
+        stages = Bench(*AGENTS, **options)
         stages.services = dataclasses.replace(stages.services, models=models.desk)
         yield Both(stages, models.server)
         assert models.desk.gates.running == models.desk.gates.waiting == 0
@@ -221,8 +221,8 @@ async def test_a_cancelled_run_aborts_the_request(eventually: Eventually) -> Non
 
 
 async def test_a_silent_model_is_activity_until_its_own_limit() -> None:
-    async with talking(Say("late", pieces=1, delay_s=0.5)) as t:
-        stage = await t.run("careful", idle_s=0.2)
+    async with talking(Say("late", pieces=1, delay_s=0.6), idle_s=0.2) as t:
+        stage = await t.run("careful")
         assert stage.result == {"text": "late"}  # not ended by its idle limit: its model was at work
 
 
