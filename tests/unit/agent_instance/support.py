@@ -16,7 +16,7 @@ from carrel.events import EVENTS, check_event_size, validate_event
 from services.agent_instance.domain.activity import TimePolicy
 from services.agent_instance.domain.artifacts import ArtifactDesk, artifact_url
 from services.agent_instance.domain.calls import hash_arguments
-from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
+from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits, Instance
 from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
 from services.agent_instance.domain.executor import ExecutorFactory
 from services.agent_instance.domain.fallback import FallbackManager
@@ -236,6 +236,7 @@ class Bench:
             number=options.attempt,
             journal=options.journal,
             inputs=options.inputs,
+            instance=instance,
         )
 
     async def run(self, agent: str, **changes: Any) -> Stage:
@@ -259,6 +260,7 @@ class Stage:
     number: int = 1
     journal: tuple[JournalItem, ...] = ()
     inputs: tuple[ProvidedInput, ...] = ()
+    instance: Instance | None = None
 
     async def again(self, *answers: Any, last_attempt: bool = True, **changes: Any) -> Stage:
         """The next attempt of the same stage, run to its end: over this one's journal, with the question answered."""
