@@ -1,6 +1,6 @@
 # Everything a developer does here; `make` lists it. Needs make and one Python 3.11-3.13 (tools/environment.sh says which).
 # Variables: PYTHON=interpreter for the virtual environment, VENV=its folder, ARGS=more arguments for pytest,
-# ONCE=1, CASES="names", OUT=file (each target says which it reads).
+# ONCE=1, CASES="names", OUT=file, MINUTES=n, SEED=n (each target says which it reads).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,6 +13,8 @@ ARGS ?=
 ONCE ?=
 CASES ?=
 OUT ?=
+MINUTES ?=
+SEED ?=
 
 BIN := $(VENV)/bin
 # -P keeps a folder of the caller's called `services` from hiding ours.
@@ -67,6 +69,14 @@ fmt: setup ## formats Python and protos, and mends what ruff can mend
 	$(BIN)/ruff check --fix-only --quiet $(WRITTEN)
 	$(BIN)/ruff format $(WRITTEN)
 	$(BIN)/buf format --write
+
+.PHONY: recovery
+recovery: setup ## kill -9 of each process at each boundary and in each stage of a run; prints the table
+	$(RUN) -m tests.chaos.recovery
+
+.PHONY: soak
+soak: setup ## random runs of 200 users under kills, with canaries; MINUTES=2 SEED=number
+	$(RUN) -m tests.chaos.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench
 bench: setup ## measures; CASES="events first_event" OUT=file.json

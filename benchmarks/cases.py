@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
+from benchmarks.cancel_case import cancel
 from benchmarks.context_case import context
 from benchmarks.events_case import events
+from benchmarks.fairness_case import fairness
 from benchmarks.first_event_case import first_event
 from benchmarks.process_cases import memory, startup
+from benchmarks.recovery_case import recovery
+from benchmarks.runs_case import runs
+from benchmarks.worker_cases import memory_per_run, worker_start
 
 __all__ = ["CASES"]
 
@@ -18,4 +23,10 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "first_event": first_event,
     "events": events,
     "memory": memory,
+    "worker_start": worker_start,
+    "memory_per_run": memory_per_run,
+    "runs": runs,
+    "cancel": cancel,
+    "recovery": recovery,
+    "fairness": fairness,
 }

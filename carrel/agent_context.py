@@ -7,39 +7,47 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, TypeVar, overload
 
+from carrel.agent_answers import answer_schema
 from carrel.agent_calls import HostCalls, HostPort
 from carrel.agent_messages import (
     CHUNK_BYTES,
     ROOT,
+    AgentReply,
     ArtifactStored,
+    Ask,
     CallTool,
     ChildOpened,
     CloseChild,
     EmitEvent,
     EventAccepted,
+    InputReply,
     OpenChild,
     PutArtifact,
+    RunAgent,
     ToolReply,
 )
 from carrel.context import UserExecutionContext
 from carrel.errors import (
     InvalidContextError,
     InvalidRequestError,
-    NotImplementedYetError,
     ProtocolError,
     TooLargeError,
     ToolArgumentsError,
 )
 from carrel.events import validate_event
 from carrel.frozen import JSON, freeze_map
-from carrel.ids import check_operation_name, new_id
+from carrel.ids import check_operation_name
+from carrel.llm import Llm
 
 __all__ = ["MAX_ARTIFACT_BYTES", "AgentContext", "ArtifactRef", "Artifacts", "HostPort", "check_artifact_name"]
+
+T = TypeVar("T")
 
 MAX_ARTIFACT_BYTES: Final = 8 * 1024 * 1024
 _MAX_NAME: Final = 128
@@ -146,7 +154,7 @@ class AgentContext:
         artifacts: Files for the user.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (made by the runtime only)
         self,
         calls: HostCalls,
         context: UserExecutionContext,
@@ -155,8 +163,13 @@ class AgentContext:
         tools: Sequence[str] = (),
         attempt: int = 1,
         tool_call_id: str = "",
+        model: str = "",
+        seed: str = "",
     ) -> None:
         self._calls = calls
+        self._model = model
+        self._seed = seed
+        self._messages = 0
         self._handle = handle
         self._closed = False
         self.context = context
@@ -181,12 +194,12 @@ class AgentContext:
     async def message(self, text: str | None = None, *, delta: str | None = None, message_id: str | None = None) -> str:
         """Say something to the user (``agent_message``): a whole ``text``, or a ``delta`` to append to ``message_id``.
 
-        Returns the message's id, a new one when none is given.
+        Returns the message's id, a new one when none is given; a repeated attempt of the stage gives the same ones.
 
         Raises:
             InvalidEventError: Not exactly one of ``text`` and ``delta``.
         """
-        number = message_id or new_id("msg")
+        number = message_id or self._next_message_id()
         parts = {"text": text, "delta": delta}
         data = {name: part for name, part in parts.items() if part is not None}
         await self._emit("agent_message", {"message_id": number, **data})
@@ -225,37 +238,114 @@ class AgentContext:
         call = OpenChild(self._calls.next_id(), self._handle, operation_name, chosen)
         opened = await self._calls.ask(call, ChildOpened)
         context = UserExecutionContext.from_dict(opened.context)
-        child = AgentContext(self._calls, context, handle=opened.handle, tools=opened.tools, attempt=self.attempt)
+        child = AgentContext(
+            self._calls,
+            context,
+            handle=opened.handle,
+            tools=opened.tools,
+            attempt=self.attempt,
+            model=self._model,
+            seed=self._seed,
+        )
         try:
             yield child
         finally:
             child._closed = True
             await self._calls.tell(CloseChild(child._handle))
 
-    async def run_agent(self, name: str, /, **params: JSON) -> NoReturn:
-        """Run another agent inside this one; not part of this version.
+    async def run_agent(
+        self,
+        name: str,
+        message: str | None = None,
+        *,
+        params: Mapping[str, JSON] | None = None,
+        tools: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+        model_tokens: int | None = None,
+    ) -> Mapping[str, JSON]:
+        """Run another agent inside this one and return its result; several may run at once.
+
+        It has a context of its own below this one, a worker of its own, and its own events. It ends with this agent,
+        with the block that waits for it (``asyncio.timeout``), and with the run. Its failure is raised here, for this
+        agent to handle::
+
+            data = await ctx.run_agent("data", params={"days": 7}, timeout_s=60)
+
+        Args:
+            message: Its request's message.
+            params: Its request's parameters.
+            tools: Names of the tools that it may use; by default all that its class declares and this context has.
+                It never has others.
+            timeout_s: Seconds that it may take, within what is left of this agent's.
+            model_tokens: Tokens that its model calls may use, within what is left of the user's.
 
         Raises:
-            NotImplementedYetError: Always.
+            UnknownAgentError: There is no such agent.
+            ToolError: ``tools`` names one that it cannot have.
+            LimitExceededError: Too many are at work (WorkersBusyError: in the whole service), or they nest too deeply.
+            AgentError: It failed, took too long, or its worker was lost.
+            CarrelError: Whatever else it raised.
         """
-        raise NotImplementedYetError("ctx.run_agent is not part of this version", advice="name it in `requires`")
+        self._check_open()
+        if isinstance(tools, str):
+            raise InvalidRequestError("tools must be a list of names", fields={"tools": "must be a list of names"})
+        _check_positive("timeout_s", timeout_s, int, float)
+        _check_positive("model_tokens", model_tokens, int)
+        call = RunAgent(
+            self._calls.next_id(),
+            self._handle,
+            name,
+            message or "",
+            freeze_map(params, "params"),
+            None if tools is None else tuple(tools),
+            None if timeout_s is None else float(timeout_s),
+            model_tokens,
+        )
+        return (await self._calls.ask(call, AgentReply)).result
 
-    async def ask(self, prompt: str, /, **schema: JSON) -> NoReturn:
-        """Ask the user and wait for the answer; not part of this version.
+    @overload
+    async def ask(self, prompt: str, schema: type[T]) -> T: ...
+    @overload
+    async def ask(
+        self, prompt: str, schema: Mapping[str, JSON] | None = None, *, choices: Sequence[str] | None = None
+    ) -> JSON: ...
+
+    async def ask(
+        self,
+        prompt: str,
+        schema: type[Any] | Mapping[str, JSON] | None = None,
+        *,
+        choices: Sequence[str] | None = None,
+    ) -> JSON:
+        """Ask the run's user, and return the answer, however long it takes.
+
+        The run waits without a worker: this attempt ends here, and when there is an answer a new one runs the agent
+        from its beginning. So what comes before must lead to the same question again: finished tool calls, model calls
+        and sub-agents are answered from a journal; give time, chance and the like to a tool. Other calls under way
+        end before the wait begins::
+
+            plan = await ctx.ask("How deep shall I look?", choices=["quick", "thorough"])
+            limit = await ctx.ask("Up to which amount?", float)
+
+        Args:
+            prompt: For a person to read; at most 8 KiB.
+            schema: What the answer must be: JSON Schema, or a type (``bool``, ``int``, ``list[str]``, a pydantic model
+                …), of which the answer is then an instance. A string by default.
+            choices: The strings to choose from, in the schema's place.
 
         Raises:
-            NotImplementedYetError: Always.
+            InvalidRequestError: The question cannot be asked.
+            InvalidInputError: The answer does not fit the type.
         """
-        raise NotImplementedYetError("ctx.ask is not part of this version", advice="pass the value as a parameter")
+        self._check_open()
+        asked, convert = answer_schema(schema, choices)
+        call = Ask(self._calls.next_id(), self._handle, prompt, freeze_map(asked, "schema"))
+        return convert((await self._calls.ask(call, InputReply)).value)
 
     @property
-    def llm(self) -> NoReturn:
-        """Access to a language model; not part of this version.
-
-        Raises:
-            NotImplementedYetError: Always.
-        """
-        raise NotImplementedYetError("ctx.llm is not part of this version")
+    def llm(self) -> Llm:
+        """Language models; ``ctx.llm.available`` says whether there is one."""
+        return Llm(self, self._calls, self._model)
 
     async def _emit(self, event_type: str, data: Mapping[str, Any]) -> None:
         self._check_open()
@@ -280,6 +370,17 @@ class AgentContext:
             calls.forget(call_id)
         return ArtifactRef.from_dict(stored.artifact)
 
+    def _next_message_id(self) -> str:
+        self._messages += 1
+        whose = f"{self._seed}|{self.context.request_id}|{self.tool_call_id}|{self._messages}"
+        return f"msg-{hashlib.sha256(whose.encode()).hexdigest()[:24]}"
+
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidContextError("this child context is closed: its `async with` block has ended")
+
+
+def _check_positive(name: str, value: object, *types: type) -> None:
+    if value is None or (isinstance(value, types) and not isinstance(value, bool) and 0 < value < math.inf):  # type: ignore[operator]
+        return
+    raise InvalidRequestError(f"{name} must be above 0", fields={name: "must be above 0"})

@@ -200,6 +200,7 @@ class Start:
     """What to run: the context (without ticket), the agent's name, ``Request.to_dict()`` and the tools it may use.
 
     ``environment``: variables for this attempt alone, set before the agent's code runs (worker processes only).
+    ``seed``: what ids are made from that must be the same in every attempt of the stage.
     """
 
     context: Object
@@ -207,6 +208,7 @@ class Start:
     request: Object
     tools: tuple[str, ...] = ()
     environment: Object = field(default_factory=dict)
+    seed: str = ""
 
 
 @dataclass(frozen=True, slots=True)

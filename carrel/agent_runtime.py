@@ -49,6 +49,7 @@ from carrel.errors import (
     UnknownToolError,
 )
 from carrel.frozen import JSON, freeze, freeze_map
+from carrel.llm import MODEL_VARIABLE
 from carrel.pseudonyms import hash_user
 from carrel.tools import Tool
 
@@ -83,6 +84,7 @@ class WorkerSession:
         self._bodies: dict[str, asyncio.Task[None]] = {}
         self._tools: Mapping[str, Tool] = {}
         self._attempt = 1
+        self._model = self._seed = ""
         self._whose: Mapping[str, str] = {}
         self._cancelled: str | None = None
 
@@ -189,7 +191,16 @@ class WorkerSession:
         request = Request.from_dict(start.request)
         self._tools = {item.name: item for item in agent_class.tools}
         self._attempt = request.attempt
-        ctx = AgentContext(self._calls, context, tools=start.tools, attempt=request.attempt)
+        self._model = str(start.environment.get(MODEL_VARIABLE, ""))
+        self._seed = start.seed
+        ctx = AgentContext(
+            self._calls,
+            context,
+            tools=start.tools,
+            attempt=request.attempt,
+            model=self._model,
+            seed=self._seed,
+        )
         result: object = await agent_class().run(ctx, request)
         if isinstance(result, Plan):
             if not agent_class.plans:
@@ -249,6 +260,8 @@ class WorkerSession:
                 tools=message.tools,
                 attempt=self._attempt,
                 tool_call_id=message.tool_call_id,
+                model=self._model,
+                seed=self._seed,
             )
             result = await tool.func(ctx, **arguments)
         return freeze(result, "result")

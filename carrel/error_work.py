@@ -16,6 +16,7 @@ __all__ = [
     "InputExpiredError",
     "InvalidResultError",
     "ModelBudgetError",
+    "ModelBusyError",
     "ModelRefusedError",
     "ModelUnavailableError",
     "QueueFullError",
@@ -161,3 +162,10 @@ class ModelUnavailableError(ModelError):
 
 class ModelBudgetError(ModelError, QuotaError):
     """The user's tokens for models are used up; ``retry_after_s`` says when there are new ones."""
+
+
+class ModelBusyError(ModelError, LimitExceededError):
+    """As many of the user's model calls are under way, and wait, as may; ``limit`` names which."""
+
+    retryable = True
+    default_advice = "ask for fewer answers at once, or try again shortly"

@@ -82,6 +82,7 @@ The root and its branches are written in ``carrel.error_base``, the leaves of li
     ├── ModelError                           UNKNOWN
     │   ├── ModelRefusedError                FAILED_PRECONDITION
     │   ├── ModelBudgetError                 RESOURCE_EXHAUSTED also a QuotaError
+    │   ├── ModelBusyError                   RESOURCE_EXHAUSTED retryable, also a LimitExceededError
     │   └── ModelUnavailableError            UNAVAILABLE        retryable
     └── ToolError                            UNKNOWN
         ├── ToolFailedError                  UNKNOWN
@@ -127,6 +128,7 @@ from carrel.error_work import (
     InputExpiredError,
     InvalidResultError,
     ModelBudgetError,
+    ModelBusyError,
     ModelRefusedError,
     ModelUnavailableError,
     QueueFullError,
@@ -162,6 +164,7 @@ __all__ = [
     "InvalidResultError",
     "LimitExceededError",
     "ModelBudgetError",
+    "ModelBusyError",
     "ModelError",
     "ModelRefusedError",
     "ModelUnavailableError",

@@ -123,6 +123,7 @@ class ChildIds:
     """
 
     def __init__(self, root_request_id: str) -> None:
+        self.root = root_request_id
         self._taken = {root_request_id}
         self._next: dict[str, int] = {}
 

@@ -7,6 +7,7 @@ upgrade: that is the handshake's and the session's.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, cast
@@ -120,7 +121,7 @@ def _refusal(error: CarrelError) -> bytes:
     status, body = http_status(error), orjson.dumps({"error": error.to_dict()})
     head = (
         f"HTTP/1.1 {status} {_REASONS.get(status, 'Refused')}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nRetry-After: {max(1, round(error.retry_after_s or 1))}\r\n"
+        f"Content-Length: {len(body)}\r\nRetry-After: {max(1, math.ceil(error.retry_after_s or 1))}\r\n"
         "Connection: close\r\n\r\n"
     )
     return head.encode() + body

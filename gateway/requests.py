@@ -9,14 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from carrel.errors import InvalidRequestError
+import orjson
+
+from carrel.errors import InvalidRequestError, TooLargeError
 from carrel.ids import check_id, check_minted_id
 from gateway.fields import ID, OBJECT, Rule, check_fields
 
-__all__ = ["EXECUTE_RULES", "MAX_MESSAGE_BYTES", "STRATEGIES", "ExecuteRequest", "execute_request"]
+__all__ = [
+    "EXECUTE_RULES",
+    "MAX_MESSAGE_BYTES",
+    "STRATEGIES",
+    "Answer",
+    "ExecuteRequest",
+    "answer_of",
+    "execute_request",
+]
 
 MAX_MESSAGE_BYTES: Final = 262_144
 MAX_STAGES: Final = 32
+MAX_ANSWER_BYTES: Final = 262_144
 STRATEGIES: Final = ("reject", "enqueue", "interrupt", "rollback")
 
 EXECUTE_RULES: Final[Mapping[str, Rule]] = {
@@ -27,12 +38,16 @@ EXECUTE_RULES: Final[Mapping[str, Rule]] = {
     "thread_id": ID,
     "strategy": Rule(str, choices=STRATEGIES),
     "client_ref": ID,
+    "bound": Rule(bool),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ExecuteRequest:
-    """A run that is asked for. An empty ``pipeline`` means the deployment's default agent."""
+    """A run that is asked for. An empty ``pipeline`` means the deployment's default agent.
+
+    A ``bound`` one ends when whoever asked for it goes away.
+    """
 
     message: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -40,6 +55,16 @@ class ExecuteRequest:
     thread_id: str = ""
     strategy: str = ""
     client_ref: str = ""
+    bound: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A person's answer to a run's question. ``value_json`` is JSON."""
+
+    run_id: str
+    input_id: str
+    value_json: bytes
 
 
 def execute_request(body: object, what: str, *, thread_id: str = "", client_ref: str = "") -> ExecuteRequest:
@@ -75,4 +100,33 @@ def execute_request(body: object, what: str, *, thread_id: str = "", client_ref:
         thread_id=check_minted_id(thread, "thread_id") if thread else "",
         strategy=fields.get("strategy", ""),
         client_ref=check_id(ref, "client_ref") if ref else "",
+        bound=fields.get("bound", False),
     )
+
+
+def answer_of(fields: Mapping[str, Any], body: Mapping[str, Any], run_id: str) -> Answer:
+    """The answer in a client's object.
+
+    Args:
+        fields: The object's fields, checked.
+        body: The object itself: null is an answer, none at all is a mistake.
+        run_id: The run that asked.
+
+    Raises:
+        InvalidRequestError: There is no ``value``, or an id is malformed.
+        TooLargeError: The value is too long.
+    """
+    if "value" not in body:
+        raise InvalidRequestError(
+            "the answer has no value", advice="send value: any JSON, null too", fields={"value": "is required"}
+        )
+    value_json = orjson.dumps(fields.get("value"))
+    if len(value_json) > MAX_ANSWER_BYTES:
+        raise TooLargeError(
+            f"an answer may have {MAX_ANSWER_BYTES} bytes",
+            advice="send a shorter one",
+            limit="max_answer_bytes",
+            limit_value=MAX_ANSWER_BYTES,
+            use=len(value_json),
+        )
+    return Answer(check_id(run_id, "run_id"), check_id(fields["input_id"], "input_id"), value_json)

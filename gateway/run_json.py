@@ -54,7 +54,6 @@ def execution_time(run: execution_pb2.Run) -> float | None:
 
 def run_json(run: execution_pb2.Run) -> dict[str, Any]:
     """A whole run."""
-    waiting = run.waiting_for if run.HasField("waiting_for") else None
     return {
         "run_id": run.run_id,
         "thread_id": run.thread_id,
@@ -70,14 +69,20 @@ def run_json(run: execution_pb2.Run) -> dict[str, Any]:
         "ended_at": _time(run, "ended_at"),
         "stages": [_stage_json(stage) for stage in run.stages],
         "artifacts": [artifact_json(artifact, run.run_id) for artifact in run.artifacts],
-        "waiting_for": None
-        if waiting is None
-        else {
-            "input_id": waiting.input_id,
-            "prompt": waiting.prompt,
-            "schema": _embedded(waiting.schema_json),
-        },
+        "waiting_for": _question_json(run.waiting_for) if run.HasField("waiting_for") else None,
     }
+
+
+def _question_json(question: agent_instance_pb2.InputRequired) -> dict[str, Any]:
+    told = {
+        "input_id": question.input_id,
+        "prompt": question.prompt,
+        "schema": _embedded(question.schema_json),
+        "expires_at": _time(question, "expires_at"),
+    }
+    if question.tool_name:
+        told |= {"tool_name": question.tool_name, "arguments": _embedded(question.arguments_json)}
+    return told
 
 
 def _stage_json(stage: execution_pb2.Stage) -> dict[str, Any]:

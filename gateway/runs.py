@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
@@ -19,7 +20,7 @@ from carrel.v1 import context_pb2, execution_pb2
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
 from carrel.wire import context_to_proto
 from gateway.login import Login
-from gateway.requests import ExecuteRequest
+from gateway.requests import Answer, ExecuteRequest
 from gateway.tickets import TicketDesk
 from servicekit.rpc.channel import responses
 
@@ -47,6 +48,8 @@ _STRATEGIES: Final = {
 }
 _EXECUTE_S: Final = 15.0
 _WATCH_AGAIN_S: Final = 0.2
+# What a stream ends with when execution restarts.
+_PASSING: Final = frozenset({Status.UNAVAILABLE, Status.CANCELLED, Status.UNKNOWN})
 _ARTIFACT_S: Final = 120.0
 
 
@@ -74,6 +77,7 @@ class Runs:
             pipeline=request.pipeline,
             strategy=_STRATEGIES.get(request.strategy, execution_pb2.THREAD_STRATEGY_UNSPECIFIED),
             client_ref=request.client_ref,
+            bound_to_caller=request.bound,
         )
         response = await self._stub.ExecutePipeline(message, timeout=_EXECUTE_S)
         return response.run, response.existing
@@ -87,10 +91,13 @@ class Runs:
         request = execution_pb2.CancelRunRequest(context=self._desk.session(login), run_id=run_id, reason=reason)
         return (await self._stub.CancelRun(request)).run
 
-    async def provide_input(self, login: Login, run_id: str, input_id: str, value: object) -> execution_pb2.Run:
+    async def provide_input(self, login: Login, answer: Answer) -> execution_pb2.Run:
         """Answer a run's question."""
         request = execution_pb2.ProvideInputRequest(
-            context=self._desk.session(login), run_id=run_id, input_id=input_id, value_json=orjson.dumps(value)
+            context=self._desk.session(login),
+            run_id=answer.run_id,
+            input_id=answer.input_id,
+            value_json=answer.value_json,
         )
         return (await self._stub.ProvideInput(request)).run
 
@@ -118,27 +125,52 @@ class Runs:
         )
         return await self._stub.ListRuns(request)
 
-    async def ended(self, login: Login, run_id: str, within_s: float) -> execution_pb2.Run | None:
-        """The run once it has ended or waits for a person; None when the time is up before that.
+    async def ended(
+        self, login: Login, run_id: str, within_s: float, *, keeps_alive: bool = False
+    ) -> execution_pb2.Run | None:
+        """The run once it has ended; None when the time is up before that.
 
-        Execution may restart meanwhile: the watch is taken up again.
+        Args:
+            login: Whose run it is.
+            run_id: The run.
+            within_s: How long to wait for it.
+            keeps_alive: A bound run lives as long as this call, and no longer. It is waited for until it has ended;
+                any other only until it waits for a person, too.
         """
         try:
-            async with asyncio.timeout(within_s):
-                while True:
-                    try:
-                        async for run in self._watch(login, run_id):
-                            if run.state in TERMINAL or run.state == execution_pb2.RUN_STATE_WAITING:
-                                return run
-                    except CarrelError as error:
-                        if error.status not in {Status.UNAVAILABLE, Status.CANCELLED, Status.UNKNOWN}:
-                            raise
-                    await asyncio.sleep(random.uniform(0.5, 1.5) * _WATCH_AGAIN_S)  # noqa: S311 -- jitter
+            async with asyncio.timeout(within_s), aclosing(self._follow(lambda: login, run_id, keeps_alive)) as states:
+                async for run in states:
+                    if run.state in TERMINAL or (run.state == execution_pb2.RUN_STATE_WAITING and not keeps_alive):
+                        return run
         except TimeoutError:
-            return None
+            pass
+        return None
 
-    async def _watch(self, login: Login, run_id: str) -> AsyncIterator[execution_pb2.Run]:
-        request = execution_pb2.WatchRunRequest(context=self._desk.session(login), run_id=run_id)
+    async def keep(self, login: Callable[[], Login], run_id: str) -> None:
+        """Keep a bound run alive for as long as this call lasts; it returns once the run has ended."""
+        async with aclosing(self._follow(login, run_id, keeps_alive=True)) as states:
+            async for run in states:
+                if run.state in TERMINAL:
+                    return
+
+    async def _follow(
+        self, login: Callable[[], Login], run_id: str, keeps_alive: bool
+    ) -> AsyncGenerator[execution_pb2.Run]:
+        """The run at each of its changes. Execution may restart meanwhile: the watch is taken up again."""
+        while True:
+            try:
+                async with aclosing(self._watch(login(), run_id, keeps_alive)) as states:
+                    async for run in states:
+                        yield run
+            except CarrelError as error:
+                if not error.retryable and error.status not in _PASSING:
+                    raise
+            await asyncio.sleep(random.uniform(0.5, 1.5) * _WATCH_AGAIN_S)  # noqa: S311 -- jitter
+
+    async def _watch(self, login: Login, run_id: str, keeps_alive: bool) -> AsyncGenerator[execution_pb2.Run]:
+        request = execution_pb2.WatchRunRequest(
+            context=self._desk.session(login), run_id=run_id, keeps_alive=keeps_alive
+        )
         call = self._stub.WatchRun(request)
         try:
             async for response in responses(call):

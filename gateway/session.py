@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
@@ -15,15 +16,16 @@ from typing import Any, Final, Protocol, TypeAlias
 from aiohttp import web
 
 from carrel.errors import CarrelError, FrameError, InternalError, TokenError, TooLargeError
+from gateway.bound import BoundRuns
 from gateway.close_codes import CloseCode
 from gateway.frames import Inbound, connect_options
 from gateway.hub import Feed
 from gateway.login import Login
 from gateway.outflow import Outflow, Stalled
 from gateway.positioning import Positioning, Start
-from gateway.requests import ExecuteRequest, execute_request
+from gateway.requests import Answer, ExecuteRequest, answer_of, execute_request
 from gateway.run_json import run_json, run_status
-from gateway.runs import Runs
+from gateway.runs import TERMINAL, Runs
 from gateway.sockets import Ending, Socket, close_socket, error_fields, read_frame
 from servicekit.logs import get_logger
 
@@ -74,6 +76,7 @@ class Session:
         self._thread_id = thread_id
         self._logins = logins
         self._runs = runs
+        self._bound = BoundRuns(runs, lambda: self.login)
         self._positioning = positioning
         self._options = options
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -122,6 +125,7 @@ class Session:
             for timer in self._timers.values():
                 timer.cancel()
             await _stop(reader, writer, *self._tasks)
+            await self._bound.aclose()
         if self._ending.done() and not socket.ws.closed:
             await close_socket(socket, self._ending.result(), out, self._options.close_s)
         elif socket.transport.is_closing():
@@ -186,7 +190,8 @@ class Session:
             case "agent_cancel":
                 await self._start(frame, out, partial(self._cancel, fields, out))
             case "input_provide":
-                await self._start(frame, out, partial(self._provide, fields, out))
+                answer = answer_of(fields, frame.body, fields["run_id"])
+                await self._start(frame, out, partial(self._provide, answer, frame.client_ref, out))
             case "ping":
                 out.say("pong", client_ref=frame.client_ref)
             case "refresh":
@@ -230,9 +235,12 @@ class Session:
             out.say("error", client_ref=client_ref, **error_fields(InternalError("the gateway failed at this frame")))
 
     async def _execute(self, asked: ExecuteRequest, out: Outflow) -> None:
-        run, existing = await self._runs.execute(
-            self.login, asked, connection_id=self.connection_id, audit={"source": "websocket"}
-        )
+        with self._bound.place() if asked.bound else nullcontext() as keep:
+            run, existing = await self._runs.execute(
+                self.login, asked, connection_id=self.connection_id, audit={"source": "websocket"}
+            )
+            if keep is not None and run.state not in TERMINAL:
+                keep(run.run_id)
         out.say(
             "run_accepted",
             run_id=run.run_id,
@@ -248,11 +256,9 @@ class Session:
         run = await self._runs.cancel(self.login, fields["run_id"], fields.get("reason", ""))
         out.say("cancel_accepted", run_id=run.run_id, status=run_status(run), client_ref=fields.get("client_ref"))
 
-    async def _provide(self, fields: dict[str, Any], out: Outflow) -> None:
-        input_id = fields["input_id"]
-        run = await self._runs.provide_input(self.login, fields["run_id"], input_id, fields.get("value"))
-        ref = fields.get("client_ref")
-        out.say("input_accepted", run_id=run.run_id, input_id=input_id, status=run_status(run), client_ref=ref)
+    async def _provide(self, answer: Answer, ref: str | None, out: Outflow) -> None:
+        run = await self._runs.provide_input(self.login, answer)
+        out.say("input_accepted", run_id=run.run_id, input_id=answer.input_id, status=run_status(run), client_ref=ref)
 
     def _refresh(self, token: str, out: Outflow) -> None:
         login = self._logins.verify(token)

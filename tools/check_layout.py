@@ -105,7 +105,7 @@ def imports_of(path: Path) -> list[Import]:
 
 def family_of(module: str) -> str:
     """The name by which LAYERS knows a module: `store_sqlite`, `tables` → `store_*`; `domain.runs` → `domain`."""
-    head = re.sub(r"^(convert|config|models|proxy)_.+", r"\1", module.split(".", 1)[0])
+    head = re.sub(r"^(convert|config|models|proxy|service)_.+", r"\1", module.split(".", 1)[0])
     return "store_*" if head in STORES else re.sub(r"^(store|client)_.+", r"\1_*", head)
 
 

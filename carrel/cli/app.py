@@ -54,6 +54,7 @@ TokenOption = Annotated[
 UserOption = Annotated[str, typer.Option("--user", help="Whom a development token is made for.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
 STATE = Path(".carrel")
+STRATEGIES = ("reject", "enqueue", "interrupt", "rollback")
 
 
 @app.command()
@@ -94,6 +95,16 @@ def run_command(
         ),
     ] = None,
     thread: Annotated[str, typer.Option("--thread", help="The conversation to go on with.")] = "",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            "--strategy",
+            help="When the conversation has a run already: reject (the default), enqueue, interrupt or rollback.",
+        ),
+    ] = "",
+    bound: Annotated[
+        bool, typer.Option("--bound", help="The run ends when this command does, however it ends.")
+    ] = False,
     save: Annotated[
         Path | None, typer.Option("--save", help="Folder for the artifacts; STATE/saved/RUN by default.", metavar="DIR")
     ] = None,
@@ -103,9 +114,10 @@ def run_command(
     state: StateOption = STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Run agents on a message and show what they do. Ctrl-C cancels the run.
+    """Run agents on a message and show what they do; what they ask is answered here. Ctrl-C cancels the run.
 
-    Ends with 0 when the run succeeded, 1 when it failed, 2 for a wrong command line, 3 when it was refused.
+    Ends with 0 when the run succeeded, 1 when it failed, 2 for a wrong command line, 3 when it was refused, 4 when it
+    waits for an answer and there is no terminal to ask at: `carrel answer` gives it.
     A lost connection is made again; WEBSOCKET_MAX_RECONNECT_ATTEMPTS [3] attempts in a row may fail.
     """
     from carrel.cli.params import parse_params
@@ -113,13 +125,74 @@ def run_command(
 
     if agent and pipeline:
         raise typer.BadParameter("give --agent or --pipeline, not both", param_hint="--pipeline")
+    if strategy and strategy not in STRATEGIES:
+        raise typer.BadParameter(f"must be one of {', '.join(STRATEGIES)}", param_hint="--strategy")
     try:
         params = parse_params(param or ())
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--param") from None
     names = tuple(name.strip() for name in pipeline.split(",") if name.strip())
-    wish = Wish(message, params, agent, names, thread, save)
+    wish = Wish(message, params, agent, names, thread, save, strategy, bound)
     _finish(run_message(wish, _target(url, token, user, state), as_json=as_json))
+
+
+@app.command()
+def answer(
+    run: Annotated[str, typer.Argument(help="The run that waits.", metavar="RUN_ID")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The answer: JSON or plain text, yes or no for an approval. The question's id before it, to be sure.",
+            metavar="[INPUT_ID] VALUE",
+        ),
+    ] = None,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    user: UserOption = "alice",
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer the question of a run that waits; without VALUE the question is shown, and asked at a terminal.
+
+    Ends with 0 when it was answered, 3 when it was refused, 4 when there was no VALUE and no terminal.
+    Write -- before a VALUE that begins with a dash.
+    """
+    from carrel.cli.answer import answer_run
+
+    if words and len(words) > 2:
+        raise typer.BadParameter("give INPUT_ID and VALUE; quote a VALUE with spaces", param_hint="VALUE")
+    _finish(answer_run(_target(url, token, user, state), run, words or (), as_json=as_json))
+
+
+@app.command()
+def cancel(
+    run: Annotated[str, typer.Argument(help="The run to end.", metavar="RUN_ID")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the run's error and the audit.")] = "",
+    url: UrlOption = "",
+    token: TokenOption = "",
+    user: UserOption = "alice",
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Cancel a run. One that has ended stays as it ended."""
+    from carrel.cli.answer import cancel_run
+
+    _finish(cancel_run(_target(url, token, user, state), run, reason, as_json=as_json))
+
+
+@app.command()
+def audit(
+    user: Annotated[str, typer.Option("--user", help="Only this user's acts.")] = "",
+    run: Annotated[str, typer.Option("--run", help="Only this run's.")] = "",
+    most: Annotated[int, typer.Option("--limit", min=1, help="How many records at most.")] = 100,
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who did what on the stack of the state folder, newest first. For whoever may read its keys."""
+    from carrel.cli.audit import show_audit
+    from carrel.cli.state import StateFolder
+
+    _finish(show_audit(StateFolder(state), user_id=user, run_id=run, most=most, as_json=as_json))
 
 
 @app.command()

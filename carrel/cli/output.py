@@ -6,11 +6,12 @@ Events of a run are ``render.py``'s.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from typing import Final, TextIO
 
-from carrel.errors import CarrelError, StartupError, Status
+from carrel.errors import CarrelError, LimitExceededError, StartupError, Status
 
 __all__ = [
     "EXIT_CONFIGURATION",
@@ -19,6 +20,7 @@ __all__ = [
     "EXIT_OK",
     "EXIT_REFUSED",
     "EXIT_USAGE",
+    "EXIT_WAITING",
     "JsonPrinter",
     "Printer",
     "exit_code_of",
@@ -28,6 +30,7 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_REFUSED: Final = 3
+EXIT_WAITING: Final = 4  # the run waits for an answer that nobody here gives
 EXIT_CONFIGURATION: Final = 78  # EX_CONFIG of sysexits.h, as the services' own
 EXIT_INTERRUPTED: Final = 130
 
@@ -81,8 +84,12 @@ class Printer:
     def error(self, error: CarrelError) -> None:
         """An error, and what to do about it, on standard error."""
         text = f"{self.paint('error:', '1;31')} {error.message}"
+        if isinstance(error, LimitExceededError) and error.limit:
+            text += f"\n  limit: {error.limit} is {error.limit_value}, in use: {error.use}"
         if error.advice:
             text += f"\n  {self.paint('to do:', '1')} {error.advice}"
+        if error.retry_after_s is not None:
+            text += f"\n  try again in {max(1, math.ceil(error.retry_after_s))} s"
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 

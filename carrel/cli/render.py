@@ -43,13 +43,15 @@ def describe(event: Event) -> Line:
     return known(event, event.data)
 
 
-def _accepted(event: Event, _: Mapping[str, Any]) -> Line:
-    return Line(_DIM, f"run {event.run_id} in thread {event.thread_id}")
+def _accepted(event: Event, data: Mapping[str, Any]) -> Line:
+    queued = "  (queued: it begins once its thread and an engine are free)" if data.get("status") == "QUEUED" else ""
+    return Line(_DIM, f"run {event.run_id} in thread {event.thread_id}{queued}")
 
 
 def _started(event: Event, data: Mapping[str, Any]) -> Line:
     description = clean(data.get("description") or "", _SHORT)
-    return Line(_BOLD, f"▶ {_agent(event)}" + (f"  {description}" if description else ""))
+    line = f"▶ {_agent(event)}" + (f"  {description}" if description else "") + _again(data)
+    return Line(_DIM if data.get("replayed") else _BOLD, line)
 
 
 def _thinking(event: Event, data: Mapping[str, Any]) -> Line:
@@ -57,11 +59,15 @@ def _thinking(event: Event, data: Mapping[str, Any]) -> Line:
 
 
 def _executing(event: Event, data: Mapping[str, Any]) -> Line:
-    return Line(_PLAIN, f"  ⚙ {clean(data.get('tool_name', ''))}{_arguments(data.get('arguments'))}")
+    line = f"  ⚙ {clean(data.get('tool_name', ''))}{_arguments(data.get('arguments'))}{_again(data)}"
+    return Line(_DIM if data.get("replayed") else _PLAIN, line)
 
 
 def _executed(event: Event, data: Mapping[str, Any]) -> Line:
     name, took = clean(data.get("tool_name", "")), f"{float(data.get('duration_ms') or 0):.0f} ms"
+    if data.get("replayed"):
+        mark = "✓" if data.get("status") == "ok" else "✗"
+        return Line(_DIM, f"  {mark} {name}{_again(data)}")
     if data.get("status") == "ok":
         return Line(_GOOD, f"  ✓ {name} ({took})")
     return Line(_BAD, f"  ✗ {name}: {_error(data.get('error')) or clean(data.get('status', ''))} ({took})")
@@ -82,7 +88,9 @@ def _message(event: Event, data: Mapping[str, Any]) -> Line:
 
 
 def _attempt(event: Event, data: Mapping[str, Any]) -> Line:
-    return Line(_DIM, f"↻ attempt {clean(data.get('attempt', ''))}: {clean(data.get('reason') or '', 200)}")
+    who = f" of {clean(data['agent_name'])}" if data.get("agent_name") else ""
+    why = f": {clean(data['reason'], 200)}" if data.get("reason") else ""
+    return Line(_DIM, f"↻ attempt {clean(data.get('attempt', ''))}{who}{why}")
 
 
 def _ended(event: Event, data: Mapping[str, Any]) -> Line:
@@ -117,6 +125,11 @@ _KINDS: Final[Mapping[str, Callable[[Event, Mapping[str, Any]], Line]]] = {
     "input_required": _asks,
     "event_rejected": _rejected,
 }
+
+
+def _again(data: Mapping[str, Any]) -> str:
+    """That nothing was done again: the next attempt of a stage took it from the journal of the one before."""
+    return "  (as in the attempt before)" if data.get("replayed") else ""
 
 
 def _agent(event: Event) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -12,21 +14,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from carrel.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Printer
+from carrel.cli.answering import RunQuestions
+from carrel.cli.invocation import own_command
+from carrel.cli.keyboard import find_keyboard
+from carrel.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_WAITING, Printer
+from carrel.cli.questions import question_text
 from carrel.cli.reconnect import reconnect_backoff
 from carrel.cli.render import clean, describe
 from carrel.cli.result import Said, result_text
 from carrel.cli.signals import Stop, on_signals
 from carrel.cli.target import Target
 from carrel.client import Event, Notice, SocketClient
-from carrel.client.http import GatewayHttp
+from carrel.client.http import GatewayHttp, file_name
+from carrel.client.models import Question
 from carrel.errors import CarrelError
 
-__all__ = ["Show", "Wish", "run_message"]
+__all__ = ["Show", "Wish", "how_to_answer", "run_message"]
 
 _CANCEL_S: Final = 20.0
 # Ids begin with the time: it is their ends that differ.
 _LABEL: Final = 8
+# Of the options: what need not be typed.
+_DEFAULT_USER: Final = "alice"
+_DEFAULT_STATE: Final = ".carrel"
+# What an agent printed, which execution keeps with its run.
+_OUTPUT: Final = re.compile(r"output-\d+-\d+-.*\.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,8 @@ class Wish:
     pipeline: tuple[str, ...] = ()
     thread: str = ""
     save: Path | None = None
+    strategy: str = ""
+    bound: bool = False
 
 
 class Show:
@@ -95,30 +109,91 @@ async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
         CarrelError: The gateway refused it or cannot be reached.
     """
     show = Show(as_json=as_json)
-    backoff = reconnect_backoff()
     with on_signals() as stop:
-        async with SocketClient(target.url, target.token, backoff=backoff) as socket:
-            pipeline = wish.pipeline or ((wish.agent,) if wish.agent else ())
-            accepted = await socket.execute(wish.message, params=wish.params, pipeline=pipeline, thread_id=wish.thread)
-            end = await _follow(socket, accepted.run_id, show, stop)
+        async with (
+            GatewayHttp(target.url, target.token) as http,
+            SocketClient(target.url, target.token, backoff=reconnect_backoff()) as socket,
+        ):
+            accepted = await socket.execute(
+                wish.message,
+                params=wish.params,
+                pipeline=wish.pipeline or ((wish.agent,) if wish.agent else ()),
+                thread_id=wish.thread,
+                strategy=wish.strategy,
+                bound=wish.bound,
+            )
+            end = await _answered(socket, http, _Run(accepted.run_id, wish.bound, target), show, stop)
+        if isinstance(end, Question):
+            return EXIT_WAITING
         if end is None:
             print("carrel: the run was left running", file=sys.stderr)  # noqa: T201 -- for the person
             return EXIT_INTERRUPTED
+        succeeded = end.data.get("status") == "SUCCEEDED"
         async with GatewayHttp(target.url, target.token) as http:
             folder = wish.save or target.state / "saved" / accepted.run_id
-            await _save(http, accepted.run_id, folder, show)
+            await _save(http, accepted.run_id, folder, show, failed=not succeeded)
     if stop.requested.is_set():
         return EXIT_INTERRUPTED
-    return EXIT_OK if end.data.get("status") == "SUCCEEDED" else EXIT_FAILED
+    return EXIT_OK if succeeded else EXIT_FAILED
 
 
-async def _follow(socket: SocketClient, run_id: str, show: Show, stop: Stop) -> Event | None:
-    """Show the run's events to its end. A signal cancels the run; a second one, or silence after it, leaves it."""
-    following = asyncio.create_task(_to_the_end(socket, run_id, show), name="follow the run")
+def how_to_answer(target: Target, run_id: str, question: Question, show: Show) -> None:
+    """Say what a run waits for, and the command that answers it."""
+    if show.as_json:
+        body = {name: getattr(question, name) for name in ("input_id", "prompt", "schema", "tool_name", "arguments")}
+        body["expires_at"] = question.expires_at.isoformat() if question.expires_at else None
+        show.json({"type": "waiting", "run_id": run_id, "waiting_for": body})
+        return
+    value = "yes|no" if question.approval else "VALUE"
+    command = [own_command(), "answer", shlex.quote(run_id), shlex.quote(question.input_id), value]
+    if target.user != _DEFAULT_USER:
+        command += ["--user", shlex.quote(target.user)]
+    if str(target.state) != _DEFAULT_STATE:
+        command += ["--state", shlex.quote(str(target.state))]
+    show.text(f"{question_text(question)}\nanswer with:  {' '.join(command)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    run_id: str
+    bound: bool
+    target: Target
+
+
+async def _answered(
+    socket: SocketClient, http: GatewayHttp, run: _Run, show: Show, stop: Stop
+) -> Event | Question | None:
+    """Follow the run, and answer its questions at the keyboard; the question when there is nobody to answer it."""
+    left: asyncio.Future[Question] = asyncio.get_running_loop().create_future()
+
+    def leave(question: Question) -> None:
+        how_to_answer(run.target, run.run_id, question, show)
+        # A bound run ends with this command, which therefore stays until somebody has answered elsewhere.
+        if not run.bound and not left.done():
+            left.set_result(question)
+
+    questions = RunQuestions(http, run.run_id, None if show.as_json else find_keyboard(), show, leave)
+    following = asyncio.create_task(_to_the_end(socket, run.run_id, show, questions), name="follow the run")
+    try:
+        return await _follow(socket, run.run_id, following, left, stop)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await questions.aclose()
+        left.cancel()
+
+
+async def _follow(
+    socket: SocketClient, run_id: str, following: asyncio.Task[Event], left: asyncio.Future[Question], stop: Stop
+) -> Event | Question | None:
+    """Wait for the run's end. A signal cancels the run; a second one, or silence after it, leaves it."""
     asked = asyncio.create_task(stop.requested.wait(), name="wait for a signal")
     hastened = asyncio.create_task(stop.hasten.wait(), name="wait for another signal")
     try:
-        await asyncio.wait([following, asked], return_when=asyncio.FIRST_COMPLETED)
+        reasons: set[asyncio.Future[Any]] = {following, asked, left}
+        await asyncio.wait(reasons, return_when=asyncio.FIRST_COMPLETED)
+        if left.done() and not following.done() and not asked.done():
+            return left.result()
         if not following.done():
             print("carrel: cancelling the run", file=sys.stderr)  # noqa: T201 -- for the person
             with contextlib.suppress(CarrelError):
@@ -126,28 +201,34 @@ async def _follow(socket: SocketClient, run_id: str, show: Show, stop: Stop) -> 
             await asyncio.wait([following, hastened], timeout=_CANCEL_S, return_when=asyncio.FIRST_COMPLETED)
         return following.result() if following.done() else None
     finally:
-        for task in (following, asked, hastened):
+        for task in (asked, hastened):
             task.cancel()
-        await asyncio.gather(following, asked, hastened, return_exceptions=True)
+        await asyncio.gather(asked, hastened, return_exceptions=True)
 
 
-async def _to_the_end(socket: SocketClient, run_id: str, show: Show) -> Event:
+async def _to_the_end(socket: SocketClient, run_id: str, show: Show, questions: RunQuestions) -> Event:
     async for item in socket.items():
         if isinstance(item, Event) and item.run_id != run_id:
             continue
         show.item(item)
-        if isinstance(item, Event) and item.terminal:
-            return item
+        if isinstance(item, Event):
+            questions.take(item)
+            if item.terminal:
+                return item
     raise AssertionError("items() ends by raising only")
 
 
-async def _save(http: GatewayHttp, run_id: str, folder: Path, show: Show) -> None:
-    paths = [await http.save(artifact, folder) for artifact in await http.artifacts(run_id)]
+async def _save(http: GatewayHttp, run_id: str, folder: Path, show: Show, *, failed: bool) -> None:
+    artifacts = await http.artifacts(run_id)
+    paths = [await http.save(artifact, folder) for artifact in artifacts]
     if show.as_json:
         show.json({"type": "saved", "run_id": run_id, "paths": [str(path) for path in paths]})
         return
+    outputs = {folder / file_name(artifact.name) for artifact in artifacts if _OUTPUT.fullmatch(artifact.name)}
     report = next((path for path in paths if path.suffix == ".md"), None)
     if report is not None:
         show.text(f"report: {report}")
-    if others := [path for path in paths if path != report]:
+    if others := [path for path in paths if path != report and path not in outputs]:
         show.text(f"saved:  {folder}/  " + ", ".join(path.name for path in others))
+    if outputs and failed:
+        show.text("what the agents printed:  " + ", ".join(str(path) for path in paths if path in outputs))

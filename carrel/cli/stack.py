@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import random
 import socket
@@ -31,6 +32,7 @@ DEFAULT_PORT: Final = 8080
 # What agent_instance calls the agents that installed packages bring along, ours among them.
 PACKAGED: Final = "entry-points"
 _LOG_FORMAT: Final = "CARREL_LOG_FORMAT"
+_DATA_DIR: Final = "LLM_COSTS_DATA_DIR"
 _FROM_HERE: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 -- compared, not listened on
 _LOWEST_PORT: Final = 10_240
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -89,9 +91,30 @@ def stack_options(
         if not _is_folder(data):
             advice = "name the folder with your traces with --data or LLM_COSTS_DATA_DIR"
             raise StartupError(f"{data} is not a folder that can be read", advice=advice)
-        environment["LLM_COSTS_DATA_DIR"] = str(data.resolve())
+        environment[_DATA_DIR] = str(data.resolve())
     log_format = os.environ.get(_LOG_FORMAT, "").strip() or "console"
     return StackOptions(state, host, port, _agents(agents, packaged), environment, log_format, yields)
+
+
+def _seen_by_workers(options: StackOptions, environ: Mapping[str, str]) -> dict[str, str]:
+    """Settings that let worker processes see where the traces are, and read them; what the caller's environment lets
+    them see beside that stays."""
+    folder = options.environment.get(_DATA_DIR)
+    if not folder:
+        return {}
+    added = {"ENV_ALLOW": _DATA_DIR, "READ_PATHS": folder}
+    settings = {f"CARREL_AGENT_INSTANCE_WORKERS__{name}": value for name, value in added.items()}
+    return {
+        name: json.dumps(list(dict.fromkeys([*_listed(environ.get(name, "")), value])))
+        for name, value in settings.items()
+    }
+
+
+def _listed(text: str) -> list[str]:
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return [str(item) for item in json.loads(text)]
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def _is_folder(path: Path) -> bool:
@@ -290,6 +313,7 @@ def _own_environments(
             **listen["agent_instance"],
             "CARREL_AGENT_INSTANCE_EMITTER": addresses["emitter"],
             **agents,
+            **_seen_by_workers(options, os.environ),
         },
         "execution": {
             **listen["execution"],

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from carrel.client.backoff import Backoff as Backoff
+    from carrel.client.http import GatewayHttp as GatewayHttp
     from carrel.client.internal import Endpoints as Endpoints
     from carrel.client.internal import InternalClient as InternalClient
     from carrel.client.models import Accepted as Accepted
     from carrel.client.models import Artifact as Artifact
+    from carrel.client.models import AuditRecord as AuditRecord
     from carrel.client.models import Event as Event
     from carrel.client.models import LogReset as LogReset
     from carrel.client.models import Position as Position
+    from carrel.client.models import Question as Question
     from carrel.client.models import Run as Run
     from carrel.client.models import RunState as RunState
     from carrel.client.models import Stage as Stage
@@ -33,13 +36,16 @@ if TYPE_CHECKING:
 
 _HOME: Final = {
     "Backoff": "carrel.client.backoff",
+    "GatewayHttp": "carrel.client.http",
     "Endpoints": "carrel.client.internal",
     "InternalClient": "carrel.client.internal",
     "Accepted": "carrel.client.models",
     "Artifact": "carrel.client.models",
+    "AuditRecord": "carrel.client.models",
     "Event": "carrel.client.models",
     "LogReset": "carrel.client.models",
     "Position": "carrel.client.models",
+    "Question": "carrel.client.models",
     "Run": "carrel.client.models",
     "RunState": "carrel.client.models",
     "Stage": "carrel.client.models",

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import orjson
 
-from carrel.client.models import Artifact, Event, LogReset, Position, Run, RunState, Stage
+from carrel.client.models import Artifact, AuditRecord, Event, LogReset, Position, Question, Run, RunState, Stage
 from carrel.errors import ProtocolError
 from carrel.v1 import agent_instance_pb2, events_pb2, execution_pb2
 from carrel.wire import error_from_proto
 
-__all__ = ["artifact_of", "event_of", "position_of", "position_to_proto", "reset_of", "run_of"]
+__all__ = ["artifact_of", "audit_of", "event_of", "position_of", "position_to_proto", "reset_of", "run_of"]
 
 
 class _Stamped(Protocol):
@@ -46,6 +46,38 @@ def run_of(message: execution_pb2.Run) -> Run:
         created_at=_time(message, "created_at"),
         started_at=_time(message, "started_at"),
         ended_at=_time(message, "ended_at"),
+        waiting_for=_question_of(message.waiting_for) if message.HasField("waiting_for") else None,
+    )
+
+
+def _question_of(message: agent_instance_pb2.InputRequired) -> Question:
+    return Question(
+        input_id=message.input_id,
+        prompt=message.prompt,
+        schema=_object(message.schema_json, "schema") if message.schema_json else {},
+        expires_at=_time(message, "expires_at"),
+        tool_name=message.tool_name,
+        arguments=_object(message.arguments_json, "tool's arguments") if message.arguments_json else {},
+    )
+
+
+def audit_of(message: agent_instance_pb2.AuditRecord) -> AuditRecord:
+    """A record of what somebody did."""
+    outcome = agent_instance_pb2.AuditOutcome.Name(message.outcome).removeprefix("AUDIT_OUTCOME_").lower()
+    return AuditRecord(
+        record_id=message.record_id,
+        user_id=message.user_id,
+        thread_id=message.thread_id,
+        run_id=message.run_id,
+        request_id=message.request_id,
+        action=message.action,
+        target=message.target,
+        outcome=outcome,
+        error_code=message.error_code,
+        started_at=_time(message, "started_at"),
+        duration_s=message.duration.ToTimedelta().total_seconds(),
+        arguments_hash=message.arguments_hash,
+        agent_name=message.agent_name,
     )
 
 

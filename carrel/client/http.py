@@ -1,13 +1,14 @@
 """The gateway's REST addresses for clients of ours: JSON in, JSON out, errors of the tree, artifacts to disk.
 
-Only what the command line and ``GatewayTickets`` need; docs/protocol.md lists every route.
+Methods for runs and what they leave behind; ``get`` and ``post`` for all else that docs/protocol.md lists.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -16,7 +17,8 @@ from urllib.parse import quote
 import aiohttp
 import orjson
 
-from carrel.client.models import Artifact
+from carrel.client.asking import execute_fields
+from carrel.client.models import Artifact, Question
 from carrel.error_base import from_dict
 from carrel.errors import CarrelError, CorruptStoreError, ProtocolError, UnavailableError
 
@@ -24,6 +26,8 @@ __all__ = ["GatewayHttp", "file_name"]
 
 _PIECE: Final = 256 * 1024
 _TIMEOUT_S: Final = 30.0
+# The longest that a gateway of any settings should let a request wait for its run.
+_WAIT_S: Final = 3600.0
 
 
 class GatewayHttp:
@@ -69,6 +73,70 @@ class GatewayHttp:
         """A run as REST shows it."""
         return await self.get(f"/api/runs/{quote(run_id, safe='')}")
 
+    async def execute(  # noqa: PLR0913 -- one for each field of the request
+        self,
+        message: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        pipeline: Sequence[str] = (),
+        thread_id: str = "",
+        strategy: str = "",
+        client_ref: str = "",
+        bound: bool = False,
+        wait_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Ask for a run; as REST shows it at its end, when it waits for a person, or when the time is up.
+
+        Args:
+            message: What is wanted.
+            params: Parameters for the agents.
+            pipeline: One agent, or several, which are put in order; empty for the deployment's default.
+            thread_id: The conversation; a new one when empty.
+            strategy: What to do about a run that the thread has already: reject, enqueue, interrupt or rollback.
+            client_ref: Names the request: within 24 h the same one gives the same run.
+            bound: The run ends with this call, a cancelled one too: it is waited for until it has ended.
+            wait_s: How long to wait, 0 for not at all; None for as long as the gateway lets a request wait.
+
+        Raises:
+            CarrelError: It was refused, or the gateway cannot be reached.
+        """
+        body = execute_fields(
+            message,
+            params=dict(params or {}),
+            pipeline=list(pipeline),
+            thread_id=thread_id,
+            strategy=strategy,
+            client_ref=client_ref,
+            bound=bound,
+        )
+        headers = {} if wait_s is None else {"Prefer": f"wait={math.ceil(wait_s)}" if wait_s > 0 else "respond-async"}
+        assert self._timeout.total is not None
+        longest_s = self._timeout.total + (_WAIT_S if wait_s is None else wait_s)
+        return await self._json("POST", "/api/agents/execute", body, headers=headers, timeout_s=longest_s)
+
+    async def waiting_for(self, run_id: str) -> Question | None:
+        """The question that a run waits on; None when it does not wait."""
+        asked = (await self.run(run_id)).get("waiting_for")
+        return Question.from_json(asked) if isinstance(asked, Mapping) else None
+
+    async def provide_input(self, run_id: str, input_id: str, value: object) -> dict[str, Any]:
+        """Answer a run's question; the run then. The same answer may be given twice.
+
+        Raises:
+            NotWaitingError: The run does not wait for it (any more).
+            InvalidInputError: The answer does not fit the question's schema.
+            CarrelError: There is no such run, or the gateway cannot be reached.
+        """
+        return await self.post(f"/api/runs/{quote(run_id, safe='')}/input", {"input_id": input_id, "value": value})
+
+    async def cancel(self, run_id: str, reason: str = "") -> dict[str, Any]:
+        """Ask for a run's end; the run then.
+
+        Raises:
+            CarrelError: There is no such run, or the gateway cannot be reached.
+        """
+        return await self.post(f"/api/runs/{quote(run_id, safe='')}/cancel", {"reason": reason} if reason else {})
+
     async def artifacts(self, run_id: str) -> list[Artifact]:
         """References to a run's artifacts."""
         answer = await self.get(f"/api/runs/{quote(run_id, safe='')}/artifacts")
@@ -107,9 +175,20 @@ class GatewayHttp:
             raise CorruptStoreError(f"the artifact {artifact.name} arrived damaged", advice="read it again")
         return data
 
-    async def _json(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    async def _json(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        timeout = self._timeout if timeout_s is None else aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._client().request(method, self._url + path, json=body) as response:
+            async with self._client().request(
+                method, self._url + path, json=body, headers=headers, timeout=timeout
+            ) as response:
                 await _raise_for(response)
                 answer = orjson.loads(await response.read())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:

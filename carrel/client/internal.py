@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -16,8 +17,9 @@ import orjson
 from grpc import aio
 
 from carrel.client.backoff import Backoff
-from carrel.client.convert import artifact_of, event_of, position_of, position_to_proto, reset_of, run_of
-from carrel.client.models import Artifact, Event, LogReset, Position, Run, RunState
+from carrel.client.convert import artifact_of, audit_of, event_of, position_of, position_to_proto, reset_of, run_of
+from carrel.client.keeping import kept
+from carrel.client.models import Artifact, AuditRecord, Event, LogReset, Position, Run, RunState
 from carrel.client.tickets import TicketSource
 from carrel.errors import CarrelError, InvalidRequestError, ProtocolError, Status
 from carrel.ids import new_id
@@ -117,9 +119,56 @@ class InternalClient:
     ) -> Run:
         """``ExecutePipeline``: the admitted run, or the one that ``client_ref`` named before.
 
+        Args:
+            message: What is wanted.
+            params: Parameters for the agents.
+            pipeline: One agent, or several, which are put in order; empty for the deployment's default.
+            thread_id: The conversation; a new one when empty.
+            strategy: What to do about a run that the thread has already: reject, enqueue, interrupt or rollback.
+            client_ref: Names the request: within 24 h the same one gives the same run. Minted when empty.
+
         Raises:
             CarrelError: It was refused, or execution cannot be reached.
         """
+        return await self._execute(message, params, pipeline, thread_id, strategy, client_ref, bound=False)
+
+    @asynccontextmanager
+    async def bound_run(
+        self,
+        message: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        pipeline: Sequence[str] = (),
+        thread_id: str = "",
+        strategy: str = "",
+        client_ref: str = "",
+    ) -> AsyncIterator[Run]:
+        """A run that lives no longer than the block: leaving it before the run's end cancels the run.
+
+            async with client.bound_run("Write a report") as run:
+                async for state in client.watch_run(run.run_id): ...
+
+        The arguments are those of ``execute``. Execution learns of the end by that of a stream, so that a process
+        which dies within the block ends the run, too.
+
+        Raises:
+            CarrelError: It was refused, or execution cannot be reached.
+        """
+        run = await self._execute(message, params, pipeline, thread_id, strategy, client_ref, bound=True)
+        async with kept(lambda: self._watch(run.run_id, keeps_alive=True)):
+            yield run
+
+    async def _execute(
+        self,
+        message: str,
+        params: Mapping[str, Any] | None,
+        pipeline: Sequence[str],
+        thread_id: str,
+        strategy: str,
+        client_ref: str,
+        *,
+        bound: bool,
+    ) -> Run:
         if strategy not in _STRATEGIES:
             raise InvalidRequestError(f"strategy must be one of {', '.join(filter(None, _STRATEGIES))}")
         ticket = await self._tickets.run(thread_id=thread_id)
@@ -131,6 +180,7 @@ class InternalClient:
             strategy=_STRATEGIES[strategy],
             # With a name of its own the request may be sent again.
             client_ref=client_ref or new_id("ref"),
+            bound_to_caller=bound,
         )
         return run_of((await self._unary(self._execution.ExecutePipeline, request)).run)
 
@@ -165,7 +215,13 @@ class InternalClient:
         Raises:
             CarrelError: There is no such run, or the stream broke; watch again to go on.
         """
-        request = execution_pb2.WatchRunRequest(context=(await self._tickets.session()).context(), run_id=run_id)
+        async for run in self._watch(run_id, keeps_alive=False):
+            yield run
+
+    async def _watch(self, run_id: str, *, keeps_alive: bool) -> AsyncIterator[Run]:
+        request = execution_pb2.WatchRunRequest(
+            context=(await self._tickets.session()).context(), run_id=run_id, keeps_alive=keeps_alive
+        )
         async for response in _stream(self._execution.WatchRun(request)):
             yield run_of(response.run)
 
@@ -174,6 +230,52 @@ class InternalClient:
         context = (await self._tickets.session()).context()
         request = execution_pb2.CancelRunRequest(context=context, run_id=run_id, reason=reason)
         return run_of((await self._unary(self._execution.CancelRun, request)).run)
+
+    async def provide_input(self, run_id: str, input_id: str, value: object) -> Run:
+        """``ProvideInput``: answer a run's question; the run as it then is. The same answer may be given twice.
+
+        Args:
+            run_id: The run, which waits: ``waiting_for`` is its question.
+            input_id: The question.
+            value: The answer, of JSON values.
+
+        Raises:
+            NotWaitingError: The run does not wait for it (any more).
+            InvalidInputError: The answer does not fit the question's schema.
+            CarrelError: There is no such run, or execution cannot be reached.
+        """
+        context = (await self._tickets.session()).context()
+        request = execution_pb2.ProvideInputRequest(
+            context=context, run_id=run_id, input_id=input_id, value_json=orjson.dumps(value)
+        )
+        return run_of((await self._unary(self._execution.ProvideInput, request)).run)
+
+    async def list_audit(
+        self, *, run_id: str = "", user_id: str = "", everyone: bool = False, page_size: int = 0
+    ) -> AsyncIterator[AuditRecord]:
+        """``ListAuditRecords``: who did what and how it ended, newest first, page by page as they are needed.
+
+        Args:
+            run_id: Only of this run.
+            user_id: Only of this user; with ``everyone``.
+            everyone: Of all users, by a service ticket with ``operator:read``; otherwise the user's own.
+            page_size: How many to ask for at once.
+
+        Raises:
+            CarrelError: It was refused, or execution cannot be reached.
+        """
+        token = ""
+        while True:
+            ticket = await (self._tickets.service() if everyone else self._tickets.session())
+            request = execution_pb2.ListAuditRecordsRequest(
+                context=ticket.context(), run_id=run_id, user_id=user_id, page_size=page_size, page_token=token
+            )
+            page = await self._unary(self._execution.ListAuditRecords, request)
+            for record in page.records:
+                yield audit_of(record)
+            token = page.next_page_token
+            if not token:
+                return
 
     async def get_artifact(self, run_id: str, name: str) -> tuple[Artifact, bytes]:
         """``GetArtifact``: the reference and the bytes.

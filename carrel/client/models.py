@@ -13,7 +13,18 @@ from typing import Any
 
 from carrel.errors import CarrelError, ProtocolError
 
-__all__ = ["Accepted", "Artifact", "Event", "LogReset", "Position", "Run", "RunState", "Stage"]
+__all__ = [
+    "Accepted",
+    "Artifact",
+    "AuditRecord",
+    "Event",
+    "LogReset",
+    "Position",
+    "Question",
+    "Run",
+    "RunState",
+    "Stage",
+]
 
 
 class RunState(enum.StrEnum):
@@ -170,8 +181,75 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a waiting run asks. ``schema`` is the JSON Schema of the answer; empty for any answer.
+
+    When a tool's call is to be approved, ``tool_name`` and ``arguments`` say which; the answer is true or false.
+    ``expires_at`` is when the run ends without an answer; None where the source does not say it.
+    """
+
+    input_id: str
+    prompt: str = ""
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    expires_at: datetime | None = None
+    tool_name: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def approval(self) -> bool:
+        """Whether a tool's call is to be approved."""
+        return bool(self.tool_name)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Question:
+        """A question as ``waiting_for`` of a run or an ``input_required`` event has it.
+
+        Raises:
+            ProtocolError: A field is missing or of another kind.
+        """
+        schema, arguments = body.get("schema") or {}, body.get("arguments") or {}
+        input_id = body.get("input_id")
+        if not (isinstance(input_id, str) and isinstance(schema, Mapping) and isinstance(arguments, Mapping)):
+            raise ProtocolError("the server sent a question of another kind")
+        try:
+            expires_at = datetime.fromisoformat(str(body["expires_at"])) if body.get("expires_at") else None
+        except ValueError:
+            raise ProtocolError("the server sent a question whose expires_at is no time") from None
+        return cls(
+            input_id=input_id,
+            prompt=str(body.get("prompt") or ""),
+            schema=schema,
+            expires_at=expires_at,
+            tool_name=str(body.get("tool_name") or ""),
+            arguments=arguments,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """Who did what, when, and how it ended; never what was said or given. ``duration_s`` is in seconds."""
+
+    record_id: str
+    user_id: str
+    thread_id: str
+    run_id: str
+    request_id: str
+    action: str
+    target: str
+    outcome: str
+    error_code: str = ""
+    started_at: datetime | None = None
+    duration_s: float = 0.0
+    arguments_hash: str = ""
+    agent_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """One request's work. ``result`` is None until it succeeded, ``error`` until it ended otherwise."""
+    """One request's work. ``result`` is None until it succeeded, ``error`` until it ended otherwise.
+
+    ``waiting_for`` is the question of a run that waits for a person.
+    """
 
     run_id: str
     thread_id: str
@@ -187,3 +265,4 @@ class Run:
     created_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    waiting_for: Question | None = None

@@ -59,6 +59,9 @@ class TicketSource(Protocol):
     async def run(self, *, run_id: str = "", thread_id: str = "") -> Ticket:
         """A ticket of run scope: for the named run of the user's, or for a new one in this thread or a new one."""
 
+    async def service(self) -> Ticket:
+        """A ticket of service scope: for what operators may ask about everybody."""
+
 
 class GatewayTickets:
     """Exchanges a token for tickets at ``POST /api/tickets``, and keeps them until they near their end.
@@ -78,6 +81,7 @@ class GatewayTickets:
         if permissions is not None:
             self._wanted["permissions"] = sorted(permissions)
         self._session: Ticket | None = None
+        self._service: Ticket | None = None
         self._runs: dict[str, Ticket] = {}
 
     async def __aenter__(self) -> Self:
@@ -99,7 +103,7 @@ class GatewayTickets:
             CarrelError: The gateway refused it or cannot be reached.
         """
         if self._session is None or not self._session.lasts(_LEAST_LEFT_S):
-            self._session = await self._ask({"scope": "session"})
+            self._session = await self._ask({"scope": "session", **self._wanted})
         return self._session
 
     async def run(self, *, run_id: str = "", thread_id: str = "") -> Ticket:
@@ -112,19 +116,32 @@ class GatewayTickets:
         if known is not None and known.lasts(_LEAST_LEFT_S):
             return known
         names = {"run_id": run_id, "thread_id": thread_id}
-        ticket = await self._ask({"scope": "run", **{name: value for name, value in names.items() if value}})
+        ticket = await self._ask(
+            {"scope": "run", **{name: value for name, value in names.items() if value}, **self._wanted}
+        )
         self._runs = {key: kept for key, kept in self._runs.items() if kept.lasts(_LEAST_LEFT_S)}
         self._runs[ticket.run_id] = ticket
         return ticket
 
+    async def service(self) -> Ticket:
+        """A service ticket; the token needs ``act_as``.
+
+        Raises:
+            CarrelError: The gateway refused it or cannot be reached.
+        """
+        if self._service is None or not self._service.lasts(_LEAST_LEFT_S):
+            wanted = {name: value for name, value in self._wanted.items() if name != "user_id"}
+            self._service = await self._ask({"scope": "service", **wanted})
+        return self._service
+
     async def _ask(self, request: dict[str, Any]) -> Ticket:
-        answer = await self._http.post("/api/tickets", {**request, **self._wanted})
+        answer = await self._http.post("/api/tickets", request)
         try:
             return Ticket(
                 scope=str(answer["scope"]),
                 text=str(answer["ticket"]),
                 expires_at=float(answer["expires_at"]),
-                user_id=str(answer["user_id"]),
+                user_id=str(answer.get("user_id", "")),
                 thread_id=str(answer.get("thread_id", "")),
                 run_id=str(answer.get("run_id", "")),
                 request_id=str(answer.get("request_id", "")),

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 import aiohttp
 import orjson
 
+from carrel.client.asking import accepted_of, execute_fields
 from carrel.client.backoff import Backoff
 from carrel.client.models import Accepted, Event, Position
 from carrel.client.reading import Notice, Reader
@@ -115,7 +116,7 @@ class SocketClient:
 
     # What a user asks for.
 
-    async def execute(
+    async def execute(  # noqa: PLR0913 -- one for each field of the request
         self,
         message: str,
         *,
@@ -124,6 +125,7 @@ class SocketClient:
         thread_id: str = "",
         strategy: str = "",
         client_ref: str = "",
+        bound: bool = False,
         timeout_s: float = 30.0,
     ) -> Accepted:
         """Ask for a run; returns once it is admitted. A lost connection meanwhile neither loses nor doubles it.
@@ -135,29 +137,22 @@ class SocketClient:
             thread_id: The conversation; a new one when empty.
             strategy: What to do about a run that the thread has already: reject, enqueue, interrupt or rollback.
             client_ref: Names the request: within 24 h the same one gives the same run. Minted when empty.
+            bound: The run ends when the connection that asked for it does, a lost one too.
             timeout_s: How long to wait for the answer, lost connections included.
 
         Raises:
             CarrelError: It was refused, or not answered in time.
         """
         ref = client_ref or new_id("ref")
-        optional = {
-            "params": dict(params or {}),
-            "pipeline": list(pipeline),
-            "thread_id": thread_id,
-            "strategy": strategy,
-        }
-        frame = {"type": "agent_execute", "message": message, **{k: v for k, v in optional.items() if v}}
-        body = await self._ask(ref, frame, timeout_s)
-        return Accepted(
-            run_id=str(body.get("run_id", "")),
-            thread_id=str(body.get("thread_id", "")),
-            request_id=str(body.get("request_id", "")),
-            agent_name=str(body.get("agent_name", "")),
-            status=str(body.get("status", "")),
-            client_ref=ref,
-            existing=body.get("existing") is True,
+        fields = execute_fields(
+            message,
+            params=dict(params or {}),
+            pipeline=list(pipeline),
+            thread_id=thread_id,
+            strategy=strategy,
+            bound=bound,
         )
+        return accepted_of(await self._ask(ref, {"type": "agent_execute", **fields}, timeout_s), ref)
 
     async def cancel(self, run_id: str, reason: str = "", timeout_s: float = 10.0) -> str:
         """Ask for a run's end; the run's status then.
@@ -166,6 +161,17 @@ class SocketClient:
             CarrelError: There is no such run, or no answer came in time.
         """
         frame = {"type": "agent_cancel", "run_id": run_id, **({"reason": reason} if reason else {})}
+        return str((await self._ask(new_id("ref"), frame, timeout_s)).get("status", ""))
+
+    async def provide_input(self, run_id: str, input_id: str, value: object, timeout_s: float = 10.0) -> str:
+        """Answer a run's question; the run's status then. The same answer may be given twice.
+
+        Raises:
+            NotWaitingError: The run does not wait for it (any more).
+            InvalidInputError: The answer does not fit the question's schema.
+            CarrelError: There is no such run, or no answer came in time.
+        """
+        frame = {"type": "input_provide", "run_id": run_id, "input_id": input_id, "value": value}
         return str((await self._ask(new_id("ref"), frame, timeout_s)).get("status", ""))
 
     async def ping(self, timeout_s: float = 10.0) -> None:

@@ -6,6 +6,7 @@ One middleware, one decorator. Nothing here knows a route.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -90,7 +91,7 @@ def error_response(error: CarrelError) -> web.Response:
     if isinstance(error, UnauthenticatedError):
         headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="carrel"'
     if status in {429, 503}:
-        headers[hdrs.RETRY_AFTER] = str(max(1, round(error.retry_after_s or 1)))
+        headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(error.retry_after_s or 1)))
     return json_response({"error": error.to_dict()}, status, headers)
 
 

@@ -16,10 +16,10 @@ from carrel.v1 import agent_instance_pb2, execution_pb2
 from gateway.fields import Rule, check_fields
 from gateway.login import Login
 from gateway.parts import Parts
-from gateway.requests import execute_request
+from gateway.requests import answer_of, execute_request
 from gateway.rest.http import int_query, json_body, json_response, query
 from gateway.run_json import artifact_json, run_json
-from gateway.runs import UNENDED
+from gateway.runs import TERMINAL, UNENDED
 
 __all__ = ["RunHandlers"]
 
@@ -55,14 +55,25 @@ class RunHandlers:
                 fields={"client_ref": "differs"},
             )
         asked = execute_request(body, "the request", thread_id=thread_id, client_ref=key)
+        if asked.bound and wait_s <= 0:
+            raise InvalidRequestError(
+                "a bound run ends with the request that asked for it, and this one does not wait",
+                advice="leave out `bound`, or the preference not to wait",
+                fields={"bound": "excludes respond-async"},
+            )
         run, _ = await self._parts.runs.execute(login, asked, audit={"source": "rest"})
         if wait_s > 0:
-            run = await self._end_of(login, run, wait_s)
+            run = await self._end_of(login, run, wait_s, bound=asked.bound)
+        if asked.bound and run.state not in TERMINAL:
+            run = await self._parts.runs.cancel(login, run.run_id, "the request that it was bound to has been answered")
         return _executed(run, applied)
 
-    async def _end_of(self, login: Login, run: execution_pb2.Run, wait_s: float) -> execution_pb2.Run:
-        """The run at its end, or as it is when the time is up or this gateway shuts down."""
-        waiting = asyncio.ensure_future(self._parts.runs.ended(login, run.run_id, wait_s))
+    async def _end_of(self, login: Login, run: execution_pb2.Run, wait_s: float, *, bound: bool) -> execution_pb2.Run:
+        """The run at its end, or as it is when the time is up or this gateway shuts down.
+
+        A client that goes away ends this call, and so the stream that keeps a bound run alive.
+        """
+        waiting = asyncio.ensure_future(self._parts.runs.ended(login, run.run_id, wait_s, keeps_alive=bound))
         leaving = asyncio.ensure_future(self._parts.connections.drain_begun.wait())
         try:
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,8 +111,9 @@ class RunHandlers:
 
     async def provide_input(self, request: web.Request, login: Login) -> web.StreamResponse:
         """``POST /api/runs/{run_id}/input``"""
-        fields = check_fields(await json_body(request), _INPUT_RULES, "the request")
-        run = await self._parts.runs.provide_input(login, _run_id(request), fields["input_id"], fields.get("value"))
+        body = await json_body(request)
+        fields = check_fields(body, _INPUT_RULES, "the request")
+        run = await self._parts.runs.provide_input(login, answer_of(fields, body, request.match_info["run_id"]))
         return json_response(run_json(run), 202)
 
     async def artifacts(self, request: web.Request, login: Login) -> web.StreamResponse:

@@ -46,6 +46,7 @@ IDEMPOTENT: Final[Mapping[str, Callable[[Any], bool]]] = {
             "/carrel.v1.ExecutionService/GetRun",
             "/carrel.v1.ExecutionService/ListRuns",
             "/carrel.v1.ExecutionService/CancelRun",
+            "/carrel.v1.ExecutionService/ProvideInput",
             "/carrel.v1.ExecutionService/CleanupEngine",
             "/carrel.v1.ExecutionService/ListEngines",
             "/carrel.v1.ExecutionService/ListThreads",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSettings
+from services.agent_instance.config_mcp import McpServers
+from services.agent_instance.config_models import ModelSettings
+from services.agent_instance.config_workers import WorkerSettings
 
 __all__ = ["AgentInstanceSettings", "TimeSettings", "ToolSettings"]
 
@@ -17,7 +20,7 @@ class TimeSettings(Section):
     wall: float = Field(300.0, gt=0, le=86_400, description="seconds one attempt may take")
     wall_max: float = Field(3600.0, gt=0, le=86_400, description="the most an agent class may ask for instead")
     periodic_update: float = Field(10.0, gt=0, le=3600, description="silence after which a sign of life is sent")
-    grace: float = Field(2.0, ge=0, le=60, description="how long an agent may take to end when asked")
+    grace: float = Field(0.5, ge=0, le=60, description="how long an agent may take to end when asked")
     kill: float = Field(0.5, gt=0, le=10, description="how long a killed agent may take before it is abandoned")
     log_wait: float = Field(300.0, gt=0, le=86_400, description="how long a result waits for the log")
     reserve: float = Field(30.0, gt=0, le=3600, description="how long a created instance is kept for its run")
@@ -48,3 +51,6 @@ class AgentInstanceSettings(SharedSettings):
     max_periodic_updates: int = Field(30, ge=0, le=10_000, description="silent agents that are spoken for at once")
     times: TimeSettings = Field(default_factory=TimeSettings)
     tools: ToolSettings = Field(default_factory=ToolSettings)
+    workers: WorkerSettings = Field(default_factory=WorkerSettings)
+    models: ModelSettings = Field(default_factory=ModelSettings)
+    mcp: McpServers | None = Field(None, description="MCP servers by name, as JSON, or the path of a file with it")

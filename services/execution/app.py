@@ -26,6 +26,7 @@ from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up_for_ever, keep_leases, take_over
 from services.execution.domain.metrics import FactoryMetrics
+from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
 from services.execution.domain.services import RunServices
 from services.execution.domain.watch import Changes
 from services.execution.service import ExecutionServicer
@@ -87,6 +88,11 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 await services.catalogue.covering()
                 await take_over(store, factory)
             _ = loops.start(keep_leases(store, factory, settings.lease_seconds / 3), "leases")
+            options = services.options
+            _ = loops.start(promote_for_ever(services, factory.holdings, options.queue_poll_s), "queue")
+            _ = loops.start(
+                watch_decisions(DecisionWatch(services, factory.holdings), options.decided_poll_s), "decisions"
+            )
             _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
             yield _Execution(_server(settings, services, factory, verifier), factory, settings.drain_seconds)
             factory.stop()

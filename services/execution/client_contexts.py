@@ -35,6 +35,7 @@ class RunContext:
     ) -> None:
         self._minter = minter
         self._identity = identity
+        self.deadline_at = deadline_at
         self._deadline = deadline_at / 1_000_000
         self._clock = clock
         self._message = _message(identity)
@@ -75,7 +76,7 @@ class RunContexts:
         """The run's context."""
         key = (identity.user, identity.run_id)
         context = self._known.get(key)
-        if context is None:
+        if context is None or context.deadline_at != deadline_at:  # a run that waited has another one
             context = self._known[key] = RunContext(self._minter, identity, deadline_at)
         return context
 

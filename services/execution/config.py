@@ -9,6 +9,7 @@ from pydantic import Field
 
 from servicekit.settings import ListenAddress, PeerAddress, SharedSettings, alias_env
 from services.execution.domain.admission import UserLimits
+from services.execution.domain.limits import ModelLimits, RateLimits
 from services.execution.domain.services import RunOptions
 from services.execution.domain.uploads import ArtifactLimits
 
@@ -42,14 +43,27 @@ class ExecutionSettings(SharedSettings):
     default_agent: str = Field("supervisor", min_length=1, description="agent of a request that names none")
     max_engines_per_user: Annotated[int, Field(ge=1), alias_env("MAX_ENGINES_PER_USER")] = 2
     max_unended_runs_per_user: Annotated[int, Field(ge=1)] = 5
+    runs_per_minute_per_user: float = Field(600.0, ge=0, description="runs that a user may begin; 0 for no such limit")
+    runs_burst_per_user: int = Field(100, ge=1, description="runs that a user may begin at once after a quiet time")
+    max_active_runs: int = Field(500, ge=1, description="runs of all users that hold an engine")
+    max_unended_runs: int = Field(10_000, ge=1, description="runs of all users that have not ended")
+    max_attempts: int = Field(3, ge=1, description="tries of a stage whose worker or agent_instance is lost")
+    input_timeout_seconds: float = Field(86_400.0, gt=0, description="how long a run waits for a person's answer")
+    model_tokens_per_user: int = Field(2_000_000, ge=0, description="tokens of models that a user may use in a period")
+    model_budget_period_seconds: float = Field(
+        86_400.0, ge=1, description="after which a user's tokens are whole again"
+    )
+    model_concurrency_per_user: int = Field(4, ge=1, description="calls of models that a user may have at once")
     engine_timeout_seconds: Annotated[float, Field(gt=0), alias_env("ENGINE_TIMEOUT_SECONDS")] = 300.0
     cleanup_interval: Annotated[float, Field(gt=0), alias_env("CLEANUP_INTERVAL")] = 60.0
-    lease_seconds: float = Field(15.0, ge=1, description="how long a run stays a process's that stopped renewing")
+    lease_seconds: float = Field(
+        5.0, ge=1, description="how long a run stays a process's that stopped renewing, which it does every third of it"
+    )
     silence_seconds: float = Field(
         15.0, gt=0, description="how long an attempt may give no sign of life before it counts as lost"
     )
     ticket_refresh_seconds: float = Field(300.0, gt=0, description="how often a long attempt gets a fresh ticket")
-    cancel_grace_seconds: float = Field(2.0, ge=0, description="how long a cancelled agent may take to end by itself")
+    cancel_grace_seconds: float = Field(0.5, ge=0, description="how long a cancelled agent may take to end by itself")
     artifact_max_bytes: int = Field(8 * _MIB, ge=1, description="largest artifact")
     artifact_quota_per_user: int = Field(256 * _MIB, ge=1, description="bytes of all artifacts of one user")
     artifacts_per_run: int = Field(200, ge=1, description="artifacts of one run")
@@ -76,6 +90,14 @@ class ExecutionSettings(SharedSettings):
         """The part that the domain works with."""
         return RunOptions(
             limits=UserLimits(self.max_engines_per_user, self.max_unended_runs_per_user),
+            rates=RateLimits(self.runs_per_minute_per_user, self.runs_burst_per_user),
+            models=ModelLimits(
+                self.model_tokens_per_user, self.model_concurrency_per_user, self.model_budget_period_seconds
+            ),
+            max_active_total=self.max_active_runs,
+            max_unended_total=self.max_unended_runs,
+            max_attempts=self.max_attempts,
+            input_timeout_s=self.input_timeout_seconds,
             default_agent=self.default_agent,
             silence_s=self.silence_seconds,
             ticket_refresh_s=self.ticket_refresh_seconds,

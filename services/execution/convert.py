@@ -23,6 +23,7 @@ from services.execution.models import (
     AuditEntry,
     AuditOutcome,
     EngineRecord,
+    InputRecord,
     MessageRecord,
     Micros,
     RunIdentity,
@@ -112,6 +113,7 @@ def pipeline_request(request: pb.ExecutePipelineRequest, principal: RunPrincipal
         strategy=_STRATEGIES[request.strategy],
         client_ref=request.client_ref,
         engine_id=request.engine_id,
+        bound=request.bound_to_caller,
     )
 
 
@@ -137,7 +139,20 @@ def run_to_proto(run: RunRecord) -> pb.Run:
         client_ref=run.client_ref,
         engine_id=run.engine_id,
         artifacts=[artifact_to_proto(artifact) for artifact in run.artifacts],
+        waiting_for=None if run.waiting_for is None else _waiting_for(run.waiting_for),
         agent_name=run.agent_name,
+    )
+
+
+def _waiting_for(question: InputRecord) -> ai.InputRequired:
+    return ai.InputRequired(
+        input_id=question.input_id,
+        prompt=question.prompt,
+        schema_json=question.schema,
+        arguments_hash=question.arguments_hash,
+        tool_name=question.tool_name,
+        arguments_json=question.arguments,
+        expires_at=time_to_proto(question.expires_at),
     )
 
 
@@ -232,6 +247,10 @@ def metrics_to_proto(metrics: MetricsSnapshot) -> pb.GetFactoryMetricsResponse:
         factory_chain_metrics=metrics.factory_chain_metrics,
         timeouts=metrics.timeouts,
         refusals=metrics.refusals,
+        runs_queued=metrics.runs_queued,
+        runs_waiting=metrics.runs_waiting,
+        runs_resumed=metrics.runs_resumed,
+        attempts_lost=metrics.attempts_lost,
     )
 
 

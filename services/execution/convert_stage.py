@@ -12,7 +12,7 @@ from carrel.v1 import context_pb2
 from carrel.wire import error_from_proto, error_to_proto
 from services.execution.convert import OUTCOMES, artifact_to_proto, message_to_proto, seconds_to_proto, time_to_proto
 from services.execution.domain import ports
-from services.execution.models import AuditEntry, AuditOutcome, JournalItem, RunIdentity
+from services.execution.models import AuditEntry, AuditOutcome, InputRecord, JournalItem, RunIdentity
 from services.execution.models_steps import Budget, Question
 
 __all__ = ["audit_from_proto", "downlink_to_proto", "start_to_proto", "uplink_from_proto"]
@@ -33,7 +33,17 @@ def start_to_proto(start: ports.StageStart) -> ai.StartStage:
         results_json=start.results,
         history=[message_to_proto(item) for item in start.history],
         journal=[_journal_entry(item) for item in start.journal],
+        budget=None if start.budget is None else _budget(start.budget),
         deadline=time_to_proto(start.deadline_at),
+        inputs=[_input(answer) for answer in start.inputs],
+        quiet_until_input=start.quiet_until_input,
+        last_attempt=start.last_attempt,
+    )
+
+
+def _input(answer: InputRecord) -> ai.ProvidedInput:
+    return ai.ProvidedInput(
+        input_id=answer.input_id, value_json=answer.value or b"null", arguments_hash=answer.arguments_hash
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any, Final
 
 import psutil
@@ -12,7 +13,6 @@ from grpc import aio
 
 from carrel.errors import (
     DrainingError,
-    NotImplementedYetError,
     UnknownArtifactError,
     UnknownRunError,
     UnknownThreadError,
@@ -63,19 +63,16 @@ class ExecutionServicer(pb_grpc.ExecutionServiceServicer):
     ) -> pb.ExecutePipelineResponse:
         principal = current_principal()
         assert isinstance(principal, RunPrincipal), "the table of scopes says so"
-        if request.bound_to_caller:
-            raise NotImplementedYetError(
-                "runs bound to their caller's connection are not available yet",
-                advice="leave bound_to_caller unset and call CancelRun",
-            )
         admitted = await self._factory.execute(convert.pipeline_request(request, principal))
         return pb.ExecutePipelineResponse(run=convert.run_to_proto(admitted.run), existing=admitted.existing)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: _Context) -> AsyncIterator[pb.WatchRunResponse]:
         user = _for_run(request.run_id)
         last: RunRecord | None = None
-        async for last in watch_run(self._store, self._services.changes, user, request.run_id, stop=self._lets_go):
-            yield pb.WatchRunResponse(run=convert.run_to_proto(last))
+        bound = self._factory.holdings.bound
+        with bound.keeping(user, request.run_id) if request.keeps_alive else nullcontext():
+            async for last in watch_run(self._store, self._services.changes, user, request.run_id, stop=self._lets_go):
+                yield pb.WatchRunResponse(run=convert.run_to_proto(last))
         if last is None:
             raise _no_run(request.run_id)
         if last.state not in TERMINAL_STATES:
@@ -102,8 +99,9 @@ class ExecutionServicer(pb_grpc.ExecutionServiceServicer):
         return pb.CancelRunResponse(run=convert.run_to_proto(run))
 
     async def ProvideInput(self, request: pb.ProvideInputRequest, context: _Context) -> pb.ProvideInputResponse:
-        await self._run(_for_run(request.run_id), request.run_id)
-        raise NotImplementedYetError("waiting for a person is not available yet", advice="start a new run instead")
+        user = _for_run(request.run_id)
+        run = await self._factory.provide_input(user, request.run_id, request.input_id, request.value_json)
+        return pb.ProvideInputResponse(run=convert.run_to_proto(run))
 
     async def CleanupEngine(self, request: pb.CleanupEngineRequest, context: _Context) -> pb.CleanupEngineResponse:
         user = convert.user_key(current_principal())

@@ -129,7 +129,8 @@ async def test_a_stage_from_start_to_result() -> None:
         assert (record.user_id, record.run_id, record.target) == ("alice", attempt.context.run_id, "square")
         assert record.outcome == pb.AUDIT_OUTCOME_SUCCEEDED
         (entry,) = attempt.of("journal_entry")
-        assert (entry.number, entry.call_id, entry.result_json) == (1, "tool:square:1", b"9")
+        assert (entry.number, entry.name, entry.result_json) == (1, "square", b"9")
+        assert entry.call_id == f"tool:square:{entry.arguments_hash[:16]}:1"
         assert here.services.core.active == 0
 
 
@@ -304,7 +305,7 @@ async def test_a_caller_that_never_closes_its_side_is_waited_for_no_longer_than_
 
 
 async def test_the_pool_is_bounded_and_says_so(eventually: Eventually) -> None:
-    async with deployment(*ALL, max_workers=1) as here:
+    async with deployment(*ALL, max_workers=1, workers={"max_waiting": 0}) as here:
         first = await here.start("sleeper")
         await first.read()
         second = await here.start("sleeper", user="bob")
@@ -312,6 +313,22 @@ async def test_the_pool_is_bounded_and_says_so(eventually: Eventually) -> None:
         assert isinstance(error, WorkersBusyError)
         assert error.retry_after_s
         first.call.cancel()
+        await eventually(lambda: here.services.core.active == 0)
+
+
+async def test_an_attempt_waits_for_a_worker_and_leaves_the_queue_when_its_caller_does(eventually: Eventually) -> None:
+    async with deployment(*ALL, max_workers=1) as here:
+        first = await here.start("sleeper")
+        await first.read()
+        given_up = await here.start("sleeper", user="bob")
+        waits = await here.start("sleeper", user="carol")
+        await eventually(lambda: here.services.core.waiting == 2)
+        given_up.call.cancel()
+        await eventually(lambda: here.services.core.waiting == 1)
+        first.call.cancel()
+        assert (await waits.read() or pb.RunInstanceResponse()).HasField("accepted")
+        assert here.services.core.waiting == 0
+        waits.call.cancel()
         await eventually(lambda: here.services.core.active == 0)
 
 

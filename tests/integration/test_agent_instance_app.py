@@ -66,8 +66,8 @@ async def test_the_app_serves_a_file_of_agents(
             listed = await stub.ListAgents(pb.ListAgentsRequest(context=session_context()))
             assert [agent.name for agent in listed.agents] == ["hello"]
             (told,) = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "how agents run"]
-            assert (told["executor"], told["isolation"]) == ("InLoopExecutor", "task")
-            assert "holds up every other run" in told["limit"]
+            assert told == {"process": ["hello"]}
+            assert [agent.isolation for agent in listed.agents] == [pb.ISOLATION_PROCESS]
             context = new_run_context()
             attempt = Attempt(context, stub.RunInstance(), "p")
             await attempt.send(start=pb.StartStage(agent_name="hello", attempt=1, producer_id="p", message="hi"))
@@ -75,6 +75,22 @@ async def test_the_app_serves_a_file_of_agents(
             assert attempt.value == {"said": "hi"}
             kinds = [event.kind for event in emitter.log[context.user_id, "p"]]
             assert kinds == ["agent_started", "agent_thinking", "agent_completed"]
+
+
+async def test_a_class_that_asks_for_the_loop_gets_it_and_the_log_says_so(
+    tmp_path: Path, agent_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    agent_file.write_text(AGENT.replace("    async def", '    isolation = "task"\n    async def'), encoding="utf-8")
+    async with serving([emitter_service(FakeEmitter())]) as rpc:
+        settings = settings_for(tmp_path, emitter=rpc.address, agents=(str(agent_file),))
+        async with app(settings, Starter("agent_instance")) as server, server, open_channel(server.address) as channel:
+            stub = agent_instance_pb2_grpc.AgentInstanceServiceStub(channel)
+            listed = await stub.ListAgents(pb.ListAgentsRequest(context=session_context()))
+            assert [agent.isolation for agent in listed.agents] == [pb.ISOLATION_TASK]
+    (told,) = [vars(record)["fields"] for record in caplog.records if record.levelno == logging.WARNING]
+    assert told["agents"] == ["hello"]
+    assert "holds up every other run" in told["limit"]
 
 
 async def test_a_start_without_emitter_says_what_to_do(tmp_path: Path, agent_file: Path) -> None:

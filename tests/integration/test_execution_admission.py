@@ -16,12 +16,13 @@ from carrel.errors import (
     InvalidContextError,
     InvalidIdError,
     InvalidRequestError,
-    NotImplementedYetError,
+    NotWaitingError,
     PlanError,
     StoreUnavailableError,
     ThreadBusyError,
     UnendedRunsError,
     UnknownAgentError,
+    UnknownRunError,
     UnmetRequirementError,
 )
 from carrel.v1 import execution_pb2 as pb
@@ -155,12 +156,9 @@ async def test_agent_that_appears_later_is_found_without_a_restart(world: World)
         ({"thread": "placeholder_1"}, InvalidIdError),
         ({"run": "none"}, InvalidIdError),
         ({"client_ref": "with space"}, InvalidRequestError),
-        ({"strategy": pb.THREAD_STRATEGY_ENQUEUE}, NotImplementedYetError),
-        ({"strategy": pb.THREAD_STRATEGY_ROLLBACK}, NotImplementedYetError),
-        ({"bound_to_caller": True}, NotImplementedYetError),
     ],
 )
-async def test_bad_or_unfilled_fields_are_refused_and_admit_nothing(
+async def test_bad_fields_are_refused_and_admit_nothing(
     world: World, fields: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -175,11 +173,13 @@ async def test_child_request_cannot_ask_for_a_run(world: World) -> None:
         await world.stub.ExecutePipeline(pb.ExecutePipelineRequest(context=child, pipeline=["data"]), timeout=5)
 
 
-async def test_unfilled_input_and_unknown_run_are_told_apart(world: World) -> None:
+async def test_answer_to_a_run_that_does_not_wait_and_to_none_are_told_apart(world: World) -> None:
+    world.agents.scripts["data"] = stuck
     run = (await world.execute()).run
-    request = pb.ProvideInputRequest(context=session_context(), run_id=run.run_id, input_id="q", value_json=b"1")
-    with pytest.raises(NotImplementedYetError):
-        await world.stub.ProvideInput(request, timeout=5)
+    for run_id, error in ((run.run_id, NotWaitingError), ("run-none", UnknownRunError)):
+        request = pb.ProvideInputRequest(context=session_context(), run_id=run_id, input_id="q", value_json=b"1")
+        with pytest.raises(error):
+            await world.stub.ProvideInput(request, timeout=5)
 
 
 async def test_listings_page_and_refuse_foreign_tokens(world: World) -> None:

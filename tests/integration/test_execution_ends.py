@@ -15,6 +15,10 @@ from tests.conftest import Eventually
 from tests.support.execution import Attempt, Up, World, answer, result, running_execution, silent, stuck
 from tests.support.identity import run_context, service_context, session_context
 
+# What a loaded machine may add to a time that is measured.
+LOADED_S = 0.4
+TRIED_THREE_TIMES = ["run_accepted", "run_attempt", "run_attempt"]
+
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
@@ -39,6 +43,21 @@ async def test_cancel_ends_a_run_at_once_although_its_agent_ignores_it(world: Wo
     message = await asyncio.wait_for(attempt.messages.get(), 1)
     assert message.WhichOneof("message") == "cancel"
     await eventually(lambda: attempt.closed, within=2)  # the grace is over: its stream is gone
+
+
+async def test_cancel_asks_within_a_tenth_of_a_second_and_kills_within_one_with_default_settings(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    async with running_execution(tmp_path, cancel_grace_seconds=0.5) as world:
+        world.agents.scripts["data"] = stuck
+        run_id = (await world.execute()).run.run_id
+        await eventually(lambda: world.agents.attempts)
+        attempt = world.agents.attempts[0]
+        began = time.monotonic()
+        await asyncio.gather(world.cancel(run_id), asyncio.wait_for(attempt.messages.get(), 5))
+        assert time.monotonic() - began < 0.1 + LOADED_S
+        await eventually(lambda: attempt.closed, within=3)
+        assert time.monotonic() - began < 1.0 + LOADED_S
 
 
 async def test_cancel_of_an_ended_run_changes_nothing(world: World) -> None:
@@ -85,11 +104,11 @@ async def test_engine_that_uses_up_its_time_ends_the_run_as_timed_out(tmp_path: 
 
 async def test_silent_agent_instance_counts_as_lost(world: World) -> None:
     world.agents.scripts["data"] = silent
-    run = await world.ended((await world.execute()).run.run_id, within=5)
+    run = await world.ended((await world.execute()).run.run_id, within=8)
     assert run.state == pb.RUN_STATE_FAILED
     assert run.error.code == "AGENT_INSTANCE_LOST"
     assert run.error.retryable
-    assert world.emitter.kinds(run.run_id) == ["run_accepted", "agent_error", "run_completed"]
+    assert world.emitter.kinds(run.run_id) == [*TRIED_THREE_TIMES, "agent_error", "run_completed"]
 
 
 async def test_heartbeats_keep_a_quiet_attempt_alive(world: World) -> None:
@@ -116,7 +135,7 @@ async def test_stream_that_breaks_off_ends_the_run(world: World) -> None:
         world.agents.scripts["data"] = script
         run = await world.ended((await world.execute()).run.run_id)
         assert run.state == pb.RUN_STATE_FAILED
-        assert world.emitter.kinds(run.run_id) == ["run_accepted", "agent_error", "run_completed"]
+        assert world.emitter.kinds(run.run_id) == [*TRIED_THREE_TIMES, "agent_error", "run_completed"]
 
 
 async def test_late_result_of_a_cancelled_stage_changes_nothing(world: World, eventually: Eventually) -> None:

@@ -224,15 +224,6 @@ async def test_conversation_before_the_run_reaches_the_agent(world: World) -> No
     assert not world.agents.attempts[0].start.history
 
 
-async def test_agent_that_asks_a_person_fails_for_now_with_a_clear_error(world: World) -> None:
-    async def ask(attempt: Attempt) -> AsyncIterator[Up]:
-        yield Up(input_required=ai.InputRequired(input_id="q1", prompt="sure?"))
-
-    world.agents.scripts["data"] = ask
-    run = await world.ended((await world.execute()).run.run_id)
-    assert run.error.code == "NOT_IMPLEMENTED_YET"
-
-
 async def test_artifacts_of_a_stage_are_stored_answered_and_read_back_by_their_owner_only(world: World) -> None:
     data = bytes(range(256)) * 3000
     answers = []

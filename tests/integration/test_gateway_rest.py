@@ -203,7 +203,7 @@ async def test_cancel_and_input(tmp_path: Path) -> None:
     async with gateway(tmp_path) as g:
         run_id = await _started(g)
         status, body, _ = await _ask(g, "POST", f"/api/runs/{run_id}/input", json={"input_id": "q", "value": None})
-        assert (status, body["error"]["code"]) == (501, "NOT_IMPLEMENTED_YET")
+        assert (status, body["error"]["code"]) == (409, "NOT_WAITING")
         status, body, _ = await _ask(g, "POST", f"/api/runs/{run_id}/cancel", json={"reason": "no longer needed"})
         assert (status, body["status"]) == (200, "CANCELLED")
         for path in (f"/api/runs/{run_id}/events",):

@@ -123,7 +123,7 @@ async def test_cancel_and_input(tmp_path: Path) -> None:
         await socket.send(type="agent_execute", message="hello")
         run_id = (await socket.control("run_accepted"))["run_id"]
         await socket.send(type="input_provide", run_id=run_id, input_id="q1", value={"yes": True}, client_ref="i")
-        assert (await socket.control("error"))["code"] == "NOT_IMPLEMENTED_YET"
+        assert (await socket.control("error"))["code"] == "NOT_WAITING"
         await socket.send(type="agent_cancel", run_id=run_id, client_ref="c")
         answer = await socket.control("cancel_accepted")
         assert (answer["status"], answer["client_ref"]) == ("CANCELLED", "c")

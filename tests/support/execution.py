@@ -30,7 +30,7 @@ from servicekit.lifecycle import Starter
 from servicekit.rpc.channel import open_channel
 from services.execution.app import app
 from services.execution.config import ExecutionSettings
-from tests.support.identity import identity, run_context, session_context
+from tests.support.identity import identity, run_context, service_context, session_context
 from tests.support.rpc import serving
 
 Up = ai.RunInstanceResponse
@@ -61,6 +61,21 @@ def answer(value: Mapping[str, Any]) -> Script:
     async def script(attempt: Attempt) -> AsyncIterator[Up]:
         yield Up(accepted=ai.StageAccepted(instance_id="i-1"))
         yield result(value, attempt.start.agent_name)
+
+    return script
+
+
+def asks(input_id: str, then: Mapping[str, Any], schema: Mapping[str, Any] | None = None) -> Script:
+    """A script that asks a person, and once it has the answer succeeds with ``then`` and the answer."""
+
+    async def script(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(accepted=ai.StageAccepted(instance_id="i-1"))
+        for given in attempt.start.inputs:
+            if given.input_id == input_id:
+                yield result({**then, "answer": orjson.loads(given.value_json)})
+                return
+        question = ai.InputRequired(input_id=input_id, prompt="sure?", schema_json=orjson.dumps(dict(schema or {})))
+        yield Up(input_required=question)
 
     return script
 
@@ -260,6 +275,40 @@ class World:
         run: pb.Run = (await self.stub.CancelRun(request, timeout=5.0)).run
         return run
 
+    async def reaches(
+        self, run_id: str, state: pb.RunState.ValueType, user: str = "alice", within: float = 10.0
+    ) -> pb.Run:
+        """The run once it is in this state."""
+        request = pb.WatchRunRequest(context=session_context(user), run_id=run_id)
+        call = self.stub.WatchRun(request, timeout=within)
+        try:
+            async for response in call:
+                if response.run.state == state:
+                    found: pb.Run = response.run
+                    return found
+        finally:
+            call.cancel()
+        raise AssertionError(f"the run has ended otherwise than {pb.RunState.Name(state)}")
+
+    async def provide(self, run_id: str, input_id: str, value: Any, user: str = "alice") -> pb.Run:
+        """Answer a run's question."""
+        request = pb.ProvideInputRequest(
+            context=session_context(user), run_id=run_id, input_id=input_id, value_json=orjson.dumps(value)
+        )
+        run: pb.Run = (await self.stub.ProvideInput(request, timeout=5.0)).run
+        return run
+
+    def keep(self, run_id: str, user: str = "alice", *, alive: bool = True) -> Any:
+        """A stream that keeps a bound run alive."""
+        request = pb.WatchRunRequest(context=session_context(user), run_id=run_id, keeps_alive=alive)
+        return self.stub.WatchRun(request)
+
+    async def metrics(self) -> pb.GetFactoryMetricsResponse:
+        """The factory's counts."""
+        request = pb.GetFactoryMetricsRequest(context=service_context())
+        response: pb.GetFactoryMetricsResponse = await self.stub.GetFactoryMetrics(request, timeout=5.0)
+        return response
+
 
 def execution_settings(folder: Path, agents: str, emitter: str, **changes: Any) -> ExecutionSettings:
     """Settings of an execution in ``folder``, with the test identity's keys."""
@@ -293,9 +342,12 @@ async def neighbours() -> AsyncIterator[tuple[ScriptedAgents, str, LogEmitter, s
 
 
 @asynccontextmanager
-async def running_execution(folder: Path, **changes: Any) -> AsyncIterator[World]:
-    """execution as its ``app`` builds it; ``changes`` are settings."""
+async def running_execution(
+    folder: Path, *, scripts: Mapping[str, Script] | None = None, **changes: Any
+) -> AsyncIterator[World]:
+    """execution as its ``app`` builds it; ``changes`` are settings. ``scripts`` are there when it resumes runs."""
     async with neighbours() as (agents, agents_at, emitter, emitter_at):
+        agents.scripts |= scripts or {}
         settings = execution_settings(folder, agents_at, emitter_at, **changes)
         async with app(settings, Starter("execution")) as running:
             await running.start()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from carrel.errors import AgentError, AgentIdleTimeoutError, EngineTimeoutError
@@ -51,7 +51,8 @@ class TimePolicy:
 class ActivityClock:
     """Knows when the agent last did something, and says when it has been too long.
 
-    ``clock`` is monotonic; ``unix`` is compared with the deadline. Tests give their own.
+    ``clock`` is monotonic; ``unix`` is compared with the deadline. Tests give their own. ``outer`` is the clock of the
+    agent that this sub-agent works for: what it does is activity of that one, and both stand still together.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class ActivityClock:
         *,
         clock: Callable[[], float] = time.monotonic,
         unix: Callable[[], float] = time.time,
+        outer: ActivityClock | None = None,
     ) -> None:
         self.limits = limits
+        self._outer = outer
         self._clock = clock
         self._begun = self._active = self._spoken = clock()
         # The deadline is carried over to the monotonic clock once: a step of the wall clock must end nobody.
@@ -74,11 +77,15 @@ class ActivityClock:
     def touch(self) -> None:
         """The agent did something."""
         self._active = self._now()
+        if self._outer is not None:
+            self._outer.touch()
 
     def spoke(self) -> None:
         """The agent produced an event, which is activity too."""
         self._spoken = self._clock()
         self.touch()
+        if self._outer is not None:
+            self._outer.spoke()
 
     def tool_began(self, call_id: str, timeout_s: float) -> None:
         """A tool is at work: activity, for at most ``timeout_s``."""
@@ -93,6 +100,10 @@ class ActivityClock:
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """While the host waits for others than the agent."""
+        with nullcontext() if self._outer is None else self._outer.stopped():
+            yield from self._stopped()
+
+    def _stopped(self) -> Iterator[None]:
         self._stops += 1
         if self._stops == 1:
             self._stopped_at = self._clock()
@@ -106,6 +117,12 @@ class ActivityClock:
                 self._stopped_s += pause
                 self._active += pause
                 self._tools = {call_id: until + pause for call_id, until in self._tools.items()}
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the agent may still take."""
+        left = self.limits.wall_s - self.agent_s
+        return max(0.0, left if self._end is None else min(left, self._end - self._clock()))
 
     @property
     def agent_s(self) -> float:

@@ -7,6 +7,7 @@ hands messages over directly, so it is bound by the same checks and has no other
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from carrel.agent_calls import HostCalls
 from carrel.agent_context import AgentContext
-from carrel.agent_messages import DownMessage, UpMessage
+from carrel.agent_messages import DownMessage, ModelDelta, UpMessage
 from carrel.errors import CancelledRunError, CarrelError, ToolError, ToolFailedError
 from carrel.frozen import freeze
 from carrel.tools import Tool
@@ -26,6 +27,7 @@ __all__ = ["HostBodies", "Reply", "end_task"]
 
 _log: Final = get_logger("agent_instance.tools")
 
+_LAST_S: Final = 0.02
 Reply = Callable[[DownMessage], Awaitable[None]]
 HandleMessage = Callable[[UpMessage, int, Reply], Awaitable[None]]
 BodyEnded = Callable[[str, Any, CarrelError | None], Awaitable[None]]
@@ -75,12 +77,17 @@ class HostBodies:
         *,
         attempt: int,
         kill_s: float,
+        seed: str = "",
+        model: str = "",
     ) -> None:
         self._handle = handle
         self._ended = ended
         self._failed = failed
         self._attempt = attempt
         self._kill_s = kill_s
+        self._seed = seed
+        self._model = model
+        self._cancelled_at: float | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._sources = 0
 
@@ -95,12 +102,28 @@ class HostBodies:
         """Cancel the call's body and wait for it a little."""
         task = self._tasks.get(call.call_id)
         if task is not None and task is not asyncio.current_task():
-            await end_task(task, self._kill_s, f"the body of the tool {call.tool.name}")
+            await end_task(task, self._patience(), f"the body of the tool {call.tool.name}")
+
+    def cancel(self) -> None:
+        """Cancel every body, without waiting; what ``stop`` and ``aclose`` wait for counts from here."""
+        self._cancelled_at = time.monotonic()
+        for task in self._tasks.values():
+            task.cancel()
 
     async def aclose(self) -> None:
-        """Cancel every body."""
-        for call_id, task in list(self._tasks.items()):
-            await end_task(task, self._kill_s, f"the body of the call {call_id}")
+        """Cancel every body and wait for all of them a little."""
+        tasks = [(call_id, task) for call_id, task in self._tasks.items() if task is not asyncio.current_task()]
+        if tasks:
+            if self._cancelled_at is None:
+                self.cancel()
+            await asyncio.wait([task for _, task in tasks], timeout=self._patience())
+        for call_id, task in tasks:
+            await end_task(task, _LAST_S, f"the body of the call {call_id}")
+
+    def _patience(self) -> float:
+        if self._cancelled_at is None:
+            return self._kill_s
+        return max(_LAST_S, self._kill_s - (time.monotonic() - self._cancelled_at))
 
     async def _run(self, call: ToolCall, scope: Scope, source: int) -> None:
         calls = HostCalls(_Port(self._handle, source, self._deliver_to(lambda: calls)))
@@ -111,6 +134,8 @@ class HostBodies:
             tools=tuple(scope.tools),
             attempt=self._attempt,
             tool_call_id=call.call_id,
+            seed=self._seed,
+            model=self._model,
         )
         value, error = None, None
         try:
@@ -133,7 +158,10 @@ class HostBodies:
     @staticmethod
     def _deliver_to(calls: Callable[[], HostCalls]) -> Reply:
         async def deliver(message: Any) -> None:
-            calls().deliver(message)
+            if isinstance(message, ModelDelta):
+                calls().deliver_piece(message)
+            else:
+                calls().deliver(message)
 
         return deliver
 

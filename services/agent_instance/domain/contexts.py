@@ -14,6 +14,7 @@ from carrel.context import UserExecutionContext
 from carrel.errors import InvalidContextError, LimitExceededError, ToolPermissionError, UnknownToolError
 from carrel.ids import ChildIds
 from carrel.tools import Tool
+from services.agent_instance.domain.questions import Work
 
 __all__ = ["MAX_OPEN_CONTEXTS", "ContextTable", "Scope"]
 
@@ -22,7 +23,10 @@ MAX_OPEN_CONTEXTS: Final = 200
 
 @dataclass(slots=True, eq=False)
 class Scope:
-    """One context and what it may use. ``handle`` is the name by which the worker knows it; 0 is the root."""
+    """One context and what it may use. ``handle`` is the name by which the worker knows it; 0 is the root.
+
+    ``part_of`` is the work that it belongs to: the tool's body that runs in it, or the sub-agent whose root it is.
+    """
 
     handle: int
     context: UserExecutionContext
@@ -30,11 +34,22 @@ class Scope:
     parent: Scope | None = None
     call_id: str = ""
     children: set[int] = field(default_factory=set)
+    part_of: Work | None = None
 
     @property
     def in_call(self) -> bool:
         """Whether it belongs to the body of a tool call, or to a child that such a body opened."""
-        return bool(self.call_id) or (self.parent is not None and self.parent.in_call)
+        return bool(self.within)
+
+    @property
+    def within(self) -> str:
+        """The id of the tool call whose body it belongs to; "" outside of one."""
+        return self.call_id or (self.parent.within if self.parent is not None else "")
+
+    @property
+    def work(self) -> Work | None:
+        """The innermost work that it is a part of; None for the stage's agent itself."""
+        return self.part_of or (self.parent.work if self.parent is not None else None)
 
 
 class ContextTable:
@@ -44,11 +59,14 @@ class ContextTable:
         root: The run's verified context.
         tools: The agent class's tools: all that the root may use.
         ids: Names of children, shared by the turns of one stage so that no two have the same request id.
+        part_of: The work that the whole table is a part of: a sub-agent's.
     """
 
-    def __init__(self, root: UserExecutionContext, tools: Mapping[str, Tool], ids: ChildIds) -> None:
+    def __init__(
+        self, root: UserExecutionContext, tools: Mapping[str, Tool], ids: ChildIds, part_of: Work | None = None
+    ) -> None:
         self._ids = ids
-        self._scopes: dict[int, Scope] = {0: Scope(0, root, dict(tools))}
+        self._scopes: dict[int, Scope] = {0: Scope(0, root, dict(tools), part_of=part_of)}
         self._next = 1
 
     @property
@@ -96,14 +114,25 @@ class ContextTable:
                 use=self.open_children,
             )
         allowed = self._subset(parent, tools)
+        return self._add(parent, self.named(parent, operation_name), allowed)
+
+    def named(self, parent: Scope, operation_name: str) -> UserExecutionContext:
+        """A context below the parent's, with a request id of its own; not in the table.
+
+        Raises:
+            InvalidIdError: The name is malformed.
+            InvalidContextError: The children nest too deeply.
+            LimitExceededError: Too many have been opened.
+        """
         # A dry run first: a name must not be used up by a child that cannot be.
         parent.context.create_child_context(operation_name)
-        name = self._ids.name(parent.context.request_id, operation_name)
-        return self._add(parent, parent.context.create_child_context(name), allowed)
+        return parent.context.create_child_context(self._ids.name(parent.context.request_id, operation_name))
 
-    def for_call(self, parent: Scope, call_id: str) -> Scope:
+    def for_call(self, parent: Scope, call_id: str, part_of: Work | None = None) -> Scope:
         """What a tool's body works in: its caller's context under a handle of its own, which ends with the call."""
-        return self._add(parent, parent.context, parent.tools, call_id)
+        scope = self._add(parent, parent.context, parent.tools, call_id)
+        scope.part_of = part_of
+        return scope
 
     def close(self, scope: Scope) -> list[Scope]:
         """Close a child and every open child of it, innermost first; returns them. The root is never closed."""

@@ -16,16 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
-
-import orjson
+from typing import Any, Protocol
 
 from carrel.errors import (
     CancelledRunError,
     CarrelError,
     LimitExceededError,
     ProtocolError,
-    ToolFailedError,
     ToolPermissionError,
     ToolTimeoutError,
     UnknownToolError,
@@ -35,12 +32,11 @@ from services.agent_instance.domain.activity import ActivityClock
 from services.agent_instance.domain.calls import Asked, CallLedger, ToolCall, hash_arguments, permits
 from services.agent_instance.domain.events import StageEvents
 from services.agent_instance.domain.ports import Uplink
-from services.agent_instance.models import AuditEntry, AuditOutcome
+from services.agent_instance.domain.questions import StageQuestions, approval_question, denial
+from services.agent_instance.domain.tool_reports import ToolReports
+from services.agent_instance.models import JournalItem
 
 __all__ = ["BodyRunner", "DispatchStrategy", "TurnTools", "UnifiedToolDispatcher", "UnifiedToolDispatcherFactory"]
-
-MAX_INLINE_RESULT_BYTES: Final = 24 * 1024
-MAX_JOURNALED_BYTES: Final = 1024 * 1024
 
 
 class DispatchStrategy(enum.StrEnum):
@@ -68,7 +64,12 @@ class BodyRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TurnTools:
-    """What a dispatcher works with. ``permissions`` gives those of the newest verified ticket."""
+    """What a dispatcher works with. ``permissions`` gives those of the newest verified ticket.
+
+    ``declared``: names of the tools that the agent's class has, whether or not it was given them. ``away``: why a tool
+    that there is not may be there later. ``whose``: "" for the stage's agent, a word for one that answers in its place
+    (``StageQuestions.ask_id``).
+    """
 
     agent_name: str
     permissions: Callable[[], frozenset[str]]
@@ -77,6 +78,10 @@ class TurnTools:
     ledger: CallLedger
     clock: ActivityClock
     runner: BodyRunner
+    questions: StageQuestions
+    declared: frozenset[str] = frozenset()
+    away: Callable[[str], CarrelError | None] = lambda _name: None
+    whose: str = ""
 
 
 class UnifiedToolDispatcher:
@@ -96,6 +101,7 @@ class UnifiedToolDispatcher:
         self._waiting: deque[ToolCall] = deque()
         self._running = 0
         self._closed = False
+        self._reports = ToolReports(turn.agent_name, turn.events, turn.uplink, turn.ledger, turn.clock)
 
     @property
     def open_calls(self) -> int:
@@ -116,8 +122,13 @@ class UnifiedToolDispatcher:
         except CarrelError as error:
             await self._refuse(asked, error, digest)
             return
-        name = self._turn.ledger.next_name(tool.name)
+        name = self._turn.ledger.name_tool_call(tool.name, digest, within=asked.scope.within)
         call = ToolCall(asked, tool, name, digest, asked.scope.in_call, time.time(), time.monotonic())
+        if name.earlier is not None:
+            await self._replay(call, name.earlier)
+            return
+        if tool.approval and not await self._approved(call):
+            return
         self._calls[call.call_id] = call
         self._keys[asked.key] = call.call_id
         if call.nested or self._running < self._max_running:
@@ -133,17 +144,22 @@ class UnifiedToolDispatcher:
         self._keys.pop(call.asked.key, None)
         if call.timer is not None:
             call.timer.cancel()
+        if call.pending is not None:
+            self._turn.questions.withdraw(call.pending)
         if call.running:
             self._running -= not call.nested
             self._turn.clock.tool_ended(call_id)
             await self._turn.runner.finished(call)
-            await self._report(call, value, error)
+            await self._reports.completed(call, value, error)
         else:
             with suppress(ValueError):
                 self._waiting.remove(call)
         await call.asked.reply(value, error)
         while self._waiting and self._running < self._max_running and not self._closed:
             await self._begin(self._waiting.popleft())
+        if call.work is not None:
+            # Last, so that a question finds those that waited for this one's place under way.
+            self._turn.questions.end(call.work)
 
     async def stop(self, call_id: str, error: CarrelError) -> None:
         """End a call from outside: its time is over, or nobody waits for it."""
@@ -162,6 +178,7 @@ class UnifiedToolDispatcher:
     async def stop_all(self, call_ids: Iterable[str], error: CarrelError) -> None:
         """End these calls, those that wait first, so that no end begins another."""
         known = [self._calls[call_id] for call_id in call_ids if call_id in self._calls]
+        self._withdraw(known)
         for call in sorted(known, key=lambda c: c.running):
             await self.stop(call.call_id, error)
 
@@ -175,6 +192,9 @@ class UnifiedToolDispatcher:
         for call in self._calls.values():
             if call.timer is not None:
                 call.timer.cancel()
+            if call.work is not None:
+                self._turn.questions.end(call.work, settle=False)
+        self._withdraw(self._calls.values())
         self._calls.clear()
         self._keys.clear()
         self._waiting.clear()
@@ -184,12 +204,26 @@ class UnifiedToolDispatcher:
         self._closed = True
         await self.stop_all(list(self._calls), CancelledRunError("the agent has ended, and its tool calls with it"))
 
+    def _withdraw(self, calls: Iterable[ToolCall]) -> None:
+        """None of these calls' questions may be the one that the attempt ends for: all end now."""
+        for call in calls:
+            if call.pending is not None:
+                self._turn.questions.withdraw(call.pending, settle=False)
+
     def _checked(self, asked: Asked) -> Tool:
         if self._closed:
             raise CancelledRunError("the agent is ending; no further tool is started")
         tool = asked.scope.tools.get(asked.tool_name)
         if tool is None:
             known, shown = ", ".join(asked.scope.tools) or "none", asked.tool_name[:64]
+            if (away := self._turn.away(asked.tool_name)) is not None:
+                raise away
+            if asked.tool_name in self._turn.declared:
+                raise UnknownToolError(
+                    f"the tool {shown} was not given to this context",
+                    advice=f"give it the tool where it is opened, or where the agent is run; its tools: {known}",
+                    tool_name=shown,
+                )
             raise UnknownToolError(f"there is no tool {shown!r} here", advice=f"its tools: {known}", tool_name=shown)
         if not permits(self._turn.permissions(), tool.permission):
             raise ToolPermissionError(
@@ -209,51 +243,45 @@ class UnifiedToolDispatcher:
         tool.check_arguments(asked.arguments)
         return tool
 
-    async def _refuse(self, asked: Asked, error: CarrelError, arguments_hash: str) -> None:
-        name = asked.tool_name[:64]
-        data = {
-            "tool_name": name,
-            "tool_call_id": self._turn.ledger.refused_id(),
-            "attempt": self._turn.events.attempt,
-            "status": "error",
-            "denied": True,
-            "duration_ms": 0,
-            "error": _told(error),
-        }
-        record = AuditEntry(
-            context=asked.scope.context,
-            agent_name=self._turn.agent_name,
-            action="tool.call",
-            target=name,
-            outcome=AuditOutcome.DENIED,
-            error_code=error.code,
-            started_at=time.time(),
-            duration_s=0.0,
-            arguments_hash=arguments_hash,
-        )
-        with self._turn.clock.stopped():
-            await self._turn.events.emit("tool_completed", data, self._turn.agent_name, asked.scope.context)
-            await self._turn.uplink.audit(record)
-        self._turn.clock.spoke()
+    async def _refuse(self, asked: Asked, error: CarrelError, arguments_hash: str, call_id: str = "") -> None:
+        await self._reports.refused(asked, error, arguments_hash, call_id)
         await asked.reply(None, error)
+
+    async def _replay(self, call: ToolCall, earlier: JournalItem) -> None:
+        value = await self._reports.replayed(call, earlier)
+        await call.asked.reply(value, earlier.error)
+
+    async def _approved(self, call: ToolCall) -> bool:
+        """Whether the user has allowed the call; otherwise it is refused, or waits for the user to be asked."""
+        turn, questions = self._turn, self._turn.questions
+        input_id = questions.approval_id(turn.whose, call.call_id, call.arguments_hash)
+        answer = questions.take(input_id, call.arguments_hash)
+        if answer is None:
+            question = approval_question(input_id, call.tool, call.asked.arguments, call.arguments_hash)
+            call.pending = questions.ask(question, call.scope.work, turn.clock.stopped())
+            self._calls[call.call_id] = call
+            self._keys[call.asked.key] = call.call_id
+            return False
+        denied = denial(call.tool, answer)
+        if denied is not None:
+            await self._refuse(call.asked, denied, call.arguments_hash, call.call_id)
+        return denied is None
 
     async def _begin(self, call: ToolCall) -> None:
         call.running = True
         self._running += not call.nested
-        data = {
-            "tool_name": call.tool.name,
-            "tool_call_id": call.call_id,
-            "attempt": self._turn.events.attempt,
-            "arguments": dict(call.asked.arguments),
-        }
-        with self._turn.clock.stopped():
-            await self._turn.events.emit("tool_executing", data, self._turn.agent_name, call.scope.context)
+        call.work = self._turn.questions.begin(call.scope.work, lambda held: self._hold(call, held))
+        await self._reports.executing(call)
         if call.call_id not in self._calls:
             return  # given up while its event waited for the log
-        seconds = call.tool.timeout_s
         call.began, call.began_unix = time.monotonic(), time.time()
         self._turn.clock.spoke()
-        self._turn.clock.tool_began(call.call_id, seconds)
+        self._turn.clock.tool_began(call.call_id, call.tool.timeout_s)
+        self._start_timer(call)
+        await self._turn.runner.begin(call)
+
+    def _start_timer(self, call: ToolCall) -> None:
+        seconds = call.tool.timeout_s
         late = ToolTimeoutError(
             f"the tool {call.tool.name} took longer than its {seconds:g} s",
             advice="ask it for less, or raise its timeout_s",
@@ -261,45 +289,13 @@ class UnifiedToolDispatcher:
             limit_s=seconds,
         )
         call.timer = asyncio.get_running_loop().call_later(seconds, self._turn.runner.overdue, call, late)
-        await self._turn.runner.begin(call)
 
-    async def _report(self, call: ToolCall, value: Any, error: CarrelError | None) -> None:
-        seconds = time.monotonic() - call.began
-        result = b"" if error is not None else orjson.dumps(value)
-        data: dict[str, Any] = {
-            "tool_name": call.tool.name,
-            "tool_call_id": call.call_id,
-            "attempt": self._turn.events.attempt,
-            "status": _status(error),
-            "duration_ms": round(seconds * 1000, 3),
-        }
-        record = AuditEntry(
-            context=call.scope.context,
-            agent_name=self._turn.agent_name,
-            action="tool.call",
-            target=call.tool.name,
-            outcome=AuditOutcome.SUCCEEDED if error is None else AuditOutcome.FAILED,
-            error_code="" if error is None else error.code,
-            started_at=call.began_unix,
-            duration_s=seconds,
-            arguments_hash=call.arguments_hash,
-        )
-        with self._turn.clock.stopped():
-            if error is None:
-                data["result"] = await self._shown(call, value, result)
-            else:
-                data["error"] = _told(error)
-            await self._turn.events.emit("tool_completed", data, self._turn.agent_name, call.scope.context)
-            if (error is None or isinstance(error, ToolFailedError)) and len(result) <= MAX_JOURNALED_BYTES:
-                await self._turn.uplink.journal(self._turn.ledger.journal(call, result, error))
-            await self._turn.uplink.audit(record)
-        self._turn.clock.spoke()
-
-    async def _shown(self, call: ToolCall, value: Any, result: bytes) -> Any:
-        if len(result) <= MAX_INLINE_RESULT_BYTES:
-            return value
-        name = f"{call.call_id}-{self._turn.events.attempt}.json"
-        return {"artifact": await self._turn.events.put_aside(name, result)}
+    def _hold(self, call: ToolCall, held: bool) -> None:
+        """No clock runs for a body that waits for its user; one that does no more begins with a fresh one."""
+        if call.timer is not None:
+            call.timer.cancel()
+            if not held and call.call_id in self._calls:
+                self._start_timer(call)
 
 
 class UnifiedToolDispatcherFactory:
@@ -325,16 +321,3 @@ class UnifiedToolDispatcherFactory:
         """A dispatcher for one turn."""
         self.created += 1
         return UnifiedToolDispatcher(turn, max_running=self._running, max_open=self._open)
-
-
-def _status(error: CarrelError | None) -> str:
-    if error is None:
-        return "ok"
-    if isinstance(error, ToolTimeoutError):
-        return "timeout"
-    return "cancelled" if isinstance(error, CancelledRunError) else "error"
-
-
-def _told(error: CarrelError) -> dict[str, Any]:
-    told = error.to_dict()
-    return {name: told[name] for name in ("code", "message", "advice", "retryable", "details") if name in told}

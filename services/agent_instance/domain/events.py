@@ -7,6 +7,7 @@ bound into an artifact and a reference. Numbering, resending and shedding are th
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -53,7 +54,12 @@ class EventProducer(Protocol):
 
 
 class StageEvents:
-    """Emits one stage's events. After ``mute`` it emits nothing: the run is cancelled, or somebody else's."""
+    """Emits one stage's events. After ``mute`` it emits nothing: the run is cancelled, or somebody else's.
+
+    Args:
+        quiet_until: The question whose answer begins this attempt. Until it is taken (``heard``) nothing is emitted:
+            all of it is in the log, from the attempt that asked. ``speak`` ends the quiet as well.
+    """
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class StageEvents:
         *,
         stage_index: int,
         attempt: int,
+        quiet_until: str = "",
     ) -> None:
         self._producer = producer
         self._store = store
@@ -70,6 +77,8 @@ class StageEvents:
         self._stage_index = stage_index
         self._attempt = attempt
         self._muted = False
+        self._outer: StageEvents | None = None
+        self._quiet_until = quiet_until
         self._oversize = 0
 
     @property
@@ -77,23 +86,79 @@ class StageEvents:
         """The stage's attempt."""
         return self._attempt
 
+    @property
+    def heard_of(self) -> bool:
+        """Whether what is emitted now is heard: neither muted nor quiet."""
+        return not self._silent and not self._root._quiet_until  # noqa: SLF001  (another of this class)
+
+    @property
+    def quiet_until(self) -> str:
+        """The question whose answer ends the quiet; "" when it is over."""
+        return self._root._quiet_until  # noqa: SLF001
+
     def mute(self) -> None:
         """From now on, nothing."""
         self._muted = True
 
-    async def started(self, agent_name: str, description: str) -> None:
-        """``agent_started``: the first event of an agent's turn."""
-        data = {"agent_name": agent_name, "stage": self._stage_index, "attempt": self._attempt}
+    def heard(self, input_id: str) -> None:
+        """The answer to this question has been taken."""
+        if input_id == self._root._quiet_until:  # noqa: SLF001
+            self.speak()
+
+    def speak(self) -> None:
+        """What comes now is new: the quiet is over."""
+        self._root._quiet_until = ""  # noqa: SLF001
+
+    def branch(self) -> StageEvents:
+        """The events of a sub-agent: the same ones, which can be muted for it alone."""
+        branch = copy.copy(self)
+        branch._outer, branch._muted = self, False  # noqa: SLF001
+        return branch
+
+    @property
+    def _root(self) -> StageEvents:
+        return self if self._outer is None else self._outer._root  # noqa: SLF001
+
+    @property
+    def _silent(self) -> bool:
+        return self._muted or (self._outer is not None and self._outer._silent)  # noqa: SLF001
+
+    async def started(
+        self,
+        agent_name: str,
+        description: str,
+        context: UserExecutionContext | None = None,
+        *,
+        replayed: bool = False,
+    ) -> None:
+        """``agent_started``: the first event of an agent's turn. ``context``: a sub-agent's."""
+        data: dict[str, Any] = {"agent_name": agent_name, "stage": self._stage_index, "attempt": self._attempt}
         if description:
             data["description"] = description[:512]
-        await self.emit("agent_started", data, agent_name)
+        await self.emit("agent_started", data | _replay(replayed), agent_name, context)
 
-    async def completed(self, agent_name: str, result: Mapping[str, Any], seconds: float) -> None:
+    async def completed(
+        self,
+        agent_name: str,
+        result: Mapping[str, Any],
+        seconds: float,
+        context: UserExecutionContext | None = None,
+        *,
+        replayed: bool = False,
+    ) -> None:
         """``agent_completed``: the last event of a turn that succeeded."""
         data = {"agent_name": agent_name, "result": dict(result), "duration_ms": round(seconds * 1000, 3)}
-        await self.emit("agent_completed", data, agent_name)
+        await self.emit("agent_completed", data | _replay(replayed), agent_name, context)
 
-    async def failed(self, agent_name: str, error: CarrelError, *, fallback: str | None = None) -> None:
+    async def failed(
+        self,
+        agent_name: str,
+        error: CarrelError,
+        context: UserExecutionContext | None = None,
+        *,
+        fallback: str | None = None,
+        replayed: bool = False,
+    ) -> None:
         """``agent_error``: the last event of a turn that failed; with ``fallback``, that agent answers next."""
         told = error.to_dict()
         data: dict[str, Any] = {
@@ -107,7 +172,7 @@ class StageEvents:
         data |= {name: told[name] for name in ("retry_after_s", "details") if name in told}
         if fallback is not None:
             data["fallback"] = fallback
-        await self.emit("agent_error", data, agent_name)
+        await self.emit("agent_error", data | _replay(replayed), agent_name, context)
 
     async def still_working(self, agent_name: str, silent_s: float) -> None:
         """``agent_thinking`` in a silent agent's place; left out when the log is far behind."""
@@ -126,7 +191,7 @@ class StageEvents:
         Raises:
             CarrelError: The producer is dead.
         """
-        if self._muted:
+        if not self.heard_of:
             return
         encoded = orjson.dumps(data)
         if len(encoded) > EVENTS[kind].max_bytes:
@@ -146,12 +211,17 @@ class StageEvents:
             return {"name": name, "size": len(data), "error": error.code}
 
     async def _shrunk(self, kind: str, encoded: bytes) -> dict[str, Any]:
-        self._oversize += 1
-        name = f"event-{self._stage_index}-{self._attempt}-{self._oversize}-{kind}.json"
+        root = self._root
+        root._oversize += 1  # noqa: SLF001
+        name = f"event-{self._stage_index}-{self._attempt}-{root._oversize}-{kind}.json"  # noqa: SLF001
         reference = await self.put_aside(name, encoded)
         data = shorten(orjson.loads(encoded), reference, EVENTS[kind].max_bytes - _RESERVE_BYTES)
         validate_event(kind, data)
         return data
+
+
+def _replay(replayed: bool) -> dict[str, Any]:
+    return {"replayed": True} if replayed else {}
 
 
 def shorten(data: dict[str, Any], reference: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from carrel.agent_messages import (
     ArtifactStored,
+    Ask,
+    CallModel,
     CallTool,
     CancelCall,
     ChildOpened,
@@ -22,6 +24,7 @@ from carrel.agent_messages import (
     OpenChild,
     PutArtifact,
     Refused,
+    RunAgent,
     ToolBodyResult,
     ToolReply,
     UpMessage,
@@ -41,10 +44,12 @@ from services.agent_instance.domain.artifacts import ArtifactDesk
 from services.agent_instance.domain.calls import Asked
 from services.agent_instance.domain.contexts import ContextTable, Scope
 from services.agent_instance.domain.dispatcher import TurnTools, UnifiedToolDispatcher
+from services.agent_instance.domain.routes import Routes
 
 __all__ = ["MessageHandler"]
 
 Reply = Callable[[DownMessage], Awaitable[None]]
+_Call = EmitEvent | OpenChild | PutArtifact | CallTool | RunAgent | Ask | CallModel
 
 # All others are the host's to say: an agent that could emit tool_completed could lie about what it did.
 _AGENTS_OWN: Final = frozenset({"agent_thinking", "agent_message"})
@@ -60,6 +65,7 @@ class MessageHandler:
         dispatcher: UnifiedToolDispatcher,
         desk: ArtifactDesk,
         tasks: TaskOwner,
+        routes: Routes,
     ) -> None:
         self._agent_name = turn.agent_name
         self._events = turn.events
@@ -68,6 +74,7 @@ class MessageHandler:
         self._dispatcher = dispatcher
         self._desk = desk
         self._tasks = tasks
+        self._routes = routes
         self._worker_bodies: set[str] = set()
         self._uploads: dict[tuple[int, int], str] = {}
         self._refused_uploads: set[tuple[int, int]] = set()
@@ -93,7 +100,7 @@ class MessageHandler:
             ProtocolError: It makes no sense here.
         """
         match message:
-            case EmitEvent() | OpenChild() | PutArtifact() | CallTool():
+            case EmitEvent() | OpenChild() | PutArtifact() | CallTool() | RunAgent() | Ask() | CallModel():
                 try:
                     await self._asked(message, source, reply)
                 except ProtocolError:
@@ -101,7 +108,7 @@ class MessageHandler:
                 except CarrelError as error:
                     await reply(Refused(message.call_id, error.to_dict()))
             case CancelCall():
-                await self._dispatcher.give_up((source, message.call_id))
+                await self._give_up((source, message.call_id))
             case CloseChild():
                 await self._close_child(message.handle)
             case ToolBodyResult():
@@ -112,12 +119,17 @@ class MessageHandler:
                 raise ProtocolError(f"{type(message).__name__} came where it cannot")
 
     async def close(self, scope: Scope) -> None:
-        """Close a context with the children and tool calls it still has."""
+        """Close a context with the children, tool calls and sub-agents it still has."""
         handles = frozenset(item.handle for item in self._table.close(scope))
+        self._routes.agents.close_in(handles)
         calls = self._dispatcher.calls_in(handles)
         await self._dispatcher.stop_all(calls, CancelledRunError("the context of the tool call has been closed"))
 
-    async def _asked(self, message: EmitEvent | OpenChild | PutArtifact | CallTool, source: int, reply: Reply) -> None:
+    async def _give_up(self, key: tuple[int, int]) -> None:
+        await self._routes.give_up(key)
+        await self._dispatcher.give_up(key)
+
+    async def _asked(self, message: _Call, source: int, reply: Reply) -> None:
         scope = self._table.get(message.handle)
         match message:
             case EmitEvent():
@@ -130,6 +142,12 @@ class MessageHandler:
                 await reply(ChildOpened(message.call_id, child.handle, told, tuple(child.tools)))
             case PutArtifact():
                 await self._piece(message, source, reply)
+            case RunAgent():
+                await self._routes.agents.request(message, source, scope, reply)
+            case Ask():
+                await self._routes.asking.request(message, source, scope, reply)
+            case CallModel():
+                await self._routes.models.request(message, source, scope, reply)
             case CallTool():
                 await self._dispatcher.request(
                     Asked(

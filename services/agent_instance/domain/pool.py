@@ -19,6 +19,7 @@ __all__ = ["Part", "ResourcePool"]
 _SAMPLES: Final = 1024
 _FIRST_DELAY_S: Final = 0.1
 _MAX_DELAY_S: Final = 5.0
+_REFILL_AT_ONCE: Final = 2
 
 
 class Part(NamedTuple):
@@ -50,7 +51,8 @@ class ResourcePool:
         self._target = warm
         self._start_timeout_s = start_timeout_s
         self._clock = clock
-        self._waiting: deque[AgentExecutor] = deque()
+        self._waiting: dict[AgentExecutor, asyncio.Task[None]] = {}  # each with the watch over its life
+        self._cold = 0
         self._wanted = asyncio.Event()
         self._wanted.set()
         self._closed = False
@@ -80,8 +82,14 @@ class ResourcePool:
             WorkerLostError: None waits and none can be started.
         """
         begun = self._clock()
-        warm = bool(self._waiting)
-        executor = self._waiting.popleft() if warm else await self._started()
+        executor = self._take()
+        warm = executor is not None
+        if executor is None:
+            self._cold += 1
+            try:
+                executor = await self._started()
+            finally:
+                self._cold -= 1
         self._wanted.set()
         self.served += 1
         self.reused += warm
@@ -90,17 +98,25 @@ class ResourcePool:
         return Part(executor, warm, seconds)
 
     async def keep_filled(self, report: Callable[[CarrelError], None]) -> None:
-        """Refill until cancelled; a start that fails is reported and tried again, later each time."""
+        """Refill until cancelled; a start that fails is reported and tried again, later each time.
+
+        A few at once, so that a burst is made good; fewer while somebody waits for a worker that nobody had ready.
+        """
         delay = _FIRST_DELAY_S
         while True:
             await self._wanted.wait()
-            if len(self._waiting) >= self._target:
+            missing = self._target - len(self._waiting)
+            if missing <= 0:
                 self._wanted.clear()
                 continue
-            try:
-                self._waiting.append(await self._started())
-            except CarrelError as error:
+            at_once = min(missing, 1 if self._cold else _REFILL_AT_ONCE)
+            results = await asyncio.gather(*(self._refill() for _ in range(at_once)), return_exceptions=True)
+            errors = [result for result in results if isinstance(result, BaseException)]
+            for error in errors:
+                if not isinstance(error, CarrelError):
+                    raise error
                 report(error)
+            if errors:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _MAX_DELAY_S)
             else:
@@ -108,8 +124,31 @@ class ResourcePool:
 
     async def aclose(self) -> None:
         """Kill every worker that waits."""
-        while self._waiting:
-            await self._waiting.popleft().kill()
+        self._closed = True
+        while (executor := self._take()) is not None:
+            await executor.kill()
+
+    def _take(self) -> AgentExecutor | None:
+        """One that waits, the oldest; it is the caller's from here on."""
+        if not self._waiting:
+            return None
+        executor = next(iter(self._waiting))
+        self._waiting.pop(executor).cancel()
+        return executor
+
+    async def _refill(self) -> None:
+        executor = await self._started()
+        if self._closed:
+            await executor.kill()
+            return
+        self._waiting[executor] = asyncio.create_task(self._watch(executor), name="watch over a waiting worker")
+
+    async def _watch(self, executor: AgentExecutor) -> None:
+        """Replace a worker that dies while it waits."""
+        await executor.join()
+        if self._waiting.pop(executor, None) is not None:
+            self._wanted.set()
+            await executor.kill()
 
     async def _started(self) -> AgentExecutor:
         executor = self._make()

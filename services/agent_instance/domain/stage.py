@@ -18,8 +18,7 @@ from typing import Any, Final
 
 import orjson
 
-from carrel.agents import Isolation
-from carrel.errors import CancelledRunError, CarrelError, InternalError, StoreUnavailableError
+from carrel.errors import CancelledRunError, CarrelError, InternalError, StoreUnavailableError, WorkerLostError
 from carrel.ids import ChildIds
 from servicekit.logs import get_logger
 from services.agent_instance.domain.activity import TimePolicy
@@ -29,11 +28,22 @@ from services.agent_instance.domain.core import AgentExecutionCore, Instance
 from services.agent_instance.domain.dispatcher import UnifiedToolDispatcherFactory
 from services.agent_instance.domain.events import EventProducer, StageEvents
 from services.agent_instance.domain.fallback import FallbackManager
+from services.agent_instance.domain.model_budget import StageBudget
+from services.agent_instance.domain.outputs import WorkerOutputs
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
-from services.agent_instance.domain.ports import Uplink
+from services.agent_instance.domain.ports import (
+    AttemptTools,
+    BoundedJournal,
+    ModelAccess,
+    OwnTools,
+    ToolServers,
+    Uplink,
+)
+from services.agent_instance.domain.questions import StageQuestions
 from services.agent_instance.domain.registry import AgentEntry
-from services.agent_instance.domain.turn import AgentTurn, StageTools, TurnEnd
-from services.agent_instance.models import Caller, StageOutcome, StageStart, StoredArtifact
+from services.agent_instance.domain.roles import FALLBACK, StageTools, TurnEnd, TurnRole
+from services.agent_instance.domain.turn import AgentTurn
+from services.agent_instance.models import BudgetGrant, Caller, StageOutcome, StageStart, StoredArtifact
 
 __all__ = ["MAX_RESULT_BYTES", "StageAttempt", "StageServices", "StageTimes"]
 
@@ -47,7 +57,7 @@ MAX_RESULT_BYTES: Final = 64 * 1024 - 512
 class StageTimes:
     """Seconds: to end after being asked, to die when killed, for the log's word at the end, for it after a cancel."""
 
-    grace_s: float = 2.0
+    grace_s: float = 0.5
     kill_s: float = 0.5
     log_wait_s: float = 300.0
     cancelled_log_wait_s: float = 1.0
@@ -63,8 +73,8 @@ class StageServices:
     dispatchers: UnifiedToolDispatcherFactory
     policy: TimePolicy
     times: StageTimes
-    isolation: Isolation
-    """What the executor gives every attempt, whatever its class asks for."""
+    models: ModelAccess | None = None
+    tool_servers: ToolServers | None = None
 
 
 class StageAttempt:
@@ -94,20 +104,34 @@ class StageAttempt:
         self._producer = producer
         self._desk = desk
         self._events = StageEvents(
-            producer, self._store, caller.context, stage_index=start.stage_index, attempt=start.attempt
+            producer,
+            self._store,
+            caller.context,
+            stage_index=start.stage_index,
+            attempt=start.attempt,
+            quiet_until=start.quiet_until_input,
         )
+        self._questions = StageQuestions(start.stage_index, start.inputs, self._events.heard)
+        self._ledger = CallLedger(start.stage_index, start.journal)
+        self._budget = StageBudget(start.budget)
+        self._outputs = WorkerOutputs(desk, start.stage_index, start.attempt)
+        servers = services.tool_servers
+        self._servers: AttemptTools = OwnTools() if servers is None else servers.for_attempt()
         self._tools = StageTools(
             start=start,
             caller=lambda: self._caller,
-            events=self._events,
-            uplink=uplink,
-            ledger=CallLedger(start.stage_index, max((item.number for item in start.journal), default=0)),
+            uplink=BoundedJournal(uplink, start.journal),
             desk=desk,
             ids=ChildIds(caller.context.request_id),
+            core=services.core,
             dispatchers=services.dispatchers,
             periodic=services.periodic,
             policy=services.policy,
+            questions=self._questions,
+            outputs=self._outputs,
             dead=producer.dead,
+            models=services.models,
+            servers=self._servers,
             grace_s=services.times.grace_s,
             kill_s=services.times.kill_s,
         )
@@ -135,6 +159,10 @@ class StageAttempt:
         self._caller = caller
         self._producer.refresh(caller.context)
 
+    def grant(self, grant: BudgetGrant) -> None:
+        """What model calls may use from now on."""
+        self._budget.renew(grant)
+
     def cancel(self, reason: str, grace_s: float | None = None) -> None:
         """Ask the agent to end, then kill it."""
         if not self._cancelled.done():
@@ -145,38 +173,64 @@ class StageAttempt:
     async def run(self) -> StageOutcome:
         """The outcome, once the log has everything. Errors of the agent's are in it, they are not raised."""
         try:
-            end, answered = await self._agents()
-            if not end.muted:
+            try:
+                end, answered = await self._agents()
+            finally:
+                # Not held through the wait for the log.
+                await self._servers.aclose()
+            if not end.muted and end.question is None and not self._again(end):
                 end = await self._unless_cancelled(self._last_event(end, answered))
             return await self._outcome(end, answered)
         finally:
             await self._producer.aclose()
 
+    def _again(self, end: TurnEnd) -> bool:
+        """Whether execution will try again: the worker was lost, the agent did nothing wrong, and it may be tried."""
+        return end.lost and isinstance(end.error, WorkerLostError) and not self._start.last_attempt
+
     async def _agents(self) -> tuple[TurnEnd, AgentEntry]:
         entry = self._instance.entry
         end = await self._one(entry)
-        if end.error is None or end.muted:
+        if end.error is None or end.muted or self._again(end):
             return end, entry
         fallback = await self._fallback_for(entry, end)
         if fallback is None:
             return end, entry
         with self._services.fallbacks.under_way():
             self._services.core.counts.fallbacks += 1
+            if not self._questions.is_of(FALLBACK, self._events.quiet_until):
+                self._events.speak()  # it was not the fallback that asked: this failure is new
             if (
                 lost := await self._said(self._events.failed(entry.name, end.error, fallback=fallback.name))
             ) is not None:
                 return lost, entry
-            return await self._one(fallback), fallback
+            self._questions.restart()
+            return await self._one(fallback, FALLBACK), fallback
 
-    async def _one(self, entry: AgentEntry) -> TurnEnd:
-        self._turn = AgentTurn(self._tools, entry, self._instance.executor)
+    async def _one(self, entry: AgentEntry, whose: str = "") -> TurnEnd:
+        role = TurnRole(
+            entry=entry,
+            instance=self._instance,
+            context=self._caller.context,
+            request=self._start.request,
+            tools=self._servers.tools(entry),
+            limits=self._services.policy.limits(entry, self._start.deadline),
+            ledger=self._ledger.under(whose) if whose else self._ledger,
+            events=self._events,
+            budget=self._budget,
+            whose=whose,
+        )
+        executor = self._instance.executor
+        self._turn = AgentTurn(self._tools, role)
         if self._cancelled.done():
             self._turn.cancel(self._cancelled.result())
         end = await self._turn.run()
         self._agent_s += end.seconds
         counts = self._services.core.counts
         counts.killed += end.killed
+        counts.lost += end.lost
         counts.failed += end.error is not None and not end.muted
+        await self._outputs.keep(executor, entry.name, hurry=end.muted)
         return end
 
     async def _fallback_for(self, entry: AgentEntry, end: TurnEnd) -> AgentEntry | None:
@@ -198,6 +252,8 @@ class StageAttempt:
                 end = await self._bounded(end, answered)
             except CarrelError as error:
                 end = TurnEnd(end.seconds, error=error)
+        # Whatever the agent did not come to ask this time: that it has ended is new.
+        self._events.speak()
         if end.error is None:
             last = self._events.completed(answered.name, end.result or {}, self._agent_s)
         else:
@@ -239,13 +295,15 @@ class StageAttempt:
                 dead = self._producer.dead.done()
                 error = lost if dead else StoreUnavailableError(reason, advice="try again when the bridge is back")
         plan, result = end.plan, end.result
-        if error is None and plan is None and result is None:
+        question = end.question if error is None else None
+        if error is None and plan is None and result is None and question is None:
             error = InternalError("the stage ended without a result")
         return StageOutcome(
             answered_by=answered.name,
-            result=orjson.dumps(result) if error is None and plan is None else None,
+            result=orjson.dumps(result) if error is None and plan is None and question is None else None,
             plan=plan if error is None else None,
             error=error,
+            question=question,
             events_through=self._producer.acknowledged,
             agent_time_s=self._agent_s,
             log_wait_s=time.monotonic() - began,

@@ -1,109 +1,102 @@
 """``AgentTurn``: one agent at work on a stage, from its first event to its last message. The host's side of a worker.
 
 It answers the worker's messages, holds its time limits, and ends it. A stage has one turn, or two when a fallback
-answers; what comes before and after a turn is ``stage``'s.
+answers, and one more for each sub-agent; what comes before and after a turn is ``stage``'s and ``subagents``'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from carrel.agent_codec import decode, encode
 from carrel.agent_messages import Cancel, CancelToolBody, DownMessage, Failure, Result, RunToolBody, Start
 from carrel.agents import Plan
-from carrel.errors import CancelledRunError, CarrelError, InternalError, InvalidResultError, WorkerLostError, from_dict
-from carrel.ids import ChildIds
+from carrel.errors import (
+    AgentFailedError,
+    CancelledRunError,
+    CarrelError,
+    InternalError,
+    InvalidResultError,
+    WorkerLimitError,
+    WorkerLostError,
+    from_dict,
+)
+from carrel.llm import MODEL_VARIABLE
 from servicekit.logs import get_logger
 from servicekit.tasks import TaskOwner
-from services.agent_instance.domain.activity import ActivityClock, TimePolicy
-from services.agent_instance.domain.artifacts import ArtifactDesk
+from services.agent_instance.domain.activity import ActivityClock
 from services.agent_instance.domain.bodies import HostBodies
-from services.agent_instance.domain.calls import CallLedger, ToolCall
+from services.agent_instance.domain.calls import ToolCall
 from services.agent_instance.domain.contexts import ContextTable, Scope
-from services.agent_instance.domain.dispatcher import TurnTools, UnifiedToolDispatcherFactory
-from services.agent_instance.domain.events import StageEvents
-from services.agent_instance.domain.executor import AgentExecutor
+from services.agent_instance.domain.dispatcher import TurnTools
 from services.agent_instance.domain.messages import MessageHandler
-from services.agent_instance.domain.periodic import PeriodicUpdateManager
-from services.agent_instance.domain.ports import Uplink
-from services.agent_instance.domain.registry import AgentEntry
-from services.agent_instance.models import Caller, StageStart
+from services.agent_instance.domain.roles import StageTools, TurnEnd, TurnRole
+from services.agent_instance.domain.routes import Asking, ModelRoute, Routes
+from services.agent_instance.domain.subagents import SubAgents
+from services.agent_instance.models import Question
 
-__all__ = ["AgentTurn", "StageTools", "TurnEnd"]
+__all__ = ["AgentTurn"]
 
 _log: Final = get_logger("agent_instance.turn")
 _WORKER: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
-class StageTools:
-    """What the turns of one stage share. ``caller`` gives the newest verified one."""
-
-    start: StageStart
-    caller: Callable[[], Caller]
-    events: StageEvents
-    uplink: Uplink
-    ledger: CallLedger
-    desk: ArtifactDesk
-    ids: ChildIds
-    dispatchers: UnifiedToolDispatcherFactory
-    periodic: PeriodicUpdateManager
-    policy: TimePolicy
-    dead: asyncio.Future[CarrelError]
-    grace_s: float = 2.0
-    kill_s: float = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class TurnEnd:
-    """How a turn ended: one of ``result``, ``plan`` and ``error``. ``muted``: nothing more is to be said of it."""
-
-    seconds: float
-    result: Mapping[str, Any] | None = None
-    plan: Plan | None = None
-    error: CarrelError | None = None
-    killed: bool = False
-    muted: bool = False
-    past_deadline: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class _Ended:
     message: Result | Failure | None = None
     error: CarrelError | None = None
+    question: Question | None = None
+    lost: bool = False
 
 
 class AgentTurn:
-    """Runs one agent on one executor. ``run`` once; ``cancel`` at any time; cancelling ``run`` kills the worker."""
+    """Runs one agent on one worker. ``run`` once; ``cancel`` at any time; cancelling ``run`` kills the worker."""
 
-    def __init__(self, stage: StageTools, entry: AgentEntry, executor: AgentExecutor) -> None:
+    def __init__(self, stage: StageTools, role: TurnRole) -> None:
         self._stage = stage
-        self._entry = entry
-        self._executor = executor
-        caller = stage.caller()
-        self._table = ContextTable(caller.context, entry.tools, stage.ids)
-        self.clock = ActivityClock(stage.policy.limits(entry, stage.start.deadline))
+        self._role = role
+        self._entry = role.entry
+        # The worker of now: a fallback's will take its place.
+        self._executor = role.instance.executor
+        self.clock = ActivityClock(role.limits, outer=role.outer)
+        self._table = ContextTable(role.context, role.tools, stage.ids, role.work)
         tools = TurnTools(
-            agent_name=entry.name,
+            agent_name=role.entry.name,
             permissions=lambda: stage.caller().permissions,
-            events=stage.events,
+            events=role.events,
             uplink=stage.uplink,
-            ledger=stage.ledger,
+            ledger=role.ledger,
             clock=self.clock,
             runner=self,
+            questions=stage.questions,
+            declared=frozenset(stage.servers.tools(role.entry)),
+            away=lambda name: stage.servers.missing(role.entry, name),
+            whose=role.whose,
         )
         self._dispatcher = stage.dispatchers.create(tools)
         self._tasks = TaskOwner(self._task_failed)
-        self._handler = MessageHandler(tools, self._table, self._dispatcher, stage.desk, self._tasks)
+        self._agents = SubAgents(
+            stage, role, self.clock, self._table, lambda child: AgentTurn(stage, child), self._task_failed
+        )
+        self._asking = Asking(tools, stage.ids.root)
+        access = stage.models
+        calls = access.for_turn(tools, stage.caller, role.budget) if access is not None and access.available else None
+        self._models = ModelRoute(calls, stage.questions)
+        # Every attempt's is the same: what ids that agents give are made from.
+        self._seed = f"{stage.start.stage_index}/{role.entry.name}"
+        self._environment = {} if calls is None else dict(calls.environment())
+        routes = Routes(self._agents, self._asking, self._models)
+        self._handler = MessageHandler(tools, self._table, self._dispatcher, stage.desk, self._tasks, routes)
         self._bodies = HostBodies(
             self._handler.handle,
             self._dispatcher.ended,
             self._task_failed,
             attempt=stage.start.attempt,
             kill_s=stage.kill_s,
+            seed=self._seed,
+            model=self._environment.get(MODEL_VARIABLE, ""),
         )
         self._scopes: dict[str, Scope] = {}
         loop = asyncio.get_running_loop()
@@ -113,12 +106,14 @@ class AgentTurn:
         self._killed = False
 
     def cancel(self, reason: str, grace_s: float | None = None) -> None:
-        """Ask the agent to end, and kill it after the grace. The stage's events stop at once."""
+        """Ask the agent, its sub-agents and tools to end, and kill them after the grace. Its events stop at once."""
         if not self._asked_to_end.done():
-            self._stage.events.mute()
+            self._role.events.mute()
             if grace_s is not None:
                 self._grace_s = grace_s
             self._asked_to_end.set_result(CancelledRunError(f"cancelled: {reason}" if reason else "cancelled"))
+            self._agents.cancel(reason, grace_s)
+            self._bodies.cancel()
 
     async def run(self) -> TurnEnd:
         """Serve the agent to its end. Errors of the agent's are in what it returns; nothing of the turn outlives it."""
@@ -126,45 +121,64 @@ class AgentTurn:
         try:
             ended = await self._run()
         except CarrelError as error:
-            ended = _Ended(error=error)
+            ended = _Ended(error=error, lost=isinstance(error, WorkerLostError))
         finally:
             await self._release()
         return self._end(ended)
 
     async def _run(self) -> _Ended:
-        stage, entry = self._stage, self._entry
+        stage, role = self._stage, self._role
         with self.clock.stopped():
-            await stage.events.started(entry.name, entry.description)
-            await self._executor.initialize(entry)
+            child = role.context if role.depth else None
+            await role.events.started(role.entry.name, role.entry.description, child)
+            await self._executor.initialize(role.entry)
         root = self._table.root
-        start = Start(root.context.to_dict(), entry.name, stage.start.request.to_dict(), tuple(root.tools))
-        await self._executor.send(encode(start))
+        await self._send(
+            Start(
+                root.context.to_dict(),
+                role.entry.name,
+                role.request.to_dict(),
+                tuple(root.tools),
+                self._environment,
+                self._seed,
+            )
+        )
         self.clock.touch()
         pump = self._tasks.start(self._pump(), "messages of a worker")
         watch = self._tasks.start(self.clock.watch(), "time limits of an agent")
-        updates = self._tasks.start(self._speak(), "periodic updates of an agent")
+        # A sub-agent's silence is that of who runs it.
+        updates = None if role.depth else self._tasks.start(self._speak(), "periodic updates of an agent")
+        settled = stage.questions.settled
         signals: set[asyncio.Future[Any]] = {pump, watch, stage.dead, self._asked_to_end, self._fault}
-        await asyncio.wait(signals, return_when=asyncio.FIRST_COMPLETED)
-        updates.cancel()
+        await asyncio.wait(signals if role.depth else signals | {settled}, return_when=asyncio.FIRST_COMPLETED)
+        if updates is not None:
+            updates.cancel()
         if pump.done():
             ended = pump.result()
         else:
             ended = await self._interrupt(pump, watch)
         watch.cancel()
-        if not stage.dead.done():
+        if not stage.dead.done() and ended.question is None:
+            self._asking.close()
+            await self._agents.aclose()
             await self._dispatcher.aclose()
         return ended
 
     async def _interrupt(self, pump: asyncio.Task[_Ended], watch: asyncio.Task[Any]) -> _Ended:
         """End an agent that has not ended: at once when nobody may hear of it any more, else by asking first."""
         if self._stage.dead.done():
-            self._stage.events.mute()
+            self._role.events.mute()
             self._killed = True
             return _Ended(error=self._stage.dead.result())
         if self._fault.done():
             self._killed = True
             return _Ended(error=self._fault.result())
+        if not self._asked_to_end.done() and not watch.done():
+            # Everything else has ended and is journaled: what the worker still says belongs to the next attempt.
+            self._role.events.mute()
+            return _Ended(question=self._stage.questions.settled.result())
         error: CarrelError = self._asked_to_end.result() if self._asked_to_end.done() else watch.result()
+        self._agents.cancel(error.message, self._grace_s)
         try:
             async with asyncio.timeout(self._grace_s):
                 await self._executor.send(encode(Cancel(error.message)))
@@ -186,7 +200,9 @@ class AgentTurn:
             except CarrelError as error:
                 # A worker that breaks the protocol hurts its own run only; a dead producer has its own signal.
                 return _Ended(error=error)
-        return _Ended(error=WorkerLostError("the process that ran the agent is gone", advice="try again"))
+        loss = self._executor.loss
+        _log.warning("worker ended without a word", agent=self._entry.name, code=loss.code)
+        return _Ended(error=loss, lost=isinstance(loss, WorkerLostError | WorkerLimitError))
 
     async def _from_worker(self, message: Any) -> None:
         await self._handler.handle(message, _WORKER, self._send)
@@ -196,7 +212,7 @@ class AgentTurn:
 
     async def _speak(self) -> None:
         async def say() -> None:
-            await self._stage.events.still_working(self._entry.name, self.clock.silent_s)
+            await self._role.events.still_working(self._entry.name, self.clock.silent_s)
 
         await self._stage.periodic.speak_for(lambda: self.clock.silent_s, say)
 
@@ -204,7 +220,7 @@ class AgentTurn:
 
     async def begin(self, call: ToolCall) -> None:
         """Run an admitted call's body where its tool says."""
-        scope = self._scopes[call.call_id] = self._table.for_call(call.scope, call.call_id)
+        scope = self._scopes[call.call_id] = self._table.for_call(call.scope, call.call_id, call.work)
         if call.tool.host:
             self._bodies.start(call, scope)
             return
@@ -231,10 +247,15 @@ class AgentTurn:
         _ = self._tasks.start(self._dispatcher.stop(call.call_id, error), "end of an overdue tool call")
 
     async def _release(self) -> None:
+        self._asking.close()
         self._dispatcher.abandon()
-        await self._executor.kill()
+        # All at once: an end that each waits for in turn would be as slow as their sum.
+        async with asyncio.TaskGroup() as ends:
+            ends.create_task(self._executor.kill(), name="end of a worker")
+            ends.create_task(self._agents.kill(), name="end of sub-agents")
+            ends.create_task(self._models.aclose(), name="end of model calls")
+            ends.create_task(self._bodies.aclose(), name="end of host tools")
         await self._tasks.aclose()
-        await self._bodies.aclose()
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         if not self._fault.done():
@@ -242,24 +263,30 @@ class AgentTurn:
             self._fault.set_result(fault)
 
     def _end(self, ended: _Ended) -> TurnEnd:
-        seconds, error = self.clock.agent_s, ended.error
-        common: dict[str, Any] = {
-            "seconds": seconds,
-            "killed": self._killed,
-            "muted": self._asked_to_end.done() or self._stage.dead.done(),
-            "past_deadline": self.clock.past_deadline,
-        }
-        if error is None and common["muted"]:
+        muted = self._asked_to_end.done() or self._stage.dead.done()
+        error = ended.error
+        if muted and (error is None or ended.lost):
             # It ended by itself in the same moment, but its last event will not be said any more.
             error = (self._stage.dead if self._stage.dead.done() else self._asked_to_end).result()
-        if error is None and isinstance(ended.message, Failure):
-            error = from_dict(ended.message.error)
-        if error is None and isinstance(ended.message, Result):
+        end = TurnEnd(
+            self.clock.agent_s,
+            error=error,
+            killed=self._killed,
+            muted=muted,
+            lost=ended.lost and not muted,
+            past_deadline=self.clock.past_deadline,
+        )
+        if error is not None:
+            return end
+        if ended.question is not None:
+            return replace(end, question=ended.question)
+        if isinstance(ended.message, Result):
             try:
-                return TurnEnd(result=ended.message.result, plan=self._plan(ended.message), **common)
+                return replace(end, result=ended.message.result, plan=self._plan(ended.message))
             except CarrelError as wrong:
-                error = wrong
-        return TurnEnd(error=error, **common)
+                return replace(end, error=wrong)
+        assert ended.message is not None
+        return replace(end, error=_agents_own(from_dict(ended.message.error)))
 
     def _plan(self, message: Result) -> Plan | None:
         if not message.plan:
@@ -267,3 +294,10 @@ class AgentTurn:
         if not self._entry.plans:
             raise InvalidResultError(f"agent {self._entry.name} returned a plan, but is no agent that plans")
         return Plan.from_dict(message.result)
+
+
+def _agents_own(error: CarrelError) -> CarrelError:
+    """What an agent raised. Only the host says that a worker was lost: a sub-agent's is its parent's failure."""
+    if not isinstance(error, WorkerLostError):
+        return error
+    return AgentFailedError(f"the agent failed: {error.message}", advice=error.advice, cause=error.code)

@@ -1,15 +1,22 @@
-"""What a worker's port does with a message that is too large to travel: the error that says so goes in its place.
+"""Frames between host and worker, and what a worker's port does with a message that is too large to travel: the error
+that says so goes in its place.
 
 Shared by every kind of worker, so that an oversize result reads the same whatever carries it.
 """
 
 from __future__ import annotations
 
+import struct
+from typing import Final
+
 from carrel.agent_codec import encode
 from carrel.agent_messages import Failure, Result, ToolBodyResult, UpMessage
 from carrel.errors import TooLargeError, ToolFailedError
 
-__all__ = ["encode_fitting"]
+__all__ = ["HEADER", "encode_fitting"]
+
+# Before each message on a socket: how many bytes it has, at most ``MAX_MESSAGE_BYTES``.
+HEADER: Final = struct.Struct("!I")
 
 
 def encode_fitting(message: UpMessage) -> bytes:

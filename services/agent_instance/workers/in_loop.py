@@ -95,6 +95,7 @@ class InLoopExecutor:
         self._up = Pipe()
         self._down = Pipe()
         self._task: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
         self._started = self._killed = False
 
     async def start(self) -> None:
@@ -127,10 +128,19 @@ class InLoopExecutor:
         """The worker's next message; None once it has ended."""
         return await self._up.get()
 
+    @property
+    def loss(self) -> CarrelError:
+        """The task has ended without a last message."""
+        return WorkerLostError("the task that ran the agent is gone", advice="try again")
+
+    @property
+    def output(self) -> bytes:
+        """Nothing: the service's own output is everybody's."""
+        return b""
+
     async def join(self) -> None:
-        """Wait for the worker's task."""
-        if self._task is not None:
-            await asyncio.wait({self._task})
+        """Wait for the end of the worker's task, or of the worker when it never had one."""
+        await self._over.wait()
 
     async def aclose(self, grace_s: float = 0.0) -> None:
         """Wait for the worker's task, then kill it."""
@@ -145,8 +155,10 @@ class InLoopExecutor:
         self._up.close(discard=True)
         if self._task is not None:
             await end_task(self._task, self._kill_s, self._task.get_name())
+        self._over.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        self._over.set()
         self._up.close()
         self._down.close(discard=True)
         if task.cancelled() or (error := task.exception()) is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from carrel.errors import (
+    ActiveRunsError,
     AlreadyExistsError,
     EnginesLimitError,
     IdempotencyConflictError,
     PlanError,
+    RateLimitError,
     StoreUnavailableError,
     ThreadBusyError,
     UnendedRunsError,
@@ -30,7 +32,9 @@ def _has_ids(request: PipelineRequest) -> bool:
 
 def _runs_somewhere(admitted: Admitted) -> bool:
     run = admitted.run
-    return admitted.existing or (run.state is RunState.RUNNING and bool(run.engine_id and run.stages and run.fence))
+    if admitted.existing or run.state is RunState.QUEUED:
+        return True
+    return run.state is RunState.RUNNING and bool(run.engine_id and run.stages and run.fence)
 
 
 _INPUT: Final = (
@@ -38,7 +42,7 @@ _INPUT: Final = (
     Clause("the agents that are named are in agent_instance's registry"),
 )
 _OUTPUT: Final = (
-    Clause("a new run is durable, has an engine, a fence and its first stage", _runs_somewhere),
+    Clause("a new run is durable, and has an engine, a fence and its first stage, or waits for them", _runs_somewhere),
     Clause("no user has more engines or unended runs than their limits"),
     Clause("the engine is free again once the run's outcome is decided"),
 )
@@ -56,6 +60,8 @@ def engine_contract() -> FactoryLayerContract:
             ThreadBusyError,
             EnginesLimitError,
             UnendedRunsError,
+            ActiveRunsError,
+            RateLimitError,
             UnknownEngineError,
             IdempotencyConflictError,
             AlreadyExistsError,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from carrel.errors import ConflictError, Status, UnavailableError, WorkerLostError
+from carrel.errors import ConflictError, Status, WorkerLostError
 
-__all__ = ["AgentInstanceLostError", "RunInterruptedError", "RunNotEndedError"]
+__all__ = ["AgentInstanceLostError", "RunNotEndedError"]
 
 
 class AgentInstanceLostError(WorkerLostError):
@@ -21,10 +21,3 @@ class RunNotEndedError(ConflictError):
     status = Status.FAILED_PRECONDITION
     retryable = True
     default_advice = "wait for the run to end, or cancel it"
-
-
-class RunInterruptedError(UnavailableError):
-    """The run's execution process ended before the run did."""
-
-    code = "INTERRUPTED"
-    default_advice = "send the request again"

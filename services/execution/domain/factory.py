@@ -4,48 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
 
-from carrel.errors import (
-    CancelledRunError,
-    CarrelError,
-    DrainingError,
-    EngineTimeoutError,
-    UnknownRunError,
-)
+from carrel.errors import CancelledRunError, CarrelError, DrainingError, UnknownRunError
 from carrel.ids import new_id
-from servicekit.logs import get_logger
 from services.execution.domain.admission import content_hash, parse_params
 from services.execution.domain.contract import engine_contract
-from services.execution.domain.driver import RunDriver
-from services.execution.domain.engine import RunSummary, UserExecutionEngine, UserRuns
-from services.execution.domain.errors import RunInterruptedError
+from services.execution.domain.engine import UserExecutionEngine
+from services.execution.domain.holding import Holdings, timeout_error
 from services.execution.domain.metrics import MetricsSnapshot
 from services.execution.domain.planning import default_agent, order_pipeline
-from services.execution.domain.relay import OutboxRelay
 from services.execution.domain.requests import PipelineRequest
+from services.execution.domain.roster import Roster
 from services.execution.domain.services import RunServices
-from services.execution.domain.states import ENDABLE
+from services.execution.domain.waiting import provide_input
 from services.execution.models import (
     AuditEntry,
     AuditOutcome,
-    EngineRecord,
     RunIdentity,
     RunRecord,
     RunRef,
     RunState,
+    ThreadStrategy,
     UserKey,
 )
 from services.execution.models_steps import Admission, Admitted
 
 __all__ = ["ExecutionEngineFactory"]
-
-_log = get_logger("execution.factory")
-_MAX_USERS: Final = 10_000
 
 
 class ExecutionEngineFactory:
@@ -54,12 +41,9 @@ class ExecutionEngineFactory:
     def __init__(self, services: RunServices) -> None:
         self._services = services
         self._contract = engine_contract()
-        self._engines: dict[tuple[UserKey, str], UserExecutionEngine] = {}
-        self._users: OrderedDict[UserKey, UserRuns] = OrderedDict()
-        self._timers: dict[tuple[UserKey, str], asyncio.TimerHandle] = {}
-        self._draining = False
-        self._hurry = False
-        self._quiet = asyncio.Event()
+        self._roster = Roster(self, services.metrics)
+        self.holdings = Holdings(services, self._roster)
+        self._hurry = asyncio.Event()
 
     # Engines
 
@@ -73,7 +57,7 @@ class ExecutionEngineFactory:
         allowed = self._services.options.limits.claimed(limits)
         with self._counting_refusals():
             record = await self._services.store.reserve_engine(user, new_id("eng"), allowed.max_engines)
-        return self._add_engine(record)
+        return self._roster.add_engine(record)
 
     @asynccontextmanager
     async def user_execution_scope(
@@ -100,10 +84,7 @@ class ExecutionEngineFactory:
 
     def drop_engine(self, user: UserKey, engine_id: str) -> None:
         """Forget an engine that the store has let go of."""
-        engine = self._engines.pop((user, engine_id), None)
-        if engine is not None:
-            engine.retire()
-            self._services.metrics.engines_cleaned += 1
+        self._roster.drop_engine(user, engine_id)
 
     # Runs
 
@@ -113,6 +94,7 @@ class ExecutionEngineFactory:
         Raises:
             UnknownAgentError, PlanError: The pipeline can't be run.
             ThreadBusyError, EnginesLimitError, UnendedRunsError, UnknownEngineError: No room for it.
+            ActiveRunsError, RateLimitError: The deployment is full, or the user is too quick.
             IdempotencyConflictError, AlreadyExistsError: Its names are taken by another request.
             StoreUnavailableError: It can't be recorded; nothing has begun.
         """
@@ -136,15 +118,22 @@ class ExecutionEngineFactory:
             UnknownRunError: The user has no such run.
         """
         error = CancelledRunError(f"the run was cancelled{': ' + reason if reason else ''}")
-        ended = await self._end(user, run_id, RunState.CANCELLED, error)
+        ended = await self.holdings.end(user, run_id, RunState.CANCELLED, error)
         if ended is not None:
-            await self._services.store.save_audit([self._cancelled(ended)])
-        return await self._get(user, run_id)
+            await self._services.store.save_audit([self._audit(ended, "run.cancel", ended.run_id)])
+        run = await self._services.store.get_run(user, run_id)
+        if run is None:
+            raise UnknownRunError("no such run", run_id=run_id)
+        return run
+
+    async def provide_input(self, user: UserKey, run_id: str, input_id: str, value_json: bytes) -> RunRecord:
+        """Answer a run's question; see ``waiting.provide_input``."""
+        return await provide_input(self._services, self.holdings, user, run_id, input_id, value_json)
 
     async def time_out(self, user: UserKey, run_id: str) -> None:
         """End a run whose engine has used up its time and whose timer is gone with another process."""
         with contextlib.suppress(UnknownRunError):
-            await self._end(user, run_id, RunState.TIMED_OUT, _timeout())
+            await self.holdings.end(user, run_id, RunState.TIMED_OUT, timeout_error())
 
     async def delete_thread(self, user: UserKey, thread_id: str) -> bool:
         """Delete a thread with its messages, runs and artifacts; False when the user has none of that id.
@@ -161,42 +150,36 @@ class ExecutionEngineFactory:
 
     def drives(self, ref: RunRef) -> bool:
         """Whether the run's outcome is open and this process is at it."""
-        runs = self._users.get(ref.user)
-        return runs is not None and ref.run_id in runs.active
+        return self.holdings.drives(ref)
 
     def resume(self, run: RunRecord) -> None:
-        """Take up a run whose process is gone: relay its end, or end it, since it can't go on (yet)."""
-        if run.state is RunState.FINISHING:
-            _ = self._services.start(OutboxRelay(run, self._services).close(), "outbox relay")
-            return
-        error = RunInterruptedError("the service restarted while the run was under way")
-        _ = self._services.start(self._driver(run).end(RunState.FAILED, error), "interrupted run")
+        """Take up a run whose process is gone: go on from its last checkpoint, hold it, or relay its end."""
+        self.holdings.resume(run)
 
     def get_factory_metrics(self) -> MetricsSnapshot:
         """``FactoryMetrics`` at this moment."""
-        users = {user for user, _ in self._engines}
-        return self._services.metrics.snapshot(len(self._engines), len(users))
+        metrics, holdings = self._services.metrics, self.holdings
+        metrics.runs_queued, metrics.runs_waiting = holdings.count(RunState.QUEUED), holdings.count(RunState.WAITING)
+        return metrics.snapshot(self._roster.engines, self._roster.users)
 
     async def shutdown(self, grace_s: float) -> None:
         """Admit nothing more and give runs so many seconds to end. Watchers are let go at once."""
-        self._draining = True
+        self.holdings.draining = True
         self._services.changes.wake_all()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                while self._timers and not self._hurry:
-                    self._quiet.clear()
-                    await self._quiet.wait()
+        waits = [asyncio.ensure_future(event.wait()) for event in (self.holdings.idle, self._hurry)]
+        try:
+            await asyncio.wait(waits, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def hasten(self) -> None:
         """End a shutdown's patience."""
-        self._hurry = True
-        self._quiet.set()
+        self._hurry.set()
 
     def stop(self) -> None:
         """Set nothing more going; the owner of the tasks ends what runs."""
-        self._draining = True
-        for timer in self._timers.values():
-            timer.cancel()
+        self.holdings.stop()
 
     # Inner parts
 
@@ -207,6 +190,7 @@ class ExecutionEngineFactory:
         pipeline = request.pipeline or (default_agent(options.default_agent, catalogue),)
         stages = order_pipeline(pipeline, catalogue)
         limits = options.limits.claimed(request.identity.limits)
+        rates = options.rates.claimed(request.identity.limits)
         return Admission(
             identity=request.identity,
             message=request.message,
@@ -221,6 +205,11 @@ class ExecutionEngineFactory:
             max_engines=limits.max_engines,
             max_unended=limits.max_unended,
             agent_instance=self._services.host.address,
+            bound=request.bound,
+            rate_per_minute=rates.per_minute,
+            rate_burst=rates.burst,
+            max_active_total=options.max_active_total,
+            max_unended_total=options.max_unended_total,
         )
 
     async def _admit(self, admission: Admission) -> Admitted | CarrelError:
@@ -228,100 +217,39 @@ class ExecutionEngineFactory:
             admitted = await self._services.store.admit(admission)
         except CarrelError as error:  # the caller's; for the owner of tasks a refusal is no failure
             return error
+        for run, finished in admitted.ended:
+            await self.holdings.ended(run, finished)
         if not admitted.existing:
-            await self._begin(admitted)
+            self._services.metrics.run_admitted()
+            await self.holdings.admitted(admitted.run, admitted.events, has_history=admitted.thread_existed)
+        if admitted.ended:
+            await self._tell_ended(admission.strategy, admitted)
         return admitted
 
-    async def _begin(self, admitted: Admitted) -> None:
-        run = admitted.run
-        user, run_id = run.identity.user, run.identity.run_id
-        self._services.metrics.run_admitted()
-        relay = OutboxRelay(run, self._services)
-        await relay.send(admitted.events)
-        runs = self._runs(user)
-        engine = self._engines.get((user, run.engine_id)) or self._add_engine(
-            EngineRecord(run.engine_id, user, run_id, run.created_at, run.deadline_at)
-        )
-        engine.begin(run)
-        driver = RunDriver(run, relay, self._services, self._decided, has_history=admitted.thread_existed)
-        runs.active[run_id] = driver
-        runs.total += 1
-        left_s = max(0.0, (run.deadline_at - self._services.clock()) / 1_000_000)
-        self._timers[user, run_id] = asyncio.get_running_loop().call_later(left_s, self._timed_out, driver)
-        _ = self._services.start(driver.drive(), f"run {run_id}")
+    async def _tell_ended(self, strategy: ThreadStrategy, admitted: Admitted) -> None:
+        """Leave a record of each run that another's admission has ended; the store being away takes nothing back."""
+        ended = [
+            self._audit(run.identity, f"run.{strategy.value}", admitted.run.identity.run_id)
+            for run, _ in admitted.ended
+        ]
+        with contextlib.suppress(CarrelError):
+            await self._services.store.save_audit(ended)
 
-    async def _end(self, user: UserKey, run_id: str, outcome: RunState, error: CarrelError) -> RunIdentity | None:
-        """Decide a run's outcome; whose run it was, or None when it was decided already."""
-        runs = self._users.get(user)
-        driver = runs.active.get(run_id) if runs is not None else None
-        if driver is None:
-            run = await self._get(user, run_id)
-            if run.state not in ENDABLE:
-                return None
-            driver = self._driver(run)
-        return driver.run.identity if await driver.end(outcome, error) else None
-
-    def _driver(self, run: RunRecord) -> RunDriver:
-        return RunDriver(run, OutboxRelay(run, self._services), self._services, self._decided, has_history=False)
-
-    def _timed_out(self, driver: RunDriver) -> None:
-        _ = self._services.start(driver.end(RunState.TIMED_OUT, _timeout()), "engine timeout")
-
-    def _decided(self, run: RunRecord, outcome: RunState) -> None:
-        user, run_id = run.identity.user, run.identity.run_id
-        timer = self._timers.pop((user, run_id), None)
-        if timer is not None:
-            timer.cancel()
-        self.drop_engine(user, run.engine_id)
-        runs = self._runs(user)
-        runs.active.pop(run_id, None)
-        seconds = (self._services.clock() - run.created_at) / 1_000_000
-        runs.history.append(RunSummary(run_id, run.agent_name, outcome, seconds))
-        self._quiet.set()
-
-    def _add_engine(self, record: EngineRecord) -> UserExecutionEngine:
-        engine = UserExecutionEngine(self, self._runs(record.user), record)
-        self._engines[record.user, record.engine_id] = engine
-        self._services.metrics.engine_made(len(self._engines))
-        return engine
-
-    def _runs(self, user: UserKey) -> UserRuns:
-        runs = self._users.get(user)
-        if runs is None:
-            runs = self._users[user] = UserRuns()
-            self._forget_idle_user()
-        else:
-            self._users.move_to_end(user)
-        return runs
-
-    def _forget_idle_user(self) -> None:
-        if len(self._users) <= _MAX_USERS:
-            return
-        idle = next((user for user, runs in self._users.items() if not runs.active), None)
-        if idle is not None:
-            del self._users[idle]
-
-    async def _get(self, user: UserKey, run_id: str) -> RunRecord:
-        run = await self._services.store.get_run(user, run_id)
-        if run is None:
-            raise UnknownRunError("no such run", run_id=run_id)
-        return run
-
-    def _cancelled(self, identity: RunIdentity) -> AuditEntry:
+    def _audit(self, identity: RunIdentity, action: str, target: str) -> AuditEntry:
         return AuditEntry(
             record_id=new_id("aud"),
             user=identity.user,
             thread_id=identity.thread_id,
             run_id=identity.run_id,
             request_id=identity.request_id,
-            action="run.cancel",
-            target=identity.run_id,
+            action=action,
+            target=target,
             outcome=AuditOutcome.SUCCEEDED,
             started_at=self._services.clock(),
         )
 
     def _check_open(self) -> None:
-        if self._draining:
+        if self.holdings.draining:
             raise DrainingError("execution is shutting down", retry_after_s=1.0)
 
     @contextlib.contextmanager
@@ -331,9 +259,3 @@ class ExecutionEngineFactory:
         except CarrelError as error:
             self._services.metrics.refusals[error.code] += 1
             raise
-
-
-def _timeout() -> EngineTimeoutError:
-    return EngineTimeoutError(
-        "the run used up its engine's whole time", advice="ask for less at once, or raise engine_timeout_seconds"
-    )

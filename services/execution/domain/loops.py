@@ -19,12 +19,14 @@ _log = get_logger("execution.loops")
 
 async def take_over(store: RunStore, factory: ExecutionEngineFactory) -> int:
     """Take up every run that nobody holds; how many there were."""
-    runs = await store.take_over()
-    for run in runs:
-        factory.resume(run)
-    if runs:
-        _log.info("runs taken over", runs=len(runs))
-    return len(runs)
+    total = 0
+    while runs := await store.take_over():
+        for run in runs:
+            factory.resume(run)
+        total += len(runs)
+    if total:
+        _log.info("runs taken over", runs=total)
+    return total
 
 
 async def keep_leases(store: RunStore, factory: ExecutionEngineFactory, interval_s: float) -> NoReturn:

@@ -65,11 +65,15 @@ class MetricsSnapshot:
     factory_chain_metrics: Mapping[str, float]
     timeouts: int
     refusals: Mapping[str, int]
+    runs_queued: int
+    runs_waiting: int
+    runs_resumed: int
+    attempts_lost: int
 
 
 @dataclass
 class FactoryMetrics:
-    """The counters; ``active`` and ``users`` are the factory's to give, everything else is counted here."""
+    """The counters; ``active``, ``users`` and what waits now are the factory's to give, the rest is counted here."""
 
     engines_created: int = 0
     engines_cleaned: int = 0
@@ -80,6 +84,10 @@ class FactoryMetrics:
     runs_successful: int = 0
     runs_failed: int = 0
     timeouts: int = 0
+    runs_queued: int = 0
+    runs_waiting: int = 0
+    runs_resumed: int = 0
+    attempts_lost: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
     execution_time: Reservoir = field(default_factory=Reservoir)
     layers: Mapping[str, Reservoir] = field(default_factory=lambda: {layer: Reservoir() for layer in LAYERS})
@@ -127,4 +135,8 @@ class FactoryMetrics:
             factory_chain_metrics={name: reservoir.average for name, reservoir in self.layers.items()},
             timeouts=self.timeouts,
             refusals=dict(self.refusals),
+            runs_queued=self.runs_queued,
+            runs_waiting=self.runs_waiting,
+            runs_resumed=self.runs_resumed,
+            attempts_lost=self.attempts_lost,
         )

@@ -20,3 +20,5 @@ class PipelineRequest:
     strategy: ThreadStrategy = ThreadStrategy.REJECT
     client_ref: str = ""
     engine_id: str = ""
+    bound: bool = False
+    """Whether the run ends when its caller goes away."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from servicekit.tasks import TaskOwner
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.catalogue import AgentCatalogue
+from services.execution.domain.limits import ModelLimits, RateLimits
 from services.execution.domain.metrics import FactoryMetrics
 from services.execution.domain.ports import AgentHost, EventSink
 from services.execution.domain.uploads import ArtifactLimits
@@ -28,9 +29,18 @@ class RunOptions:
     """Bounds and times of runs; the settings say what each means."""
 
     limits: UserLimits = field(default_factory=UserLimits)
+    rates: RateLimits = field(default_factory=RateLimits)
+    models: ModelLimits = field(default_factory=ModelLimits)
+    max_active_total: int = 500
+    max_unended_total: int = 10_000
     default_agent: str = "supervisor"
+    max_attempts: int = 3
     silence_s: float = 15.0
-    cancel_grace_s: float = 2.0
+    cancel_grace_s: float = 0.5
+    input_timeout_s: float = 86_400.0
+    keeper_s: float = 5.0
+    queue_poll_s: float = 0.25
+    decided_poll_s: float = 0.1
     ticket_refresh_s: float = 300.0
     retry_first_s: float = 0.1
     retry_max_s: float = 5.0

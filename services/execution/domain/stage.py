@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import singledispatchmethod
 from typing import TypeVar
 
-from carrel.errors import StoreUnavailableError, UnavailableError
+from carrel.errors import CancelledRunError, DrainingError, StoreUnavailableError, UnavailableError
+from services.execution.domain.budgets import Budgets
 from services.execution.domain.coalesce import Coalescer
 from services.execution.domain.errors import AgentInstanceLostError
 from services.execution.domain.ports import (
     ArtifactChunk,
+    BudgetGrant,
+    BudgetUse,
     CancelStage,
     Downlink,
     Heartbeat,
@@ -40,11 +43,17 @@ class StageSession:
     Args:
         start: What the attempt needs.
         services: What every run shares.
+        budgets: What users may use of models.
+
+    ``sent`` and ``accepted`` say how far the attempt came: whether agent_instance may have begun it, and whether it
+    has said so.
     """
 
-    def __init__(self, start: StageStart, services: RunServices) -> None:
+    def __init__(self, start: StageStart, services: RunServices, budgets: Budgets) -> None:
+        self.sent = self.accepted = False
         self._start = start
         self._services = services
+        self._budgets = budgets
         self._options = services.options
         self._ref = RunRef(start.identity.user, start.identity.run_id, start.fence)
         self._stream: StageStream | None = None
@@ -55,12 +64,14 @@ class StageSession:
         self._uploads = Uploads(services.store, services.folder, self._ref, self._options.artifacts, services.clock)
         self._journal = Coalescer[JournalItem](self._save_journal, services.start, "journal")
         self._audit = Coalescer[AuditEntry](self._save_audit, services.start, "audit")
+        self._uses = Coalescer[BudgetUse](self._save_uses, services.start, "budget")
 
     async def run(self) -> StageResult:
         """Open the attempt and see it through.
 
         Raises:
             AgentInstanceLostError: It broke off, or gave no sign of life for ``silence_s``.
+            DrainingError: agent_instance is ending and has not begun it.
             CarrelError: agent_instance refused it.
         """
         loop = asyncio.get_running_loop()
@@ -71,7 +82,7 @@ class StageSession:
                 if self._stop_at is not None:
                     watch.end_at(self._stop_at)
                 async with self._services.host.run_stage(self._start) as stream:
-                    self._stream = stream
+                    self._stream, self.sent = stream, True
                     if self._cancel is not None:
                         await stream.send(self._cancel)
                     result = await self._listen(stream)
@@ -83,13 +94,16 @@ class StageSession:
             ) from None
         except StoreUnavailableError:
             raise
-        except UnavailableError as error:
+        except (UnavailableError, CancelledRunError) as error:
+            if isinstance(error, DrainingError) and not self.accepted:
+                raise
             raise AgentInstanceLostError(f"agent_instance broke off: {error.message}") from error
         finally:
             # A finished watch can't be set anew, and a cancel may come at any moment.
             self._stream = self._watch = None
         await self._journal.drained()
         await self._audit.drained()
+        await self._uses.drained()
         return result
 
     async def cancel(self, reason: str) -> None:
@@ -114,7 +128,7 @@ class StageSession:
 
     @singledispatchmethod
     async def _take(self, message: Uplink) -> None:
-        """What needs no answer: ``BudgetUse`` until budgets exist."""
+        """What this version does not know."""
 
     @_take.register
     async def _(self, message: Heartbeat) -> None:
@@ -125,6 +139,7 @@ class StageSession:
 
     @_take.register
     async def _(self, message: StageAccepted) -> None:
+        self.accepted = True
         self._services.metrics.layer("agent_instance", message.creation_s * 1000)
 
     @_take.register
@@ -134,6 +149,10 @@ class StageSession:
     @_take.register
     async def _(self, message: AuditEntry) -> None:
         await self._audit.add(message)
+
+    @_take.register
+    async def _(self, message: BudgetUse) -> None:
+        await self._uses.add(message)
 
     @_take.register
     async def _(self, message: ArtifactChunk) -> None:
@@ -152,6 +171,10 @@ class StageSession:
 
     async def _save_audit(self, entries: Sequence[AuditEntry]) -> None:
         await self._insist(lambda: self._services.store.save_audit(entries))
+
+    async def _save_uses(self, uses: Sequence[BudgetUse]) -> None:
+        used = sum(use.input_tokens + use.output_tokens for use in uses)
+        await self._send(BudgetGrant(await self._budgets.use(self._ref, self._start.identity, used)))
 
     async def _insist(self, write: Callable[[], Awaitable[_T]]) -> _T:
         return await insist(

@@ -15,7 +15,8 @@ from carrel.errors import CarrelError, DeadlineError
 from carrel.events import EVENTS, check_event_size, validate_event
 from services.agent_instance.domain.activity import TimePolicy
 from services.agent_instance.domain.artifacts import ArtifactDesk, artifact_url
-from services.agent_instance.domain.core import AgentExecutionCore
+from services.agent_instance.domain.calls import hash_arguments
+from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
 from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
 from services.agent_instance.domain.executor import ExecutorFactory
 from services.agent_instance.domain.fallback import FallbackManager
@@ -26,15 +27,23 @@ from services.agent_instance.domain.stage import StageAttempt, StageServices, St
 from services.agent_instance.domain.validation import DependencyChecker
 from services.agent_instance.models import (
     AuditEntry,
+    BudgetGrant,
     BudgetUse,
     Caller,
     ChunkUp,
     JournalItem,
+    ProvidedInput,
+    Question,
     StageOutcome,
     StageStart,
     StoredArtifact,
 )
 from services.agent_instance.workers.in_loop import InLoopExecutor
+
+
+def call_id(tool: str, n: int = 1, **arguments: Any) -> str:
+    """The ``tool_call_id`` of the n-th call of a tool with these arguments."""
+    return f"call-0-{tool}-{hash_arguments(arguments)[:8]}-{n}"
 
 
 def root_context(user: str = "alice") -> UserExecutionContext:
@@ -163,6 +172,12 @@ class Options:
     deadline: float | None = None
     journaled: int = 0
     attempt: int = 1
+    journal: tuple[JournalItem, ...] = ()
+    inputs: tuple[ProvidedInput, ...] = ()
+    quiet_until: str = ""
+    last_attempt: bool = True
+    budget: BudgetGrant | None = None
+    caller: Caller | None = None
     params: dict[str, Any] = field(default_factory=dict)
     message: str = "hello"
 
@@ -175,7 +190,7 @@ class Bench:
         o = self.options
         self.registry = AgentClassRegistry.of(*agents)
         self.pool = ResourcePool(make or (lambda: InLoopExecutor(kill_s=o.kill_s)), warm=0)
-        self.core = AgentExecutionCore(self.registry, self.pool, DependencyChecker({}), capacity=o.capacity)
+        self.core = AgentExecutionCore(self.registry, self.pool, DependencyChecker({}), CoreLimits(capacity=o.capacity))
         self.services = StageServices(
             core=self.core,
             fallbacks=FallbackManager(self.registry, limit=o.max_fallbacks),
@@ -183,13 +198,12 @@ class Bench:
             dispatchers=UnifiedToolDispatcherFactory(o.strategy, concurrency=o.concurrency),
             policy=TimePolicy(idle_s=o.idle_s, wall_s=o.wall_s, deadline_margin_s=0.1),
             times=StageTimes(o.grace_s, o.kill_s, o.log_wait_s, 0.1),
-            isolation=InLoopExecutor.isolation,
         )
 
     async def stage(self, agent: str, *, user: str = "alice", **changes: Any) -> Stage:
         """A claimed attempt, ready to run."""
         options = Options(**{**vars(self.options), **changes})
-        caller = Caller(root_context(user), options.permissions)
+        caller = options.caller or Caller(root_context(user), options.permissions)
         request = Request(options.message, options.params, attempt=options.attempt)
         start = StageStart(
             agent_name=agent,
@@ -199,14 +213,30 @@ class Bench:
             producer_id=f"{caller.run_id}:0:1",
             request=request,
             deadline=options.deadline,
-            journal=(JournalItem(options.journaled, "earlier", "tool", "x", ""),) if options.journaled else (),
+            journal=(JournalItem(options.journaled, "earlier", "tool", "x", ""),)
+            if options.journaled
+            else options.journal,
+            inputs=options.inputs,
+            quiet_until_input=options.quiet_until,
+            last_attempt=options.last_attempt,
+            budget=options.budget,
         )
         instance = await self.core.claim(caller, "", agent)
         producer, uplink = FakeProducer(caller.context), FakeUplink(caller.run_id)
         attempt = StageAttempt(
             self.services, instance, start, caller, producer=producer, uplink=uplink, desk=uplink.desk
         )
-        return Stage(self, attempt, producer, uplink, caller)
+        return Stage(
+            self,
+            attempt,
+            producer,
+            uplink,
+            caller,
+            agent=agent,
+            number=options.attempt,
+            journal=options.journal,
+            inputs=options.inputs,
+        )
 
     async def run(self, agent: str, **changes: Any) -> Stage:
         """A stage that has been run to its end."""
@@ -225,6 +255,40 @@ class Stage:
     uplink: FakeUplink
     caller: Caller
     outcome: StageOutcome | None = None
+    agent: str = ""
+    number: int = 1
+    journal: tuple[JournalItem, ...] = ()
+    inputs: tuple[ProvidedInput, ...] = ()
+
+    async def again(self, *answers: Any, last_attempt: bool = True, **changes: Any) -> Stage:
+        """The next attempt of the same stage, run to its end: over this one's journal, with the question answered."""
+        inputs = self.inputs
+        for answer in answers:
+            assert self.outcome is not None
+            question = self.outcome.question
+            assert question is not None
+            inputs = (*inputs, ProvidedInput(question.input_id, orjson.dumps(answer), question.arguments_hash))
+        journal = (*self.journal, *self.uplink.journaled)
+        stage = await self.bench.stage(
+            self.agent,
+            caller=self.caller,
+            attempt=self.number + 1,
+            journal=journal,
+            inputs=inputs,
+            quiet_until=inputs[-1].input_id if inputs else "",
+            last_attempt=last_attempt,
+            **changes,
+        )
+        await stage.run()
+        return stage
+
+    @property
+    def question(self) -> Question:
+        assert self.outcome is not None
+        assert self.outcome.error is None, self.outcome.error
+        assert self.outcome.question is not None
+        assert self.outcome.result is None
+        return self.outcome.question
 
     async def run(self) -> StageOutcome:
         self.outcome = await self.attempt.run()

@@ -15,7 +15,7 @@ from carrel.errors import (
     WorkerLostError,
     WorkersBusyError,
 )
-from services.agent_instance.domain.core import AgentExecutionCore
+from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
 from services.agent_instance.domain.executor import AgentExecutor
 from services.agent_instance.domain.pool import ResourcePool
 from services.agent_instance.domain.registry import AgentClassRegistry, AgentEntry
@@ -68,7 +68,7 @@ def make(
     pool = ResourcePool(InLoopExecutor, warm=warm)
     checker = DependencyChecker(checks or {}, timeout_s=0.05)
     registry = AgentClassRegistry.of(Plain, Needy)
-    return AgentExecutionCore(registry, pool, checker, capacity=capacity, clock=clock or Clock()), pool
+    return AgentExecutionCore(registry, pool, checker, CoreLimits(capacity=capacity), clock=clock or Clock()), pool
 
 
 def caller(user: str = "alice") -> Caller:
@@ -105,7 +105,7 @@ class Hesitant(InLoopExecutor):
 
 async def test_a_full_pool_says_limit_use_and_when() -> None:
     pool = ResourcePool(Hesitant, warm=0)
-    core = AgentExecutionCore(AgentClassRegistry.of(Plain), pool, DependencyChecker({}), capacity=2)
+    core = AgentExecutionCore(AgentClassRegistry.of(Plain), pool, DependencyChecker({}), CoreLimits(capacity=2))
     results = await asyncio.gather(*(core.create(caller(), "plain") for _ in range(20)), return_exceptions=True)
     refused = [result for result in results if isinstance(result, WorkersBusyError)]
     assert len(refused) == 18
@@ -117,7 +117,7 @@ async def test_a_full_pool_says_limit_use_and_when() -> None:
 async def test_one_user_cannot_have_every_worker() -> None:
     pool = ResourcePool(Hesitant, warm=0)
     registry = AgentClassRegistry.of(Plain)
-    core = AgentExecutionCore(registry, pool, DependencyChecker({}), capacity=10, user_capacity=3)
+    core = AgentExecutionCore(registry, pool, DependencyChecker({}), CoreLimits(capacity=10, user_capacity=3))
     results = await asyncio.gather(*(core.create(caller(), "plain") for _ in range(20)), return_exceptions=True)
     refused = [result for result in results if isinstance(result, WorkersBusyError)]
     assert len(refused) == 17
@@ -203,6 +203,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(eventually: Eventu
     assert pool.created == 1
     task.cancel()
     await asyncio.wait({task})
+    await pool.aclose()
 
 
 async def test_a_worker_that_starts_too_slowly_is_given_up() -> None:

@@ -14,7 +14,7 @@ from services.agent_instance.domain.calls import hash_arguments, permits
 from services.agent_instance.domain.dispatcher import DispatchStrategy
 from services.agent_instance.models import AuditOutcome
 from tests.conftest import Eventually
-from tests.unit.agent_instance.support import Bench, Stage
+from tests.unit.agent_instance.support import Bench, Stage, call_id
 
 at_work: list[int] = []
 most_at_work: list[int] = []
@@ -108,7 +108,8 @@ async def test_a_call_is_told_audited_and_journaled() -> None:
     stage = await call("add", a=2, b=3)
     assert stage.result == {"value": 5}
     begun, done = stage.of("tool_executing")[0].data, stage.of("tool_completed")[0].data
-    assert begun == {"tool_name": "add", "tool_call_id": "call-0-add-1", "attempt": 1, "arguments": {"a": 2, "b": 3}}
+    name = call_id("add", a=2, b=3)
+    assert begun == {"tool_name": "add", "tool_call_id": name, "attempt": 1, "arguments": {"a": 2, "b": 3}}
     assert done["status"] == "ok"
     assert done["result"] == 5
     assert done["tool_call_id"] == begun["tool_call_id"]
@@ -119,14 +120,19 @@ async def test_a_call_is_told_audited_and_journaled() -> None:
     assert record.context.user_id == "alice"
     assert not hasattr(record, "arguments")
     (entry,) = stage.uplink.journaled
-    assert (entry.number, entry.call_id, entry.kind, entry.result) == (1, "tool:add:1", "tool", b"5")
+    assert (entry.number, entry.call_id, entry.kind, entry.result) == (
+        1,
+        f"tool:add:{hash_arguments({'a': 2, 'b': 3})[:16]}:1",
+        "tool",
+        b"5",
+    )
 
 
 async def test_a_journal_goes_on_after_what_earlier_attempts_wrote() -> None:
     stage = await Bench(Caller).run("caller", journaled=7, attempt=2, params={"tool": "add", "arguments": {"a": 1}})
     assert stage.uplink.journaled[0].number == 8
     assert stage.of("tool_executing")[0].data["attempt"] == 2
-    assert stage.of("tool_executing")[0].data["tool_call_id"] == "call-0-add-1"
+    assert stage.of("tool_executing")[0].data["tool_call_id"] == call_id("add", a=1)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,7 @@ async def test_a_tool_over_its_time_is_stopped() -> None:
 async def test_a_large_result_goes_to_the_caller_whole_and_to_the_event_as_a_reference() -> None:
     stage = await call("blob", size=70_000)
     reference = stage.of("tool_completed")[0].data["result"]["artifact"]
-    assert reference["name"] == "call-0-blob-1-1.json"
+    assert reference["name"] == call_id("blob", size=70_000) + "-1.json"
     assert len(stage.uplink.stored[reference["name"]]) == 70_002
     assert len(stage.uplink.stored["result-0-1-caller.json"]) > 70_000  # the agent returned it, so it had it
     assert len(stage.uplink.journaled[0].result) == 70_002
@@ -227,12 +233,12 @@ async def test_the_strategy_bounds_how_many_run_at_once(
     most_at_work.clear()
     stage = await Bench(Many, strategy=strategy, concurrency=concurrency).run("many")
     assert stage.result == {"most": expected}
-    assert [e.data["tool_call_id"] for e in stage.of("tool_executing")] == [f"call-0-busy-{n}" for n in range(1, 11)]
+    assert [e.data["tool_call_id"] for e in stage.of("tool_executing")] == [call_id("busy", n) for n in range(1, 11)]
 
 
 async def test_a_host_tool_runs_in_the_service_under_the_same_checks() -> None:
     stage = await call("vault", key="k")
-    assert stage.result == {"value": {"key": "k", "call": "call-0-vault-1", "total": 2}}
+    assert stage.result == {"value": {"key": "k", "call": call_id("vault", key="k"), "total": 2}}
     root = stage.caller.context.request_id
     assert [(e.data["text"], e.request_id) for e in stage.of("agent_thinking")] == [
         ("opening the vault", root),

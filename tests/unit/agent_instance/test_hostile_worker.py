@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,10 +27,12 @@ from carrel.agent_messages import (
     ToolBodyResult,
     ToolReply,
 )
-from carrel.errors import StaleFenceError
+from carrel.agents import Isolation
+from carrel.errors import CarrelError, StaleFenceError, WorkerLostError
+from services.agent_instance.domain.calls import hash_arguments
 from services.agent_instance.domain.executor import AgentExecutor
 from services.agent_instance.domain.registry import AgentEntry
-from tests.unit.agent_instance.support import Bench, Stage
+from tests.unit.agent_instance.support import Bench, Stage, call_id
 
 
 @tool
@@ -59,6 +61,8 @@ class Scripted:
         self.ends = ends
         self.deaf = deaf
         self.heard: list[Any] = []
+        self.why: CarrelError = WorkerLostError("the process that ran the agent is gone")
+        self.printed = b""
         self.killed = asyncio.Event()
 
     async def start(self) -> None: ...
@@ -78,6 +82,16 @@ class Scripted:
         if not self.ends:
             await self.killed.wait()
         return None
+
+    isolation: ClassVar[Isolation] = "process"
+
+    @property
+    def loss(self) -> CarrelError:
+        return self.why
+
+    @property
+    def output(self) -> bytes:
+        return self.printed
 
     async def join(self) -> None: ...
 
@@ -103,6 +117,7 @@ async def play(*script: Any, agent: type[Agent] = Target, **options: Any) -> tup
     return stage, made[0].heard[1:]
 
 
+WORK = "call-0-work-" + hash_arguments({"n": 1})[:8] + "-1"
 DONE = Result({"ok": True})
 
 
@@ -165,7 +180,7 @@ async def test_a_closed_child_is_closed_for_good() -> None:
 
 
 async def test_a_worker_cannot_answer_for_a_host_tool() -> None:
-    lie = ToolBodyResult("call-0-guarded-1", result="stolen")
+    lie = ToolBodyResult(call_id("guarded"), result="stolen")
     stage, heard = await play(
         CallTool(1, 0, "guarded", {}), lie, lie, lie, OpenChild(2, 0, "x"), ends=False, idle_s=0.2
     )
@@ -175,10 +190,10 @@ async def test_a_worker_cannot_answer_for_a_host_tool() -> None:
 
 async def test_a_body_that_ends_twice_or_was_never_begun_counts_once_or_never() -> None:
     stage, heard = await play(
-        ToolBodyResult("call-0-work-1", result=666),
+        ToolBodyResult(WORK, result=666),
         CallTool(1, 0, "work", {"n": 1}),
-        ToolBodyResult("call-0-work-1", result=1),
-        ToolBodyResult("call-0-work-1", result=2),
+        ToolBodyResult(WORK, result=1),
+        ToolBodyResult(WORK, result=2),
         DONE,
     )
     assert [message.result for message in heard if isinstance(message, ToolReply)] == [1]

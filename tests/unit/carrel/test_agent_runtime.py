@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from carrel import Agent, AgentContext, Plan, Request, tool
 from carrel.agent_messages import (
     CHUNK_BYTES,
+    AgentReply,
     ArtifactStored,
+    Ask,
     CallTool,
     Cancel,
     CancelCall,
@@ -22,10 +25,12 @@ from carrel.agent_messages import (
     EmitEvent,
     EventAccepted,
     Heartbeat,
+    InputReply,
     OpenChild,
     PutArtifact,
     Refused,
     Result,
+    RunAgent,
     RunToolBody,
     ToolBodyResult,
     ToolReply,
@@ -35,8 +40,8 @@ from carrel.errors import (
     CarrelError,
     InvalidContextError,
     InvalidEventError,
+    InvalidInputError,
     InvalidRequestError,
-    NotImplementedYetError,
     ProtocolError,
     QuotaError,
     TooLargeError,
@@ -44,6 +49,7 @@ from carrel.errors import (
     ToolError,
     ToolFailedError,
     ToolPermissionError,
+    WorkerLostError,
 )
 
 RUN = UserExecutionContext(user_id="alice", thread_id="t1", run_id="run-1", request_id="req-1", ticket="secret")
@@ -136,19 +142,70 @@ async def test_wrong_events_and_arguments_never_leave_the_worker(hire: Hire) -> 
     assert host.events == []
 
 
-async def test_what_a_later_version_fills_says_so(hire: Hire) -> None:
+class Limits(BaseModel):
+    amount: float
+    days: int = 7
+
+
+async def test_a_question_goes_up_with_a_schema_and_its_answer_comes_back_as_asked(hire: Hire) -> None:
     async def body(ctx: AgentContext, request: Request) -> dict[str, Any]:
-        with pytest.raises(NotImplementedYetError):
-            await ctx.ask("?")
-        with pytest.raises(NotImplementedYetError):
-            await ctx.run_agent("x")
-        with pytest.raises(NotImplementedYetError):
-            _ = ctx.llm
-        return {}
+        name = await ctx.ask("Your name?")
+        plan = await ctx.ask("Which?", choices=["quick", "thorough"])
+        limits = await ctx.ask("How much?", Limits)
+        count = await ctx.ask("How many?", {"type": "integer"})
+        with pytest.raises(InvalidInputError):
+            await ctx.ask("Sure?", bool)
+        with pytest.raises(InvalidRequestError):
+            await ctx.ask("?", choices="ab")
+        return {"name": name, "plan": plan, "days": limits.days, "count": count}
 
     host = hire(agent_of(body))
     host.start()
-    assert await host.end() == {}
+    answers = ["Ada", "quick", {"amount": 2.5}, 3, "neither"]
+    schemas = []
+    for answer in answers:
+        call = await host.hear(Ask)
+        schemas.append(call.schema)
+        host.say(InputReply(call.call_id, answer))
+    assert await host.end() == {"name": "Ada", "plan": "quick", "days": 7, "count": 3}
+    assert schemas[:2] == [{"type": "string"}, {"type": "string", "enum": ["quick", "thorough"]}]
+    assert schemas[2]["required"] == ["amount"]
+    assert schemas[3:] == [{"type": "integer"}, {"type": "boolean"}]
+
+
+async def test_running_an_agent_is_a_call_with_limits_and_a_result(hire: Hire) -> None:
+    async def body(ctx: AgentContext, request: Request) -> dict[str, Any]:
+        with pytest.raises(InvalidRequestError):
+            await ctx.run_agent("x", tools="load")
+        with pytest.raises(InvalidRequestError):
+            await ctx.run_agent("x", timeout_s=0)
+        first = await ctx.run_agent("x", "go", params={"n": 1}, tools=["a"], timeout_s=3, model_tokens=10)
+        with pytest.raises(WorkerLostError):
+            await ctx.run_agent("x")
+        return {"first": dict(first)}
+
+    host = hire(agent_of(body))
+    host.start()
+    call = await host.hear(RunAgent)
+    assert call == RunAgent(call.call_id, 0, "x", "go", {"n": 1}, ("a",), 3.0, 10)
+    host.say(AgentReply(call.call_id, {"ok": True}))
+    second = await host.hear(RunAgent)
+    assert (second.tools, second.timeout_s, second.model_tokens) == (None, None, None)
+    host.say(Refused(second.call_id, WorkerLostError("gone").to_dict()))
+    assert await host.end() == {"first": {"ok": True}}
+
+
+async def test_message_ids_are_the_same_in_each_attempt_and_differ_within_one(hire: Hire) -> None:
+    async def body(ctx: AgentContext, request: Request) -> dict[str, Any]:
+        return {"ids": [await ctx.message("a"), await ctx.message("b"), await ctx.message("c", message_id="own")]}
+
+    seen = []
+    for attempt in (1, 2):
+        host = hire(agent_of(body))
+        host.start(attempt=attempt)
+        seen.append((await host.end())["ids"])
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 3
 
 
 async def test_concurrent_tool_calls_get_each_their_own_answer(hire: Hire) -> None:

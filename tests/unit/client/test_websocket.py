@@ -13,6 +13,7 @@ from carrel.errors import (
     CarrelError,
     DeadlineError,
     EnginesLimitError,
+    NotWaitingError,
     StoreUnavailableError,
     TokenError,
     UnavailableError,
@@ -208,3 +209,36 @@ async def test_ping_is_answered_while_events_flow() -> None:
     ):
         await socket.ping()
         assert len(await take(socket, 49)) == 49
+
+
+async def test_an_answer_and_a_bound_run_are_asked_for_as_the_protocol_says() -> None:
+    def answer(frame: dict[str, Any], _: int) -> dict[str, Any]:
+        if frame["type"] == "agent_execute":
+            return {"type": "run_accepted", "run_id": "r", "thread_id": "t", "status": "QUEUED"}
+        return {"type": "input_accepted", "run_id": "r", "input_id": "i", "status": "QUEUED"}
+
+    async with fake_gateway(answer=answer) as gateway, client(gateway) as socket:
+        run = await socket.execute("hello", strategy="enqueue", bound=True, client_ref="ref-1")
+        assert run.status == "QUEUED"
+        assert await socket.provide_input("r", "i", None) == "QUEUED"
+    asked, answered = gateway.executed
+    assert asked == {
+        "type": "agent_execute",
+        "message": "hello",
+        "strategy": "enqueue",
+        "bound": True,
+        "client_ref": "ref-1",
+    }
+    assert {name: answered[name] for name in ("type", "run_id", "input_id", "value")} == {
+        "type": "input_provide",
+        "run_id": "r",
+        "input_id": "i",
+        "value": None,
+    }
+
+
+async def test_a_refused_answer_is_the_error_it_is() -> None:
+    body = {"type": "error", **NotWaitingError("it does not wait").to_dict()}
+    async with fake_gateway(answer=lambda *_: body) as gateway, client(gateway) as socket:
+        with pytest.raises(NotWaitingError):
+            await socket.provide_input("r", "i", True)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import orjson
 import pytest
 
 from carrel.errors import (
+    CancelledRunError,
     CarrelError,
     DrainingError,
     EnginesLimitError,
@@ -20,6 +22,7 @@ from carrel.errors import (
     StoreUnavailableError,
     UnknownEngineError,
     UnknownRunError,
+    WorkerLostError,
     WorkersBusyError,
 )
 from servicekit.tasks import TaskOwner
@@ -28,13 +31,22 @@ from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up, expire_artifacts, take_over
 from services.execution.domain.metrics import FactoryMetrics
 from services.execution.domain.planning import AgentFacts, Catalogue
-from services.execution.domain.ports import Downlink, StageResult, StageStart, Uplink
+from services.execution.domain.ports import (
+    CancelStage,
+    Downlink,
+    StageAccepted,
+    StageFailure,
+    StageResult,
+    StageStart,
+    Uplink,
+)
+from services.execution.domain.queue import DecisionWatch
 from services.execution.domain.requests import PipelineRequest
 from services.execution.domain.services import RunOptions, RunServices
 from services.execution.domain.uploads import store_artifact
 from services.execution.domain.watch import Changes
-from services.execution.models import OutboxEvent, RunIdentity, RunRecord, RunRef, RunState, UserKey
-from services.execution.models_steps import Checkpoint
+from services.execution.models import OutboxEvent, RunIdentity, RunRecord, RunRef, RunState, ThreadStrategy, UserKey
+from services.execution.models_steps import Again, Checkpoint, Finish
 from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_sql import wall_clock
@@ -43,6 +55,7 @@ from tests.conftest import Eventually
 
 ALICE, BOB = UserKey("alice"), UserKey("bob")
 SECOND = 1_000_000
+ENQUEUE = ThreadStrategy.ENQUEUE
 
 
 class Clock:
@@ -281,6 +294,7 @@ async def test_request_without_ids_breaks_the_layers_contract(world: World) -> N
 
 async def test_fault_of_ours_ends_its_run_only(world: World, eventually: Eventually) -> None:
     await world.execute("run-1")
+    await eventually(lambda: world.host.streams)
     await world.execute("run-2", BOB)
     await eventually(lambda: len(world.host.streams) == 2)
     world.host.streams[0].up.put_nowait(KeyError("a fault"))
@@ -308,6 +322,59 @@ async def test_run_that_another_process_drives_can_be_cancelled_here(world: Worl
     assert run.outcome is RunState.CANCELLED
     await world.ended(eventually, RunState.CANCELLED)
     assert [event.event_type for event in world.sink.log] == ["run_accepted", "agent_error", "run_completed"]
+
+
+async def test_run_that_another_process_ended_is_stopped_here(world: World, eventually: Eventually) -> None:
+    run = await world.execute()
+    await eventually(lambda: world.host.streams)
+    watch = DecisionWatch(world.services, world.factory.holdings)
+    assert await watch.look() == 0
+    error = CancelledRunError("cancelled elsewhere").to_dict()
+    assert await world.store.finish(run.ref, Finish(RunState.CANCELLED, error=error, interrupts=True))
+    assert await watch.look() == 1
+    await eventually(lambda: any(isinstance(message, CancelStage) for message in world.host.streams[0].down))
+    assert not world.factory.drives(run.ref)
+    assert world.factory.get_factory_metrics().engines_active == 0
+    # Whoever ended it may be gone: its last events are relayed from here as well.
+    await world.ended(eventually, RunState.CANCELLED)
+    assert [event.event_type for event in world.sink.log] == ["run_accepted", "agent_error", "run_completed"]
+
+
+async def test_waiting_run_that_another_process_ended_is_forgotten_here(world: World, eventually: Eventually) -> None:
+    await world.execute()
+    run = await world.execute("run-2", identity=RunIdentity(ALICE, "t-run-1", "run-2", "req-2"), strategy=ENQUEUE)
+    assert run.state is RunState.QUEUED
+    assert world.factory.get_factory_metrics().runs_queued == 1
+    error = CancelledRunError("cancelled elsewhere").to_dict()
+    assert await world.store.finish(run.ref, Finish(RunState.CANCELLED, error=error, interrupts=True))
+    assert await DecisionWatch(world.services, world.factory.holdings).look() == 1
+    assert world.factory.get_factory_metrics().runs_queued == 0
+    await world.ended(eventually, RunState.CANCELLED, "run-2")
+
+
+async def test_cancel_wins_over_an_attempt_that_begins_in_the_same_moment(world: World, eventually: Eventually) -> None:
+    run = await world.execute()
+    await eventually(lambda: world.host.streams)
+    world.host.streams[0].up.put_nowait(StageAccepted("i", warm=False, creation_s=0.0))
+    world.host.streams[0].up.put_nowait(StageResult(StageFailure(WorkerLostError("dead").to_dict())))
+    real, reached, go = world.store.begin_attempt, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any, **named: Any) -> Any:
+        step = await real(*args, **named)
+        reached.set()
+        await go.wait()  # the store has raised the fence, and nobody here knows
+        return step
+
+    world.store.begin_attempt = slow  # type: ignore[method-assign]  # to meet it in the middle
+    await reached.wait()
+    cancelling = asyncio.create_task(world.factory.cancel(ALICE, "run-1", ""))
+    await asyncio.sleep(0.02)
+    go.set()
+    assert (await cancelling).outcome is RunState.CANCELLED
+    await world.ended(eventually, RunState.CANCELLED)
+    assert not world.factory.drives(run.ref)
+    for stream in world.host.streams[1:]:  # had it begun already
+        await eventually(partial(_was_cancelled, stream))
 
 
 async def test_next_stage_waits_while_the_store_is_away(world: World, eventually: Eventually) -> None:
@@ -381,9 +448,14 @@ async def test_hastened_shutdown_leaves_runs_to_the_next_process(tmp_path: Path,
         world.factory.hasten()
         await asyncio.wait_for(closing, 1)
     async with built(tmp_path) as world:
-        await world.ended(eventually, RunState.FAILED)
-        assert [event.event_type for event in world.sink.log] == ["run_accepted", "agent_error", "run_completed"]
-        assert world.sink.log[1].data["code"] == "INTERRUPTED"
+        await eventually(lambda: world.host.streams)
+        assert [event.event_type for event in world.sink.log] == ["run_accepted", "run_attempt"]
+        assert world.sink.log[1].data["reason"] == "execution_restarted"
+        assert world.host.starts[0].attempt == 2
+        assert not world.host.starts[0].last_attempt  # a restart of ours costs the run no try
+        world.host.streams[0].up.put_nowait(StageResult(b"{}"))
+        await world.ended(eventually, RunState.SUCCEEDED)
+        assert world.factory.get_factory_metrics().runs_resumed == 1
 
 
 # The outbox
@@ -439,10 +511,27 @@ async def test_first_event_is_sent_again_until_the_log_takes_it(world: World, ev
 
 
 async def test_stale_fence_leaves_the_run_to_its_new_holder(world: World, eventually: Eventually) -> None:
+    world.sink.open.clear()
+    run = await world.execute()
+    taken = await world.store.begin_attempt(run.ref, 0, Again.EXECUTION_RESTARTED, lost=False)
+    assert taken is not None
+    world.sink.refuse = [StaleFenceError("stale")]
+    world.sink.open.set()
+    await eventually(lambda: not world.factory.drives(run.ref))
+    await eventually(lambda: all(channel.closed for channel in world.sink.channels))
+    assert world.host.starts == []
+    assert await world.state() is RunState.RUNNING
+    assert world.factory.get_factory_metrics().engines_active == 0
+
+
+async def test_store_that_lost_its_tail_passes_the_fence_that_the_log_has_seen(
+    world: World, eventually: Eventually
+) -> None:
     world.sink.refuse = [StaleFenceError("stale"), StaleFenceError("stale")]
+    world.host.at_once = b"{}"
     await world.execute()
-    await eventually(lambda: world.sink.channels and world.sink.channels[0].closed and not world.sink.refuse)
-    assert await world.state() is RunState.FINISHING
+    await world.ended(eventually, RunState.SUCCEEDED)
+    assert [start.fence for start in world.host.starts] == [3]
 
 
 async def test_large_intermediate_result_is_passed_on_as_a_reference(world: World, eventually: Eventually) -> None:
@@ -468,3 +557,7 @@ async def test_history_is_bounded_by_bytes(tmp_path: Path, eventually: Eventuall
         await world.execute("run-3", identity=RunIdentity(ALICE, "t", "run-3", "req-run-3"))
         await world.ended(eventually, RunState.SUCCEEDED, "run-3")
         assert [message.text for message in world.host.starts[2].history] == ["hi", "x" * 20]
+
+
+def _was_cancelled(stream: Any) -> bool:
+    return any(isinstance(message, CancelStage) for message in stream.down)

@@ -25,7 +25,8 @@ from grpc import aio
 from carrel.errors import (
     DrainingError,
     IdempotencyConflictError,
-    NotImplementedYetError,
+    InvalidInputError,
+    NotWaitingError,
     UnknownArtifactError,
     UnknownRunError,
 )
@@ -74,7 +75,10 @@ _never: Any = None
 
 @dataclass
 class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
-    """Runs as rows; a test moves them with ``finish``."""
+    """Runs as rows; a test moves them with ``finish`` and ``ask``.
+
+    A bound run is cancelled when the last stream that keeps it alive ends.
+    """
 
     CreateEngine = CleanupEngine = ListEngines = ListAuditRecords = GetFactoryMetrics = _never
 
@@ -86,6 +90,10 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: int = 0
     broken: int = 0
+    bound: set[str] = field(default_factory=set)
+    kept: dict[str, int] = field(default_factory=dict)
+    answers: list[execution_pb2.ProvideInputRequest] = field(default_factory=list)
+    first_state: str = "RUNNING"
 
     def finish(self, user: str, run_id: str, state: str = "SUCCEEDED", result: bytes = b'{"answer":42}') -> None:
         run = self.runs[user, run_id]
@@ -93,6 +101,17 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
         if state == "SUCCEEDED":
             run.result_json = result
         run.ended_at.GetCurrentTime()
+        self.changed.set()
+
+    def ask(self, user: str, run_id: str, input_id: str = "input-1", **question: Any) -> None:
+        """The run waits for an answer, which must be true or false."""
+        run = self.runs[user, run_id]
+        run.state = execution_pb2.RUN_STATE_WAITING
+        schema = b'{"type":"boolean"}'
+        run.waiting_for.CopyFrom(
+            agent_instance_pb2.InputRequired(input_id=input_id, prompt="Go on?", schema_json=schema, **question)
+        )
+        run.waiting_for.expires_at.FromSeconds(1_900_000_000)
         self.changed.set()
 
     def _own(self, run_id: str) -> execution_pb2.Run:
@@ -117,12 +136,14 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
             run_id=request.context.run_id,
             thread_id=request.context.thread_id,
             request_id=request.context.request_id,
-            state=execution_pb2.RUN_STATE_RUNNING,
+            state=execution_pb2.RunState.Value(f"RUN_STATE_{self.first_state}"),
             client_ref=request.client_ref,
             agent_name=request.pipeline[0] if request.pipeline else "supervisor",
         )
         run.created_at.GetCurrentTime()
         self.runs[user, run.run_id] = run
+        if request.bound_to_caller:
+            self.bound.add(run.run_id)
         return execution_pb2.ExecutePipelineResponse(run=run)
 
     def break_watches(self) -> None:
@@ -131,10 +152,13 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
         self.changed.set()
 
     async def WatchRun(self, request: Any, context: _Context) -> AsyncIterator[Any]:
-        run, last, broken = self._own(request.run_id), None, self.broken
+        run, broken = self._own(request.run_id), self.broken
+        last: execution_pb2.RunState.ValueType = execution_pb2.RUN_STATE_UNSPECIFIED
+        keeps, user = request.keeps_alive and run.run_id in self.bound, current_principal().user_id  # type: ignore[union-attr]  # a user's principal
         self.watchers += 1
+        self.kept[run.run_id] = self.kept.get(run.run_id, 0) + keeps
         try:
-            while last is None or last < execution_pb2.RUN_STATE_SUCCEEDED:
+            while last < execution_pb2.RUN_STATE_SUCCEEDED:
                 if broken != self.broken:
                     raise DrainingError("execution restarts")
                 self.changed.clear()
@@ -145,6 +169,14 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
                 await self.changed.wait()
         finally:
             self.watchers -= 1
+            self.kept[run.run_id] -= keeps
+            if (
+                keeps
+                and not self.kept[run.run_id]
+                and broken == self.broken
+                and last < execution_pb2.RUN_STATE_SUCCEEDED
+            ):
+                self.finish(user, run.run_id, "CANCELLED")
 
     async def GetRun(self, request: Any, context: _Context) -> Any:
         return execution_pb2.GetRunResponse(run=self._own(request.run_id))
@@ -165,7 +197,16 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
         return execution_pb2.CancelRunResponse(run=run)
 
     async def ProvideInput(self, request: Any, context: _Context) -> Any:
-        raise NotImplementedYetError("waiting for a person comes with a later release")
+        run = self._own(request.run_id)
+        self.answers.append(request)
+        if run.state != execution_pb2.RUN_STATE_WAITING or run.waiting_for.input_id != request.input_id:
+            raise NotWaitingError("the run does not wait for an answer to this question")
+        if request.value_json not in {b"true", b"false"}:
+            raise InvalidInputError("the answer does not fit", fields={"value": "must be true or false"})
+        run.ClearField("waiting_for")
+        run.state = execution_pb2.RUN_STATE_QUEUED
+        self.changed.set()
+        return execution_pb2.ProvideInputResponse(run=run)
 
     async def ListThreads(self, request: Any, context: _Context) -> Any:
         user = request.context.user_id
