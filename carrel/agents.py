@@ -39,6 +39,7 @@ DEPENDENCIES: Final = frozenset({"llm", "tools", "database"})
 Isolation = Literal["process", "task"]
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_SERVER_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 # Where wrong classes go instead of being refused, while somebody collects them.
 _wrong_classes: ContextVar[list[type[Agent]] | None] = ContextVar("carrel_wrong_agent_classes", default=None)
 
@@ -195,6 +196,8 @@ class Agent:
     """Names of the agents whose results this one needs; they run before it."""
     tools: ClassVar[tuple[Tool, ...]] = ()
     """The tools it may call."""
+    mcp: ClassVar[tuple[str, ...]] = ()
+    """Names of MCP servers, as the operator has set them up, whose tools it may call too; ``"*"`` for all there are."""
     fallback: ClassVar[str | None] = None
     """The agent that answers when this one fails."""
     dependencies: ClassVar[tuple[str, ...]] = ()
@@ -286,6 +289,13 @@ def _bad_tools(cls: type[Agent], value: object) -> str:
     return "two tools have one name" if len(set(names)) != len(names) else ""
 
 
+def _bad_servers(cls: type[Agent], value: object) -> str:
+    problem = _bad_names("mcp", value)
+    if problem or all(name == "*" or _SERVER_NAME.fullmatch(name) for name in cls.mcp):
+        return problem
+    return "mcp must hold names of MCP servers (a-z, 0-9, '_' and '-', beginning with a letter), or '*' for all"
+
+
 def _bad_seconds(cls: type[Agent], value: object) -> str:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")):
         return ""
@@ -297,6 +307,7 @@ _CHECKS: Final[Mapping[str, Callable[[type[Agent], object], str]]] = {
     "requires": _bad_requires,
     "dependencies": _bad_dependencies,
     "tools": _bad_tools,
+    "mcp": _bad_servers,
     "processes": lambda cls, value: "" if isinstance(value, bool) else "processes must be True or False",
     "preload": lambda cls, value: _bad_names("preload", value),
     "isolation": lambda cls, value: "" if value in ("process", "task") else "isolation must be 'process' or 'task'",

@@ -12,7 +12,7 @@ Data of each kind (``?`` may be absent; further fields are allowed everywhere):
     run_accepted     agent_name?, pipeline?, client_ref?, status? (QUEUED when it waits for its turn)
     run_attempt      attempt, agent_name?, stage?, reason?
     run_completed    status SUCCEEDED|FAILED|CANCELLED|TIMED_OUT, result?, error?, artifact?
-    input_required   input_id, prompt?, schema?, expires_at?, tool_name? and arguments? (of a call that is to be approved)
+    input_required   input_id, prompt?, schema?, expires_at?, tool_name? and arguments? (of a call to approve)
     event_rejected   event_type, reason, code?
     log_gap          producer_id?, first?, last?, reason?
 

@@ -33,7 +33,8 @@ MODEL_VARIABLE: Final = "CARREL_MODEL"
 """What the host names the default model by in ``Start.environment``; absent when there is no model."""
 
 Speak = Literal["message", "thinking"]
-Messages = str | Sequence[Mapping[str, Any] | Message]
+# Mappings and ``Message``s; a list that mixes them is a list of ``object`` to a type checker. Checked when it is sent.
+Messages = str | Sequence[Any]
 ToolChoice = Sequence[str | Tool | Mapping[str, Any]]
 
 _TOOL_TYPE: Final = "carrel_tool"

@@ -35,7 +35,8 @@ class Tool:
 
     ``wants_context``: the body's first parameter is the ``AgentContext`` of the call, passed by the runtime and not
     part of the arguments. ``host``: the body runs in the service, out of the worker's reach. ``approval``: the user is
-    asked before each call, and the run waits for the answer.
+    asked before each call, and the run waits for the answer. ``server``: the MCP server that offers it; empty for an
+    agent's own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Tool:
     wants_context: bool
     func: ToolFunction
     approval: bool = False
+    server: str = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         return self.func(*args, **kwargs)

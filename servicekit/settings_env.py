@@ -116,7 +116,12 @@ def _expand(name: str, path: tuple[str, ...], field: FieldInfo) -> Iterator[Vari
             yield from _expand(f"{name}__{inner_name.upper()}", (*path, inner_name), inner)
         return
     alias = next((mark.name for mark in field.metadata if isinstance(mark, alias_env)), "")
-    yield Variable(name, alias, path, field, any(t in (SecretStr, SecretBytes) for t in _leaves(kind)))
+    yield Variable(name, alias, path, field, any(map(_is_secret, _leaves(kind))))
+
+
+def _is_secret(kind: Any) -> bool:
+    # A type of ours says so itself: text in which secrets may be among other things.
+    return kind in (SecretStr, SecretBytes) or getattr(kind, "holds_secrets", False) is True
 
 
 def _leaves(kind: Any) -> Iterator[Any]:

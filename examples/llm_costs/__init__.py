@@ -2,8 +2,8 @@
 
 ``supervisor`` reads what is wanted and plans; ``data`` profiles a trace of requests and prices it on every model;
 ``optimization`` finds the cheapest assignment of requests to models by linear programming; ``report`` writes it up
-with charts. No language model takes part. Numbers come from duckdb, scipy and matplotlib (the extra ``llm-costs``),
-loaded only when a tool runs: importing this package loads none of them.
+with charts. A language model, where one is configured, is asked for the plan; none is needed. Numbers come from duckdb,
+scipy and matplotlib (the extra ``llm-costs``), loaded only when a tool runs: importing this package loads none of them.
 
 ``agents`` is what the entry point ``carrel.agents`` names.
 """

@@ -1,6 +1,8 @@
 """The supervisor: reads from parameters or plain words which stages are wanted, and plans them. It calls no agent.
 
-No language model: a fixed set of words, matched as words. What cannot be understood or done is said, not guessed.
+Where a language model is configured it is asked (``model_planner``), unless parameters say what is wanted. Without one,
+or when it cannot be asked or answers nonsense: a fixed set of words, matched as words. What cannot be understood or
+done is said, not guessed.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from carrel import Agent, AgentContext, Plan, Request
-from carrel.errors import InvalidRequestError, PlanError, UnknownStageError, UnmetRequirementError
+from carrel.errors import InvalidRequestError, ModelError, PlanError, UnknownStageError, UnmetRequirementError
 from examples.llm_costs.data_agent import DataAgent
+from examples.llm_costs.model_planner import ask_for_plan
 from examples.llm_costs.optimization_agent import OptimizationAgent
 from examples.llm_costs.params import Params
 from examples.llm_costs.report_agent import ReportAgent
@@ -20,6 +23,8 @@ __all__ = ["SupervisorAgent", "stages_for"]
 
 _STAGES: Final[tuple[type[Agent], ...]] = (DataAgent, OptimizationAgent, ReportAgent)
 _NAMES: Final = tuple(stage.name for stage in _STAGES)
+# Parameters that say what is wanted; nobody needs to be asked then.
+_DECIDED_BY: Final = ("pipeline", "goal", "question")
 _REQUIRES: Final = {stage.name: stage.requires for stage in _STAGES}
 
 # Each pattern is matched against whole words, in lower case.
@@ -50,6 +55,15 @@ class SupervisorAgent(Agent):
     async def run(self, ctx: AgentContext, request: Request) -> Plan:
         """The plan; parameters are checked here already, so that a wrong one costs no stage."""
         params = Params.parse(request.params)
+        if ctx.llm.available and request.message.strip() and not any(name in request.params for name in _DECIDED_BY):
+            try:
+                plan = await ask_for_plan(ctx, request, _STAGES)
+            except ModelError as error:
+                await ctx.thinking(f"Planning by rules: {error.message}", code=error.code)
+            else:
+                said = f"Planning {' → '.join(plan.stages)}: {plan.reason}"
+                await ctx.thinking(said, stages=list(plan.stages), planned_by=ctx.llm.model)
+                return plan
         stages, reason = stages_for(request.message, request.params)
         await ctx.thinking(f"Planning {' → '.join(stages)}: {reason}", stages=list(stages))
         return Plan(stages, {"trace": params.trace}, reason)

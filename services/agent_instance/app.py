@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
+from urllib.parse import urlsplit
 
 from carrel.context import UserExecutionContext
+from carrel.errors import StartupError
 from carrel.v1.agent_instance_pb2_grpc import add_AgentInstanceServiceServicer_to_server
 from servicekit.delivery import Outlet, ProducerStream
 from servicekit.identity.keys import KeySet
@@ -18,22 +20,29 @@ from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from services.agent_instance.client_emitter import StageProducer
+from services.agent_instance.client_model import OpenAiEndpoint
 from services.agent_instance.config import AgentInstanceSettings
+from services.agent_instance.config_mcp import McpServers
+from services.agent_instance.config_models import ModelSettings
 from services.agent_instance.domain.activity import TimePolicy
 from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
 from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
 from services.agent_instance.domain.executor import AgentExecutor, ExecutorFactory
 from services.agent_instance.domain.fallback import FallbackManager
+from services.agent_instance.domain.model_calls import ModelDesk
+from services.agent_instance.domain.model_endpoint import ModelPolicy
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
 from services.agent_instance.domain.pool import ResourcePool
+from services.agent_instance.domain.ports import ModelAccess, ToolServers
 from services.agent_instance.domain.registry import AgentClassRegistry, AgentEntry
 from services.agent_instance.domain.stage import StageServices, StageTimes
 from services.agent_instance.domain.validation import DependencyChecker
+from services.agent_instance.proxy import ModelProxy
 from services.agent_instance.service import AgentInstanceServicer, MakeProducer, StreamLimits
 from services.agent_instance.workers.in_loop import InLoopExecutor
 from services.agent_instance.workers.plant import open_workers
 
-__all__ = ["app", "dependency_checker", "stage_services"]
+__all__ = ["app", "dependency_checker", "open_models", "stage_services"]
 
 _log: Final = get_logger("agent_instance.app")
 _SERVICE: Final = "carrel.v1.AgentInstanceService"
@@ -43,10 +52,10 @@ def dependency_checker(settings: AgentInstanceSettings) -> DependencyChecker:
     """Answers what agents may depend on in this deployment."""
 
     async def model(_entry: AgentEntry) -> str:
-        return "this version has no model access"
+        return "" if settings.models.configured else "none is configured (CARREL_AGENT_INSTANCE_MODELS__BASE_URL)"
 
     async def tools(entry: AgentEntry) -> str:
-        return "" if entry.tools else "it declares no tools"
+        return "" if entry.tools or entry.servers else "it declares no tools"
 
     async def database(_entry: AgentEntry) -> str:
         return "" if settings.database else "the operator has declared none (CARREL_AGENT_INSTANCE_DATABASE)"
@@ -59,11 +68,15 @@ def stage_services(
     registry: AgentClassRegistry,
     dependencies: DependencyChecker,
     workers: ExecutorFactory | None = None,
+    models: ModelAccess | None = None,
+    tool_servers: ToolServers | None = None,
 ) -> StageServices:
     """What every attempt of the process uses, as the settings say.
 
     Args:
         workers: Makes worker processes; None to run every class as a task.
+        models: The way to language models; None for none.
+        tool_servers: MCP servers that agents get tools of.
     """
     times, tools, chosen = settings.times, settings.tools, settings.workers
 
@@ -94,7 +107,71 @@ def stage_services(
         dispatchers=UnifiedToolDispatcherFactory(strategy, concurrency=tools.concurrency, max_open=tools.max_open),
         policy=TimePolicy(times.idle, times.idle_max, times.wall, times.wall_max),
         times=StageTimes(grace_s=times.grace, kill_s=times.kill, log_wait_s=times.log_wait),
+        models=models,
+        tool_servers=tool_servers,
     )
+
+
+@asynccontextmanager
+async def open_models(settings: ModelSettings) -> AsyncIterator[ModelAccess | None]:
+    """The way to language models for the length of the block; None when none is configured.
+
+    Raises:
+        StartupError: The package that speaks to them is not installed, or the key cannot be read.
+    """
+    if not settings.configured:
+        yield None
+        return
+    async with AsyncExitStack() as stack:
+        endpoint = await stack.enter_async_context(OpenAiEndpoint(settings))
+        door: ModelProxy | None = None
+        if settings.proxy:
+            door = await stack.enter_async_context(ModelProxy(max_request_bytes=settings.max_request_bytes))
+        _log.info(
+            "language model",
+            endpoint=urlsplit(settings.base_url).hostname,
+            model=settings.default,
+            proxy=door is not None,
+        )
+        yield ModelDesk(endpoint, _model_policy(settings), door=door)
+
+
+def _model_policy(settings: ModelSettings) -> ModelPolicy:
+    return ModelPolicy(
+        default=settings.default,
+        allowed=frozenset(settings.allowed),
+        max_output_tokens=settings.max_output_tokens,
+        output_limit_field=settings.output_limit_field,
+        max_request_bytes=settings.max_request_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
+        max_proxied_bytes=settings.max_proxied_bytes,
+        timeout_s=settings.timeout,
+        wait_s=settings.wait,
+        concurrency_per_user=settings.concurrency_per_user,
+        max_waiting_per_user=settings.max_waiting_per_user,
+    )
+
+
+def _open_tool_servers(
+    configured: McpServers, registry: AgentClassRegistry
+) -> AbstractAsyncContextManager[ToolServers]:
+    """Those MCP servers that an agent wants tools of.
+
+    Raises:
+        StartupError: The optional package is not installed.
+    """
+    try:
+        # It takes long to load, and is there only where somebody wants it.
+        from services.agent_instance.client_mcp import open_servers
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            f"CARREL_AGENT_INSTANCE_MCP sets up MCP servers, and the package {error.name} is not installed",
+            advice="install carrel[mcp], or remove the setting",
+        ) from error
+    wanted = {name for entry in registry.values() for name in entry.servers}
+    if idle := [name for name in configured.by_name if name not in wanted]:
+        _log.info("MCP servers that no agent wants tools of", servers=idle)
+    return open_servers(McpServers({name: configured.by_name[name] for name in sorted(wanted)}))
 
 
 def _tell_isolation(core: AgentExecutionCore) -> None:
@@ -117,15 +194,21 @@ def _producers(outlet: Outlet) -> MakeProducer:
 async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[RpcServer]:
     """The service, ready to be started; leaving it ends every attempt and closes what it opened, in reverse."""
     async with start.phase(Phase.CONFIGURATION, needs="agent classes that can be loaded, and the ticket keys"):
-        registry = AgentClassRegistry.load(settings.agents)
+        registry = AgentClassRegistry.load(settings.agents, {} if settings.mcp is None else settings.mcp.fingerprints())
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
     dependencies = dependency_checker(settings)
     async with AsyncExitStack() as stack:
+        async with start.phase(Phase.CONFIGURATION, needs="a language model's endpoint that can be used"):
+            models = await stack.enter_async_context(open_models(settings.models))
         workers: ExecutorFactory | None = None
         if any(entry.isolation == "process" for entry in registry.values()):
             async with start.phase(Phase.INTEGRATION, needs="worker processes for the agents"):
                 workers = await stack.enter_async_context(open_workers(settings, registry))
-        services = stage_services(settings, registry, dependencies, workers)
+        servers: ToolServers | None = None
+        if settings.mcp is not None:
+            async with start.phase(Phase.INTEGRATION, needs="the package that speaks with MCP servers"):
+                servers = await stack.enter_async_context(_open_tool_servers(settings.mcp, registry))
+        services = stage_services(settings, registry, dependencies, workers, models, servers)
         _tell_isolation(services.core)
         channel = await stack.enter_async_context(open_channel(settings.emitter))
         async with start.phase(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSettings
+from services.agent_instance.config_mcp import McpServers
+from services.agent_instance.config_models import ModelSettings
 from services.agent_instance.config_workers import WorkerSettings
 
 __all__ = ["AgentInstanceSettings", "TimeSettings", "ToolSettings"]
@@ -50,3 +52,5 @@ class AgentInstanceSettings(SharedSettings):
     times: TimeSettings = Field(default_factory=TimeSettings)
     tools: ToolSettings = Field(default_factory=ToolSettings)
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
+    models: ModelSettings = Field(default_factory=ModelSettings)
+    mcp: McpServers | None = Field(None, description="MCP servers by name, as JSON, or the path of a file with it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -220,13 +220,15 @@ def artifact_answer(stored: pb.ArtifactStored, run_id: str) -> StoredArtifact | 
     return StoredArtifact(artifact.name, artifact.media_type, artifact.size, artifact.sha256, url)
 
 
-def agent_info(entry: AgentEntry, limits: TimeLimits, isolation: Isolation, missing: Mapping[str, str]) -> pb.AgentInfo:
-    """An agent class with the limits and the isolation that hold for it, and what is missing for it now."""
+def agent_info(
+    entry: AgentEntry, tools: Iterable[Tool], limits: TimeLimits, isolation: Isolation, missing: Mapping[str, str]
+) -> pb.AgentInfo:
+    """An agent class with its tools, the limits and the isolation that hold for it, and what is missing for it now."""
     return pb.AgentInfo(
         name=entry.name,
         description=entry.description,
         requires=entry.requires,
-        tools=[_tool_info(tool) for tool in entry.tools.values()],
+        tools=[_tool_info(tool) for tool in tools],
         fallback=entry.fallback or "",
         plans=entry.plans,
         isolation=_ISOLATION[isolation],
@@ -268,6 +270,7 @@ def _tool_info(tool: Tool) -> pb.ToolInfo:
         host=tool.host,
         timeout=duration(tool.timeout_s),
         approval=tool.approval,
+        server=tool.server,
     )
 
 

@@ -48,11 +48,16 @@ class AgentInstanceServicer(pb_grpc.AgentInstanceServiceServicer):
         self._limits = limits or StreamLimits()
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: _Context) -> pb.ListAgentsResponse:
-        """The frozen registry."""
+        """The frozen registry, with the tools of MCP servers as they are known now."""
         registry, policy, isolation = self._core.registry, self._services.policy, self._core.isolation
+        servers = self._services.tool_servers
         agents = [
             convert.agent_info(
-                entry, policy.limits(entry, None), isolation(entry), await self._dependencies.missing(entry)
+                entry,
+                entry.tools.values() if servers is None else servers.listed(entry),
+                policy.limits(entry, None),
+                isolation(entry),
+                await self._dependencies.missing(entry),
             )
             for entry in registry.values()
         ]

@@ -16,7 +16,7 @@ __all__ = ["TAKEN_AT_ONCE", "decided", "disown", "release_leases", "renew_leases
 
 # So many in a transaction: others write between them.
 TAKEN_AT_ONCE: Final = 500
-_ASKED_AT_ONCE: Final = 200
+_ASKED_AT_ONCE: Final = 50
 
 _P: Final = sa.bindparam
 _UNENDED: Final = runs.c.state.in_(sorted(UNENDED_STATES))
@@ -26,7 +26,7 @@ _LEASED: Final = DbNow() + _P("lease", type_=sa.BigInteger)
 _ORPHANS: Final = (
     sa.select(runs.c.user_id, runs.c.run_id)
     .where(_UNENDED, runs.c.lease_expires_at <= DbNow(), runs.c.lease_owner != _P("owner"))
-    .order_by(runs.c.created_at)
+    .order_by(runs.c.created_at, runs.c.place)
     .limit(TAKEN_AT_ONCE)
     .with_for_update(skip_locked=True)
 )
@@ -38,8 +38,10 @@ _TAKE: Final = (
 _DISOWN: Final = runs.update().where(_MINE).values(lease_owner="", lease_expires_at=0)
 _RENEW: Final = runs.update().where(_MINE).values(lease_expires_at=_LEASED)
 _RELEASE: Final = runs.update().where(_MINE).values(lease_expires_at=0)
-_OPEN: Final = sa.select(runs.c.user_id, runs.c.run_id).where(
-    sa.tuple_(runs.c.user_id, runs.c.run_id).in_(_P("keys", expanding=True)), runs.c.state.in_(sorted(ENDABLE))
+# Pairs of conditions, of which SQLite looks each up in the key; of ``(user_id, run_id) IN (…)`` it makes a walk over
+# the whole table. The state is looked at outside: as a condition it would be a walk over all unended runs.
+_STATES: Final = sa.select(runs.c.user_id, runs.c.run_id, runs.c.state).where(
+    sa.or_(*(sa.and_(runs.c.user_id == _P(f"u{n}"), runs.c.run_id == _P(f"r{n}")) for n in range(_ASKED_AT_ONCE)))
 )
 
 
@@ -71,6 +73,9 @@ def decided(connection: sa.Connection, keys: Sequence[tuple[UserKey, str]]) -> f
     """See ``RunStore.decided``."""
     open_ones: set[tuple[UserKey, str]] = set()
     for first in range(0, len(keys), _ASKED_AT_ONCE):
-        rows = connection.execute(_OPEN, {"keys": list(keys[first : first + _ASKED_AT_ONCE])})
-        open_ones.update((UserKey(row.user_id), row.run_id) for row in rows)
+        some = list(keys[first : first + _ASKED_AT_ONCE])
+        some += [some[-1]] * (_ASKED_AT_ONCE - len(some))
+        asked = {f"u{n}": user for n, (user, _) in enumerate(some)} | {f"r{n}": run for n, (_, run) in enumerate(some)}
+        rows = connection.execute(_STATES, asked)
+        open_ones.update((UserKey(row.user_id), row.run_id) for row in rows if row.state in ENDABLE)
     return frozenset(keys) - open_ones

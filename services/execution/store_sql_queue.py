@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -26,35 +23,25 @@ __all__ = ["promote"]
 _LEAST_TIME: Final = 60_000_000
 
 _P: Final = sa.bindparam
+_ACTIVE: Final = sa.or_(engines.c.run_id != "", engines.c.expires_at > _P("now"))
+_ALL_ENGINES: Final = sa.select(sa.func.count()).select_from(engines).where(_ACTIVE)
 _elder: Final = runs.alias("elder")
-_ENGINES_OF_USER: Final = (
-    sa.select(sa.func.count())
-    .select_from(engines)
-    .where(engines.c.user_id == runs.c.user_id, sa.or_(engines.c.run_id != "", engines.c.expires_at > _P("now")))
-    .correlate(runs)
-    .scalar_subquery()
-)
-_ALL_ENGINES: Final = (
-    sa.select(sa.func.count())
-    .select_from(engines)
-    .where(sa.or_(engines.c.run_id != "", engines.c.expires_at > _P("now")))
-)
-_READY: Final = (
+_ready: Final = (
     sa.select(
         runs.c.user_id,
         runs.c.run_id,
         runs.c.fence,
-        runs.c.created_at,
         runs.c.queued_at,
         runs.c.max_engines,
         runs.c.max_active_total,
-        _ENGINES_OF_USER.label("engines"),
-        users.c.served_at,
+        sa.func.row_number()
+        .over(partition_by=runs.c.user_id, order_by=(runs.c.created_at, runs.c.place, runs.c.run_id))
+        .label("turn"),
     )
-    .join(users, users.c.user_id == runs.c.user_id)
     .where(
         runs.c.state == RunState.QUEUED,
         runs.c.lease_owner == _P("owner"),
+        sa.or_(runs.c.max_active_total == 0, runs.c.max_active_total > _P("active")),
         sa.not_(
             sa.exists().where(
                 _elder.c.user_id == runs.c.user_id,
@@ -63,9 +50,33 @@ _READY: Final = (
                 _elder.c.place < runs.c.place,
             )
         ),
-        runs.c.max_engines > _ENGINES_OF_USER,
     )
-    .order_by(runs.c.created_at, runs.c.place, runs.c.run_id)
+    .subquery("ready")
+)
+# Whose turn it is: the user who has waited longest since a run of theirs became QUEUED or had its turn, then those who
+# have had theirs in this round. Without a look at turns of before, a user with a hundred runs would have all of them
+# before somebody who came later.
+_IN_TURN: Final = (
+    sa.select(_ready)
+    .join(users, users.c.user_id == _ready.c.user_id)
+    .where(
+        _ready.c.turn
+        <= _ready.c.max_engines
+        - sa.select(sa.func.count())
+        .select_from(engines)
+        .where(engines.c.user_id == _ready.c.user_id, _ACTIVE)
+        .correlate(_ready)
+        .scalar_subquery()
+    )
+    .order_by(
+        _ready.c.turn,
+        sa.case(
+            (sa.and_(_ready.c.turn == 1, users.c.served_at > _ready.c.queued_at), users.c.served_at),
+            else_=_ready.c.queued_at,
+        ),
+        _ready.c.user_id,
+    )
+    .limit(_P("limit", type_=sa.Integer))
 )
 _ANY: Final = sa.select(runs.c.run_id).where(runs.c.state == RunState.QUEUED).limit(1)
 _KEY: Final = sa.and_(runs.c.user_id == _P("u"), runs.c.run_id == _P("run"))
@@ -105,42 +116,21 @@ _SERVED: Final = users.update().where(users.c.user_id == _P("u")).values(served_
 
 def promote(connection: sa.Connection, limit: int, *, owner: str, now: int, lifetime: int) -> tuple[Step, ...]:
     """See ``RunStore.promote``."""
-    if connection.execute(_ANY).first() is None:
+    if limit < 1 or connection.execute(_ANY).first() is None:
         return ()
     active = int(connection.execute(_ALL_ENGINES, {"now": now}).scalar_one())
-    chosen = _in_turn(connection.execute(_READY, {"owner": owner, "now": now}), limit, active, now)
+    chosen = connection.execute(_IN_TURN, {"owner": owner, "now": now, "active": active, "limit": limit}).all()
     # In one order everywhere, so that two processes that promote never wait for each other crosswise.
     for user in sorted({row.user_id for row in chosen}):
         lock_user(connection, UserKey(user), now)
     steps: list[Step] = []
     for row in chosen:
+        if row.max_active_total and active + len(steps) >= row.max_active_total:
+            continue
         if count_engines(connection, UserKey(row.user_id), now) < row.max_engines:
             step = _begin(connection, row, owner=owner, now=now, lifetime=lifetime)
             steps += [step] if step is not None else []
     return tuple(steps)
-
-
-def _in_turn(ready: Iterable[Any], limit: int, active: int, now: int) -> list[Any]:
-    """Whose turn it is: again and again the user who has waited longest, since a run became QUEUED or one had its turn.
-
-    Without a look at turns of before, a user with a hundred runs would have all of them before one who came later.
-    """
-    queues: defaultdict[str, list[Any]] = defaultdict(list)
-    for row in ready:
-        queue = queues[row.user_id]
-        if len(queue) < row.max_engines - row.engines:
-            queue.append(row)
-    turns = [(max(queue[0].queued_at, queue[0].served_at), queue[0].queued_at, user) for user, queue in queues.items()]
-    heapq.heapify(turns)
-    chosen: list[Any] = []
-    while turns and len(chosen) < limit:
-        _, _, user = heapq.heappop(turns)
-        row = queues[user].pop(0)
-        if not row.max_active_total or active + len(chosen) < row.max_active_total:
-            chosen.append(row)
-        if queues[user]:
-            heapq.heappush(turns, (now, queues[user][0].queued_at, user))
-    return chosen
 
 
 def _begin(connection: sa.Connection, row: Any, *, owner: str, now: int, lifetime: int) -> Step | None:

@@ -1,10 +1,7 @@
 """The run store's contract, over every implementation that there is: what `services/execution/store.py` promises."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,88 +20,14 @@ from services.execution.models import (
     AuditEntry,
     AuditOutcome,
     JournalItem,
-    RunIdentity,
     RunRef,
     RunState,
     StageState,
-    ThreadStrategy,
     UserKey,
 )
-from services.execution.models_steps import Admission, Admitted, Checkpoint, Finish
+from services.execution.models_steps import Admitted, Checkpoint, Finish
 from services.execution.store import RunStore
-from services.execution.store_sql_open import open_sqlite_store
-
-ALICE, BOB = UserKey("alice"), UserKey("bob")
-SECOND = 1_000_000
-
-
-class Clock:
-    """A wall clock that stands still until told."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000 * SECOND
-
-    def __call__(self) -> int:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        self.now += round(seconds * SECOND)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[RunStore]:
-    opened = await open_sqlite_store(tmp_path / "runs.sqlite3", migrate=True, engine_timeout_s=300, clock=clock)
-    yield opened
-    await opened.close()
-
-
-def admission(run: str = "run-1", user: UserKey = ALICE, thread: str = "", **changes: Any) -> Admission:
-    identity = RunIdentity(
-        user=user,
-        thread_id=thread or f"thread-{run}",
-        run_id=run,
-        request_id=f"req-{run}",
-        permissions=frozenset({"trace:read"}),
-        limits={"max_engines_per_user": 2},
-        created_at=1_700_000_000 * SECOND,
-        agent_context={"a": [1, {"b": None}]},
-    )
-    base = Admission(
-        identity=identity,
-        message="hello",
-        params=b'{"n":1}',
-        stages=("data", "report"),
-        agent_name="data",
-        content_hash="h1",
-        client_ref="",
-        strategy=ThreadStrategy.REJECT,
-        engine_id="",
-        new_engine_id=f"eng-{run}",
-        max_engines=2,
-        max_unended=5,
-        agent_instance="127.0.0.1:1",
-    )
-    return replace(base, **changes)
-
-
-def success(result: bytes = b'{"ok":true}', reply: str = "done") -> Finish:
-    return Finish(RunState.SUCCEEDED, result=result, reply=reply, answered_by="report")
-
-
-CANCEL = Finish(
-    RunState.CANCELLED, error={"code": "CANCELLED_RUN", "message": "cancelled", "status": "CANCELLED"}, interrupts=True
-)
-
-
-async def finish_and_close(store: RunStore, admitted: Admitted) -> None:
-    assert await store.finish(admitted.run.ref, CANCEL)
-    assert await store.close_run(admitted.run.ref)
-
+from tests.contract.run_support import ALICE, BOB, CANCEL, SECOND, Clock, admission, finish_and_close, success
 
 # Admission
 

@@ -226,12 +226,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_wheel_holds_the_packages_and_nothing_else(wheel: list[str]) -> None:
     tops = {name.split("/")[0] for name in wheel if ".dist-info/" not in name}
     assert tops == {"carrel", "servicekit", "services", "gateway", "examples"}
-    assert {name.split("/")[1] for name in wheel if name.startswith("examples/")} == {"__init__.py", "llm_costs"}
+    assert {name.split("/")[1] for name in wheel if name.startswith("examples/")} == {
+        "__init__.py",
+        "assistant",
+        "llm_costs",
+    }
 
 
 def test_wheel_holds_every_data_file(wheel: list[str]) -> None:
     kinds = {".lua", ".sql", ".csv", ".mako", ".typed", ".ini", ".html", ".js", ".css", ".pyi"}
-    roots = ["carrel", "servicekit", "services", "gateway", "examples/llm_costs"]
+    roots = ["carrel", "servicekit", "services", "gateway", "examples/assistant", "examples/llm_costs"]
     data = {str(p.relative_to(ROOT)) for root in roots for p in (ROOT / root).rglob("*") if p.suffix in kinds}
     assert "carrel/py.typed" in data
     assert data <= set(wheel)

@@ -66,8 +66,9 @@ class BodyRunner(Protocol):
 class TurnTools:
     """What a dispatcher works with. ``permissions`` gives those of the newest verified ticket.
 
-    ``declared``: names of the tools that the agent's class has, whether or not it was given them. ``whose``: "" for the
-    stage's agent, a word for one that answers in its place (``StageQuestions.ask_id``).
+    ``declared``: names of the tools that the agent's class has, whether or not it was given them. ``away``: why a tool
+    that there is not may be there later. ``whose``: "" for the stage's agent, a word for one that answers in its place
+    (``StageQuestions.ask_id``).
     """
 
     agent_name: str
@@ -79,6 +80,7 @@ class TurnTools:
     runner: BodyRunner
     questions: StageQuestions
     declared: frozenset[str] = frozenset()
+    away: Callable[[str], CarrelError | None] = lambda _name: None
     whose: str = ""
 
 
@@ -214,6 +216,8 @@ class UnifiedToolDispatcher:
         tool = asked.scope.tools.get(asked.tool_name)
         if tool is None:
             known, shown = ", ".join(asked.scope.tools) or "none", asked.tool_name[:64]
+            if (away := self._turn.away(asked.tool_name)) is not None:
+                raise away
             if asked.tool_name in self._turn.declared:
                 raise UnknownToolError(
                     f"the tool {shown} was not given to this context",

@@ -251,7 +251,7 @@ class TurnModels:
         if message.speak and message.speak not in _KINDS:
             raise ModelRefusedError("speak must be 'message', 'thinking' or None", fields={"speak": "is unknown"})
         model, body = await self._checked(request, scope, digest)
-        journal_id, earlier = turn.ledger.recall("model", model, digest)
+        journal_id, earlier = turn.ledger.recall("model", model, digest, within=scope.within)
         voice = _Voice(turn, message, scope, journal_id, reply)
         if earlier is not None:
             return await self._again(earlier, voice)

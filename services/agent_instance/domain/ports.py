@@ -1,22 +1,34 @@
-"""What the host needs of the world outside: the stream up to execution, and language models.
+"""What the host needs of the world outside: the stream up to execution, language models, servers of tools.
 
-Implemented by ``service`` and by ``model_calls``, faked in tests.
+Implemented by ``service``, by ``model_calls`` and by ``mcp_servers``, faked in tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from carrel.agent_messages import CallModel, DownMessage
+from carrel.errors import CarrelError
+from carrel.tools import Tool
 from services.agent_instance.models import AuditEntry, BudgetUse, Caller, ChunkUp, JournalItem
 
 if TYPE_CHECKING:
     from services.agent_instance.domain.contexts import Scope
     from services.agent_instance.domain.dispatcher import TurnTools
     from services.agent_instance.domain.model_budget import StageBudget
+    from services.agent_instance.domain.registry import AgentEntry
 
-__all__ = ["MAX_STAGE_JOURNAL_BYTES", "BoundedJournal", "ModelAccess", "ModelCalls", "Uplink"]
+__all__ = [
+    "MAX_STAGE_JOURNAL_BYTES",
+    "AttemptTools",
+    "BoundedJournal",
+    "ModelAccess",
+    "ModelCalls",
+    "OwnTools",
+    "ToolServers",
+    "Uplink",
+]
 
 # It comes back whole with the next attempt's start, in one message of at most 4 MiB with the request beside it.
 MAX_STAGE_JOURNAL_BYTES: Final = 2 * 1024 * 1024
@@ -99,3 +111,45 @@ class ModelAccess(Protocol):
     def for_turn(self, turn: TurnTools, caller: Callable[[], Caller], budget: StageBudget) -> ModelCalls:
         """The calls of one turn; ``caller`` gives the newest verified one."""
         ...
+
+
+class AttemptTools(Protocol):
+    """The tools of one attempt: of its agents' own and of servers, with the attempt's sessions there."""
+
+    def tools(self, entry: AgentEntry) -> Mapping[str, Tool]:
+        """All that this agent may call, by name."""
+        ...
+
+    def missing(self, entry: AgentEntry, tool_name: str) -> CarrelError | None:
+        """Why a tool that it does not have may be there later; None when there is no such tool."""
+        ...
+
+    async def aclose(self) -> None:
+        """End the attempt's sessions, whatever ended it. Idempotent."""
+
+
+class ToolServers(Protocol):
+    """Servers of tools that this process may reach."""
+
+    def for_attempt(self) -> AttemptTools:
+        """The tools of one attempt; closed at its end."""
+        ...
+
+    def listed(self, entry: AgentEntry) -> Iterable[Tool]:
+        """All that this agent may call as far as it is known now."""
+        ...
+
+
+class OwnTools:
+    """``AttemptTools`` where there are no servers."""
+
+    def tools(self, entry: AgentEntry) -> Mapping[str, Tool]:
+        """The agent's own."""
+        return entry.tools
+
+    def missing(self, entry: AgentEntry, tool_name: str) -> CarrelError | None:
+        """Nothing is away."""
+        return None
+
+    async def aclose(self) -> None:
+        """Nothing is open."""

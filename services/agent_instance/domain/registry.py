@@ -33,6 +33,9 @@ class AgentEntry:
     description: str
     requires: tuple[str, ...]
     tools: Mapping[str, Tool]
+    """Its own; those of ``servers`` are theirs to say, and may change while the process lives."""
+    servers: tuple[str, ...]
+    """MCP servers whose tools it gets too."""
     fallback: str | None
     dependencies: tuple[str, ...]
     isolation: Isolation
@@ -50,36 +53,46 @@ class AgentClassRegistry(Mapping[str, AgentEntry]):
     _digest: str
     _entries: Mapping[str, AgentEntry]
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found, servers: Mapping[str, str] | None = None) -> None:
         """Check and freeze.
+
+        Args:
+            servers: The MCP servers there are, each with a hash of how it is set up.
 
         Raises:
             StartupError: A source could not be loaded, or a class breaks a rule. All problems at once, each with its
                 class, file and what to do.
         """
-        entries, problems = _judged(found)
+        known = dict(sorted((servers or {}).items()))
+        entries, problems = _judged(found, tuple(known))
         if problems:
             raise _startup_error(problems)
         object.__setattr__(self, "_entries", MappingProxyType(entries))
-        object.__setattr__(self, "_digest", _digest(entries.values()))
+        object.__setattr__(self, "_digest", _digest(entries.values(), known))
 
     @classmethod
-    def load(cls, sources: Sequence[str] = ()) -> AgentClassRegistry:
+    def load(cls, sources: Sequence[str] = (), servers: Mapping[str, str] | None = None) -> AgentClassRegistry:
         """Load the sources (see ``loading.load_classes``) and freeze what they define.
+
+        Args:
+            servers: The MCP servers there are, each with a hash of how it is set up.
 
         Raises:
             StartupError: A source cannot be loaded, or a class breaks a rule.
         """
-        return cls(load_classes(sources))
+        return cls(load_classes(sources), servers)
 
     @classmethod
-    def of(cls, *classes: type[Agent]) -> AgentClassRegistry:
+    def of(cls, *classes: type[Agent], servers: Mapping[str, str] | None = None) -> AgentClassRegistry:
         """A registry of classes at hand, for tests and embedding."""
-        return cls(Found(tuple(LoadedClass(c, c.__module__, inspect.getfile(c)) for c in classes)))
+        return cls(Found(tuple(LoadedClass(c, c.__module__, inspect.getfile(c)) for c in classes)), servers)
 
     @property
     def digest(self) -> str:
-        """A hash over declarations and source files: two processes with the same one run the same agents."""
+        """A hash over declarations and source files: two processes with the same one run the same agents.
+
+        MCP servers count with how they are set up, not with the tools they offer, which are theirs to change.
+        """
         return self._digest
 
     def entry(self, name: str) -> AgentEntry:
@@ -111,17 +124,17 @@ class AgentClassRegistry(Mapping[str, AgentEntry]):
     __setattr__ = __delattr__ = __setitem__ = __delitem__ = _refuse
 
 
-def _judged(found: Found) -> tuple[dict[str, AgentEntry], list[Problem]]:
+def _judged(found: Found, servers: tuple[str, ...]) -> tuple[dict[str, AgentEntry], list[Problem]]:
     """The entries by name, in order, and everything that is wrong."""
     problems = list(found.problems)
     entries: dict[str, AgentEntry] = {}
     wrong: set[str] = set()
     for item in sorted(found.classes, key=lambda item: str(getattr(item.cls, "name", ""))):
-        if of_class := [Problem(text) for text in _class_problems(item)]:
+        if of_class := [Problem(text) for text in _class_problems(item, servers)]:
             problems += of_class
             wrong.add(str(getattr(item.cls, "name", "")))
         else:
-            entries.setdefault(item.cls.name, _entry(item))
+            entries.setdefault(item.cls.name, _entry(item, servers))
     problems += [Problem(text) for text in _name_problems(found.classes)]
     if not found.classes and not problems:
         problems.append(
@@ -133,7 +146,7 @@ def _judged(found: Found) -> tuple[dict[str, AgentEntry], list[Problem]]:
     return entries, problems
 
 
-def _entry(item: LoadedClass) -> AgentEntry:
+def _entry(item: LoadedClass, servers: tuple[str, ...]) -> AgentEntry:
     cls = item.cls
     return AgentEntry(
         name=cls.name,
@@ -143,6 +156,7 @@ def _entry(item: LoadedClass) -> AgentEntry:
         description=cls.description or _first_line(cls),
         requires=tuple(cls.requires),
         tools=MappingProxyType({tool.name: tool for tool in cls.tools}),
+        servers=servers if "*" in cls.mcp else tuple(cls.mcp),
         fallback=cls.fallback,
         dependencies=tuple(cls.dependencies),
         isolation=cls.isolation,
@@ -158,13 +172,19 @@ def _first_line(cls: type[Agent]) -> str:
     return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
-def _class_problems(item: LoadedClass) -> Iterator[str]:
+def _class_problems(item: LoadedClass, servers: tuple[str, ...]) -> Iterator[str]:
     cls = item.cls
     where = f"class {cls.__qualname__} ({item.file})"
     if not hasattr(cls, "name"):
         yield f'{where} has no name; write name = "…" in its body'
         return
     yield from (f"{where}: {problem}" for problem in declaration_problems(cls))
+    if missing := [name for name in _strings(cls.mcp) if name != "*" and name not in servers]:
+        known = f"there are {', '.join(servers)}" if servers else "none is set up"
+        yield (
+            f"{where} wants tools of the MCP server {', '.join(missing)}, and {known}; correct `mcp`, or set it up in "
+            "CARREL_AGENT_INSTANCE_MCP"
+        )
     if cls.run is Agent.run:
         yield f"{where} has no run; write `async def run(self, ctx, request)`"
     try:
@@ -178,6 +198,11 @@ def _class_problems(item: LoadedClass) -> Iterator[str]:
             _ = tool.input_schema if isinstance(tool, Tool) else None
         except CarrelError as error:
             yield f"{where}: {error.message}; {error.advice}"
+
+
+def _strings(value: object) -> Iterator[str]:
+    """What of a perhaps wrong declaration are names."""
+    yield from (item for item in (value if isinstance(value, tuple) else ()) if isinstance(item, str))
 
 
 def _name_problems(items: Sequence[LoadedClass]) -> Iterator[str]:
@@ -266,7 +291,7 @@ def _startup_error(problems: Sequence[Problem]) -> StartupError:
     )
 
 
-def _digest(entries: Iterable[AgentEntry]) -> str:
+def _digest(entries: Iterable[AgentEntry], servers: Mapping[str, str]) -> str:
     described: list[dict[str, Any]] = []
     for entry in entries:
         tools = [
@@ -287,6 +312,7 @@ def _digest(entries: Iterable[AgentEntry]) -> str:
                 "class": entry.cls.__qualname__,
                 "requires": entry.requires,
                 "tools": tools,
+                "servers": [[name, servers[name]] for name in entry.servers],
                 "links": [entry.fallback, entry.dependencies, entry.isolation, entry.processes, entry.plans],
                 "times": [entry.idle_timeout_s, entry.timeout_s],
                 "source": _source_hash(entry.file),

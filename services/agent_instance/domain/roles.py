@@ -24,7 +24,7 @@ from services.agent_instance.domain.events import StageEvents
 from services.agent_instance.domain.model_budget import StageBudget
 from services.agent_instance.domain.outputs import WorkerOutputs
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
-from services.agent_instance.domain.ports import ModelAccess, Uplink
+from services.agent_instance.domain.ports import AttemptTools, ModelAccess, OwnTools, Uplink
 from services.agent_instance.domain.questions import StageQuestions, Work
 from services.agent_instance.domain.registry import AgentEntry
 from services.agent_instance.models import Caller, Question, StageStart
@@ -80,6 +80,7 @@ class StageTools:
     outputs: WorkerOutputs
     dead: asyncio.Future[CarrelError]
     models: ModelAccess | None = None
+    servers: AttemptTools = field(default_factory=OwnTools)
     sub_agents: SubAgentCount = field(default_factory=SubAgentCount)
     grace_s: float = 0.5
     kill_s: float = 0.5

@@ -31,7 +31,14 @@ from services.agent_instance.domain.fallback import FallbackManager
 from services.agent_instance.domain.model_budget import StageBudget
 from services.agent_instance.domain.outputs import WorkerOutputs
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
-from services.agent_instance.domain.ports import BoundedJournal, ModelAccess, Uplink
+from services.agent_instance.domain.ports import (
+    AttemptTools,
+    BoundedJournal,
+    ModelAccess,
+    OwnTools,
+    ToolServers,
+    Uplink,
+)
 from services.agent_instance.domain.questions import StageQuestions
 from services.agent_instance.domain.registry import AgentEntry
 from services.agent_instance.domain.roles import FALLBACK, StageTools, TurnEnd, TurnRole
@@ -67,6 +74,7 @@ class StageServices:
     policy: TimePolicy
     times: StageTimes
     models: ModelAccess | None = None
+    tool_servers: ToolServers | None = None
 
 
 class StageAttempt:
@@ -107,6 +115,8 @@ class StageAttempt:
         self._ledger = CallLedger(start.stage_index, start.journal)
         self._budget = StageBudget(start.budget)
         self._outputs = WorkerOutputs(desk, start.stage_index, start.attempt)
+        servers = services.tool_servers
+        self._servers: AttemptTools = OwnTools() if servers is None else servers.for_attempt()
         self._tools = StageTools(
             start=start,
             caller=lambda: self._caller,
@@ -121,6 +131,7 @@ class StageAttempt:
             outputs=self._outputs,
             dead=producer.dead,
             models=services.models,
+            servers=self._servers,
             grace_s=services.times.grace_s,
             kill_s=services.times.kill_s,
         )
@@ -162,7 +173,11 @@ class StageAttempt:
     async def run(self) -> StageOutcome:
         """The outcome, once the log has everything. Errors of the agent's are in it, they are not raised."""
         try:
-            end, answered = await self._agents()
+            try:
+                end, answered = await self._agents()
+            finally:
+                # Not held through the wait for the log.
+                await self._servers.aclose()
             if not end.muted and end.question is None and not self._again(end):
                 end = await self._unless_cancelled(self._last_event(end, answered))
             return await self._outcome(end, answered)
@@ -198,7 +213,7 @@ class StageAttempt:
             instance=self._instance,
             context=self._caller.context,
             request=self._start.request,
-            tools=entry.tools,
+            tools=self._servers.tools(entry),
             limits=self._services.policy.limits(entry, self._start.deadline),
             ledger=self._ledger.under(whose) if whose else self._ledger,
             events=self._events,

@@ -120,7 +120,7 @@ class SubAgents:
         if self._closed:
             raise CancelledRunError("the agent is ending; no further agent is started")
         entry = self._stage.core.registry.entry(message.agent_name)
-        tools = _allowed(entry, scope.tools, message.tools)
+        tools = _allowed(entry.name, self._stage.servers.tools(entry), scope.tools, message.tools)
         self._check_depth()
         context = self._table.named(scope, message.agent_name[:_MAX_OPERATION].rstrip("_-."))
         digest = hash_arguments(
@@ -278,24 +278,26 @@ class SubAgents:
         return AgentReply(call_id, result or {}) if error is None else Refused(call_id, error.to_dict())
 
 
-def _allowed(entry: AgentEntry, parents: Mapping[str, Tool], chosen: Iterable[str] | None) -> dict[str, Tool]:
+def _allowed(
+    name: str, own: Mapping[str, Tool], parents: Mapping[str, Tool], chosen: Iterable[str] | None
+) -> dict[str, Tool]:
     """The tools of the class that its parent has too; of them those that were chosen.
 
     Raises:
         UnknownToolError: One was chosen that the class does not have.
         ToolPermissionError: One was chosen that its parent does not have.
     """
-    for name in chosen or ():
-        if name not in entry.tools:
-            known = ", ".join(entry.tools) or "none"
+    for wanted in chosen or ():
+        if wanted not in own:
+            known = ", ".join(own) or "none"
             raise UnknownToolError(
-                f"agent {entry.name} has no tool {name[:64]!r}", advice=f"its tools: {known}", tool_name=name[:64]
+                f"agent {name} has no tool {wanted[:64]!r}", advice=f"its tools: {known}", tool_name=wanted[:64]
             )
-        if name not in parents:
+        if wanted not in parents:
             raise ToolPermissionError(
-                f"tool {name[:64]} is not among those of the agent that runs {entry.name}",
+                f"tool {wanted[:64]} is not among those of the agent that runs {name}",
                 advice="a sub-agent may have fewer tools than who runs it, never others",
-                tool_name=name[:64],
+                tool_name=wanted[:64],
             )
-    wanted = entry.tools if chosen is None else frozenset(chosen)
-    return {name: tool for name, tool in entry.tools.items() if name in parents and name in wanted}
+    taken = own if chosen is None else frozenset(chosen)
+    return {label: tool for label, tool in own.items() if label in parents and label in taken}

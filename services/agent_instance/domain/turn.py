@@ -71,7 +71,8 @@ class AgentTurn:
             clock=self.clock,
             runner=self,
             questions=stage.questions,
-            declared=frozenset(role.entry.tools),
+            declared=frozenset(stage.servers.tools(role.entry)),
+            away=lambda name: stage.servers.missing(role.entry, name),
             whose=role.whose,
         )
         self._dispatcher = stage.dispatchers.create(tools)

@@ -30,6 +30,7 @@ __all__ = ["Exit", "Ticket", "ZygoteHost"]
 _log: Final = get_logger("agent_instance.workers")
 _FIRST_DELAY_S: Final = 0.1
 _MAX_DELAY_S: Final = 5.0
+_FIRST_TRIES: Final = 3
 _REAP_S: Final = 5.0
 _MODULE: Final = "services.agent_instance.workers.zygote"
 
@@ -68,6 +69,8 @@ class ZygoteHost:
         self._numbers = count(1)
         self._ready = asyncio.Event()
         self._lost = asyncio.Event()
+        self._settled = asyncio.Event()  # it was ready once, or has failed too often to go on waiting for it
+        self._failed = 0
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._tasks = TaskOwner()
@@ -89,15 +92,17 @@ class ZygoteHost:
         kernel.become_subreaper()
         self._spawn()
         _ = self._tasks.start(self._keep_alive(), "the process that starts workers")
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
-        except TimeoutError:
+                await self._settled.wait()
+        if not self._ready.is_set():
             await self.aclose()
-            problem = f"the process that starts workers was not ready within {timeout_s:g} s"
-            raise WorkerLostError(
-                problem, advice="look at what it has written above, and at what agents import"
-            ) from None
+            problem = (
+                f"the process that starts workers ended {self._failed} times before it was ready"
+                if self._settled.is_set()
+                else f"the process that starts workers was not ready within {timeout_s:g} s"
+            )
+            raise WorkerLostError(problem, advice="look at what it has written above, and at what agents import")
 
     async def fork(self, connection: int, output: int) -> Ticket:
         """Have a worker forked that holds these two descriptors.
@@ -157,6 +162,10 @@ class ZygoteHost:
             await self._lost.wait()
             if self._ready.is_set():
                 delay = _FIRST_DELAY_S
+            elif not self._changed:
+                self._failed += 1
+                if self._failed >= _FIRST_TRIES:
+                    self._settled.set()
             self._ready.clear()
             self._end_process()
             await self._lose_workers()
@@ -201,6 +210,7 @@ class ZygoteHost:
             case "ready":
                 self._tell_lacks(message["lacks"])
                 self._ready.set()
+                self._settled.set()
             case "left":
                 self._leave(message["kind"], message["source"], message["left"])
             case "unloaded":

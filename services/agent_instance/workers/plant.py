@@ -76,11 +76,11 @@ async def open_workers(settings: AgentInstanceSettings, registry: AgentClassRegi
 
     async with TaskOwner() as tasks:
         try:
-            await host.start(chosen.zygote_timeout)
-        except WorkerLostError as error:
-            raise StartupError(error.message, advice=error.advice) from None
-        _ = tasks.start(watch.run(), "watch over workers")
-        try:
+            try:
+                await host.start(chosen.zygote_timeout)
+            except WorkerLostError as error:
+                raise StartupError(error.message, advice=error.advice) from None
+            _ = tasks.start(watch.run(), "watch over workers")
             yield make
         finally:
             await host.aclose()

@@ -28,6 +28,7 @@ from services.agent_instance.workers.catalogue import Catalogue
 from services.agent_instance.workers.datagrams import Setup
 from services.agent_instance.workers.landlock import FileRules
 from services.agent_instance.workers.sandbox import Sandbox
+from services.agent_instance.workers.warm_up import warm_up
 from services.agent_instance.workers.worker import work
 
 __all__ = ["main"]
@@ -59,6 +60,7 @@ def main(argv: list[str]) -> int:
     # After the imports, which may read what only root may; workers inherit having none.
     kernel.drop_capabilities()
     kernel.forbid_new_privileges()
+    warm_up()
     gc.collect()
     # What is there now stays: a collection in a worker would touch, and so copy, every page of it.
     gc.freeze()

@@ -28,6 +28,7 @@ class ScriptedHost:
         self._down: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.agent = agent
         self.accept_events = True
+        self.environment: dict[str, str] = {}
         self.events: list[EmitEvent] = []
         self.session = WorkerSession(self, self._find, heartbeat_s)
         self.serving = asyncio.create_task(self.session.serve())
@@ -53,7 +54,7 @@ class ScriptedHost:
     def start(self, *, name: str | None = None, tools: tuple[str, ...] | None = None, **request: Any) -> None:
         chosen = tuple(item.name for item in self.agent.tools) if tools is None else tools
         asked = Request(request.pop("message", "do it"), **request)
-        self.say(Start(RUN.to_dict(), name or self.agent.name, asked.to_dict(), chosen))
+        self.say(Start(RUN.to_dict(), name or self.agent.name, asked.to_dict(), chosen, self.environment))
 
     async def hear(self, kind: type[M]) -> M:
         """The next message up, accepting events on the way unless told otherwise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from carrel.agent_codec import decode, encode
 from carrel.agent_messages import (
     ROOT,
     ArtifactStored,
+    CallModel,
     CallTool,
+    CancelCall,
     ChildOpened,
     CloseChild,
     DownMessage,
     EmitEvent,
     EventAccepted,
     Failure,
+    ModelReply,
     OpenChild,
     PutArtifact,
     Refused,
@@ -94,6 +97,7 @@ class Outcome:
     error: CarrelError | None = None
     events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     artifacts: dict[str, bytes] = field(default_factory=dict)
+    asked: list[dict[str, Any]] = field(default_factory=list)
 
     def told(self, kind: str, request_id: str = "req-1") -> list[dict[str, Any]]:
         """The data of the events of one kind, of the root request or of another."""
@@ -106,15 +110,17 @@ class FakeHost:
     Every message crosses as bytes, so that what would not survive the way fails here too.
     """
 
-    def __init__(self, agent: type[Agent], request: Request) -> None:
+    def __init__(self, agent: type[Agent], request: Request, model: Sequence[str | CarrelError] | None = None) -> None:
         self.outcome = Outcome()
+        self._answers = list(model or ())
         self._down: asyncio.Queue[DownMessage | None] = asyncio.Queue()
         root = UserExecutionContext(user_id="alice", thread_id="thr-1", run_id="run-1", request_id="req-1")
         self._tools = tuple(tool.name for tool in agent.tools)
         self._contexts = {ROOT: (root, self._tools)}
         self._bodies: dict[str, CallTool] = {}
         self._pieces: dict[int, bytes] = {}
-        self._put(Start(root.to_dict(), agent.name, request.to_dict(), self._tools))
+        environment = {} if model is None else {"CARREL_MODEL": "small"}
+        self._put(Start(root.to_dict(), agent.name, request.to_dict(), self._tools, environment))
 
     def _put(self, message: DownMessage) -> None:
         crossed: Any = decode(encode(message))
@@ -131,6 +137,10 @@ class FakeHost:
                 self._put(EventAccepted(crossed.call_id))
             case CallTool():
                 self._call(crossed)
+            case CallModel():
+                self._ask(crossed)
+            case CancelCall():
+                pass
             case ToolBodyResult():
                 self._called(crossed)
             case OpenChild():
@@ -146,6 +156,18 @@ class FakeHost:
 
     def _event(self, handle: int, kind: str, data: Mapping[str, Any]) -> None:
         self.outcome.events.append((self._contexts[handle][0].request_id, kind, dict(data)))
+
+    def _ask(self, call: CallModel) -> None:
+        self.outcome.asked.append(dict(call.request))
+        if not self._answers:
+            return  # silent
+        answer = self._answers.pop(0)
+        if isinstance(answer, CarrelError):
+            self._put(Refused(call.call_id, answer.to_dict()))
+            return
+        message, usage = {"role": "assistant", "content": answer}, {"input_tokens": 1, "output_tokens": 1}
+        told = {"message": message, "finish_reason": "stop", "usage": usage, "model": "small"}
+        self._put(ModelReply(call.call_id, told))
 
     def _call(self, call: CallTool) -> None:
         context, tools = self._contexts[call.handle]
@@ -188,7 +210,10 @@ RunStage = Callable[..., Awaitable[Outcome]]
 
 @pytest.fixture
 def run_stage() -> RunStage:
-    """Runs one of the agents by name, with params, results of earlier stages and a message, to its end."""
+    """Runs one of the agents by name, with params, results of earlier stages and a message, to its end.
+
+    ``model``: what a language model answers, in turn; silent when there is no more; None for no model.
+    """
     classes = {agent.name: agent for agent in agents()}
 
     async def run(
@@ -196,8 +221,9 @@ def run_stage() -> RunStage:
         params: Mapping[str, Any] | None = None,
         results: Mapping[str, Any] | None = None,
         message: str = "",
+        model: Sequence[str | CarrelError] | None = None,
     ) -> Outcome:
-        host = FakeHost(classes[name], Request(message, params or {}, results or {}))
+        host = FakeHost(classes[name], Request(message, params or {}, results or {}), model)
         await WorkerSession(host, classes.__getitem__, heartbeat_s=None).serve()
         assert len(json.dumps(host.outcome.result)) <= 64 * 1024
         return host.outcome

@@ -1,0 +1,158 @@
+"""A request of code that speaks HTTP, passed on to the endpoint: bounded, counted and audited like any model call.
+
+What passes is the endpoint's own answer, byte for byte, so that unmodified clients understand it. Not journaled: a
+repeated attempt asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from carrel.errors import ModelRefusedError
+from services.agent_instance.domain.calls import hash_arguments
+from services.agent_instance.domain.model_answer import SseReader, usage_of
+from services.agent_instance.domain.model_calls import Meter, TurnModels
+from services.agent_instance.domain.model_endpoint import EndpointAnswer, ModelPolicy
+from services.agent_instance.domain.model_request import bounded, limit_output
+
+__all__ = ["FORWARDED", "Forwarded", "forward"]
+
+FORWARDED: Final = ("chat/completions", "embeddings", "responses")
+_STREAM: Final = "text/event-stream"
+# They name what the endpoint keeps under the operator's key, which is every user's.
+_KEPT_THERE: Final = ("previous_response_id", "conversation", "background", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """An answer that has begun; ``streamed``: server-sent events."""
+
+    content_type: str
+    streamed: bool
+    chunks: AsyncIterator[bytes]
+
+
+@asynccontextmanager
+async def forward(turn: TurnModels, path: str, request: dict[str, Any]) -> AsyncIterator[Forwarded]:
+    """Send a request on. A model that may not be asked becomes the deployment's own.
+
+    Raises:
+        ModelError: As for ``ctx.llm``; also while the answer is read.
+    """
+    policy = turn.desk.policy
+    digest = hash_arguments(request)
+    body, wants_usage = _body(path, request, policy)
+    model = str(body["model"])
+    async with turn.metered(model, digest, turn.caller().context) as meter:
+        if path == "chat/completions":
+            limit_output(body, policy, turn.budget.left)
+        elif path == "responses" and turn.budget.left is not None:
+            body["max_output_tokens"] = max(1, min(body["max_output_tokens"], turn.budget.left))
+        meter.input_bytes = bounded(body, policy)
+        async with turn.desk.endpoint.open(path, body) as answer:
+            meter.sent = True
+            streamed = answer.content_type == _STREAM
+            if streamed:
+                chunks = _events(answer, meter, policy, all_events=wants_usage)
+            else:
+                chunks = _whole(answer, meter, policy)
+            yield Forwarded(answer.content_type or "application/json", streamed, chunks)
+
+
+def _body(path: str, request: dict[str, Any], policy: ModelPolicy) -> tuple[dict[str, Any], bool]:
+    body = dict(request)
+    wanted = body.get("model")
+    body["model"] = wanted if isinstance(wanted, str) and policy.permits(wanted) else policy.default
+    if path == "responses":
+        if kept := [name for name in _KEPT_THERE if body.get(name)]:
+            raise ModelRefusedError(
+                f"{kept[0]} cannot be used here: what the endpoint keeps is not kept apart by user",
+                advice="send the whole conversation with each request",
+            )
+        body["store"] = False
+        asked = body.get("max_output_tokens")
+        most = policy.max_output_tokens
+        body["max_output_tokens"] = min(asked, most) if type(asked) is int and asked > 0 else most
+    if path != "chat/completions":
+        return body, True
+    if body.get("n", 1) != 1:
+        raise ModelRefusedError("n must be 1: one answer per request")
+    body.pop("store", None)
+    if not body.get("stream"):
+        body.pop("stream_options", None)
+        return body, True
+    options = body.get("stream_options")
+    options = dict(options) if isinstance(options, dict) else {}
+    wants_usage = bool(options.get("include_usage"))
+    body["stream_options"] = {**options, "include_usage": True}
+    return body, wants_usage
+
+
+async def _whole(answer: EndpointAnswer, meter: Meter, policy: ModelPolicy) -> AsyncIterator[bytes]:
+    data = bytearray()
+    async for chunk in answer.chunks():
+        data += chunk
+        meter.output_bytes = len(data)
+        _hold(len(data), policy)
+    try:
+        meter.usage = usage_of(orjson.loads(data))
+    except orjson.JSONDecodeError:
+        raise ModelRefusedError("the model's endpoint sent what is no answer: not JSON") from None
+    yield bytes(data)
+
+
+async def _events(
+    answer: EndpointAnswer, meter: Meter, policy: ModelPolicy, *, all_events: bool
+) -> AsyncIterator[bytes]:
+    """The stream as it is, but for the event that tells the usage when the client has not asked for that."""
+    reader, size, rest = SseReader(), 0, b""
+    async for chunk in answer.chunks():
+        size += len(chunk)
+        _hold(size, policy)
+        for event in reader.feed(chunk):
+            meter.usage = usage_of(event) or meter.usage
+            meter.output_bytes += _text_bytes(event)
+        if all_events:
+            yield chunk
+            continue
+        *blocks, rest = (rest + chunk).split(b"\n\n")
+        if kept := b"".join(block + b"\n\n" for block in blocks if not _tells_usage_only(block)):
+            yield kept
+    if rest:
+        yield rest
+
+
+def _tells_usage_only(block: bytes) -> bool:
+    if not block.startswith(b"data:") or b'"usage"' not in block:
+        return False
+    try:
+        event = orjson.loads(block[5:])
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(event, dict) and bool(event.get("usage")) and event.get("choices") == []
+
+
+def _text_bytes(event: object) -> int:
+    if not isinstance(event, dict):
+        return 0
+    choices = event.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    delta = first.get("delta") if isinstance(first, dict) else event.get("delta")
+    text = delta.get("content") if isinstance(delta, dict) else delta
+    return len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
+
+
+def _hold(size: int, policy: ModelPolicy) -> None:
+    if size > policy.max_proxied_bytes:
+        raise ModelRefusedError(
+            f"the model's answer is over {policy.max_proxied_bytes} bytes",
+            advice="ask for a shorter one",
+            limit="max_proxied_bytes",
+            limit_value=policy.max_proxied_bytes,
+            use=size,
+        )
