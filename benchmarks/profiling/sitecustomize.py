@@ -24,7 +24,8 @@ def _begin() -> None:
     module = next((name for flag, name in zip(sys.orig_argv, sys.orig_argv[1:], strict=False) if flag == "-m"), "")
     if not service or module.rpartition(".")[2] != service:
         return
-    owner, profiles = os.getpid(), {}
+    owner = os.getpid()
+    profiles: dict[str, cProfile.Profile] = {}
 
     def profiled(name: str, work: Callable[[], None]) -> None:
         profile = profiles[f"{name}-{len(profiles)}"] = cProfile.Profile()

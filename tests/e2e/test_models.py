@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -39,7 +41,12 @@ def scripted_model() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def talking_stack(scripted_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    environment = {f"{PREFIX}BASE_URL": scripted_model, f"{PREFIX}DEFAULT": "scripted", f"{PREFIX}API_KEY": KEY}
+    environment = {
+        f"{PREFIX}BASE_URL": scripted_model,
+        f"{PREFIX}DEFAULT": "scripted",
+        f"{PREFIX}API_KEY": KEY,
+        "CARREL_EXECUTION_MODEL_TOKENS_PER_USER": "500",
+    }
     with running_stack(tmp_path_factory.mktemp("models"), agents=AGENTS, environment=environment) as running:
         yield running
 
@@ -66,6 +73,40 @@ async def test_the_assistant_knows_what_was_said_before(talking_stack: RunningSt
     first = await finished(talking_stack, "ben", "hello", "assistant")
     second = await finished(talking_stack, "ben", "hello again", "assistant", thread_id=first[0].thread_id)
     assert "told me 1 thing(s) before" in second[-1].data["result"]["answer"]
+
+
+async def test_a_note_waits_for_its_user_and_is_kept_when_they_agree(talking_stack: RunningStack) -> None:
+    async with talking_stack.client("gil") as client, asyncio.timeout(40):
+        run = await client.execute("Please note: water the plants", pipeline=["assistant"])
+        async for event in client.events():
+            if event.event_type == "input_required":
+                assert event.data["arguments"]["text"] == "water the plants"
+                await client.provide_input(run.run_id, event.data["input_id"], {"approved": True})
+                break
+        events = await until_end(client, run.run_id)
+    result = events[-1].data["result"]
+    assert result["tools_used"] == ["keep_note"]
+    assert "water-the-plants-" in result["answer"]
+    said = "".join(event.data.get("text") or event.data["delta"] for event in _messages(events))
+    assert said == result["answer"]  # after the answer, once
+
+
+async def test_a_users_tokens_end_and_nobody_elses(talking_stack: RunningStack) -> None:
+    end: Mapping[str, Any] = {}
+    async with talking_stack.client("eve") as client:
+        for _ in range(20):
+            run = await client.execute("hello", pipeline=["assistant"])
+            end = (await until_end(client, run.run_id))[-1].data
+            if end["status"] != "SUCCEEDED":
+                break
+    assert end["error"]["code"] == "MODEL_BUDGET", end
+    assert end["error"]["details"]["limit"] == "model_tokens"
+    assert end["error"]["retry_after_s"] > 0
+    await finished(talking_stack, "fay", "hello", "assistant")
+
+
+def _messages(events: list[Event]) -> list[Event]:
+    return [event for event in events if event.event_type == "agent_message"]
 
 
 async def test_an_unmodified_sdk_in_a_worker_needs_no_key_and_finds_none(talking_stack: RunningStack) -> None:

@@ -68,7 +68,7 @@ class Behaves(Agent):
 
     async def do_nothing(self, ctx: AgentContext, params: Any) -> dict[str, Any]:
         SEEN.append(ctx.context.user_id)
-        return {"pid": os.getpid(), "seen": list(SEEN), "patched": getattr(json.dumps, "patched", False)}
+        return {"pid": os.getpid(), "seen": list(SEEN), "patched": json.dumps.__module__ != "json"}
 
     async def do_nap(self, ctx: AgentContext, params: Any) -> None:
         await asyncio.sleep(1.5)
@@ -79,12 +79,11 @@ class Behaves(Agent):
         os.environ.clear()
 
     async def do_monkeypatch(self, ctx: AgentContext, params: Any) -> None:
-        def dumps(*_: Any, **__: Any) -> str:
+        def broken(*_: Any, **__: Any) -> str:
             raise OSError
 
-        dumps.patched = True  # type: ignore[attr-defined]
-        json.dumps = dumps  # type: ignore[assignment]
-        asyncio.sleep = dumps
+        for module, name in ((json, "dumps"), (asyncio, "sleep")):
+            setattr(module, name, broken)
 
     async def do_ignore_cancel(self, ctx: AgentContext, params: Any) -> None:
         while True:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -373,7 +374,7 @@ async def test_cancel_wins_over_an_attempt_that_begins_in_the_same_moment(world:
     await world.ended(eventually, RunState.CANCELLED)
     assert not world.factory.drives(run.ref)
     for stream in world.host.streams[1:]:  # had it begun already
-        await eventually(lambda stream=stream: any(isinstance(message, CancelStage) for message in stream.down))
+        await eventually(partial(_was_cancelled, stream))
 
 
 async def test_next_stage_waits_while_the_store_is_away(world: World, eventually: Eventually) -> None:
@@ -556,3 +557,7 @@ async def test_history_is_bounded_by_bytes(tmp_path: Path, eventually: Eventuall
         await world.execute("run-3", identity=RunIdentity(ALICE, "t", "run-3", "req-run-3"))
         await world.ended(eventually, RunState.SUCCEEDED, "run-3")
         assert [message.text for message in world.host.starts[2].history] == ["hi", "x" * 20]
+
+
+def _was_cancelled(stream: Any) -> bool:
+    return any(isinstance(message, CancelStage) for message in stream.down)
