@@ -173,14 +173,15 @@ class Deployment:
         params: dict[str, Any] | None = None,
         permissions: Sequence[str] = ("*",),
         user: str = "alice",
+        number: int = 1,
         **fields: Any,
     ) -> Attempt:
         context = context or new_run_context(user, permissions=permissions)
-        producer_id = f"{context.run_id}:0:1"
+        producer_id = f"{context.run_id}:0:{number}"
         start = pb.StartStage(
             agent_name=agent,
-            attempt=1,
-            fence=1,
+            attempt=number,
+            fence=number,
             producer_id=producer_id,
             message="hello",
             params_json=orjson.dumps(params or {}),
