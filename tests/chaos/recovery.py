@@ -163,8 +163,8 @@ def _check_calls(lines: Sequence[str], mine: Sequence[Event], victim: str) -> in
     """
     ran: dict[tuple[str, int], list[int]] = {}
     for line in lines:
-        stage, number, attempt, _ = line.split()
-        ran.setdefault((stage, int(number)), []).append(int(attempt))
+        where, counted, attempt, _ = line.split()
+        ran.setdefault((where, int(counted)), []).append(int(attempt))
     every = {(stage, number) for stage in STAGES for number in range(1, CALLS + 1)}
     assert ran.keys() == every, f"calls: {lines}"
     had: dict[tuple[str, int], int] = {}
@@ -174,7 +174,7 @@ def _check_calls(lines: Sequence[str], mine: Sequence[Event], victim: str) -> in
     for (stage, number), attempts in ran.items():
         first = had[stage, number]
         late = [attempt for attempt in attempts if attempt > first]
-        last = max(other for (where, other), tried in ran.items() if where == stage and first in tried)
+        last = max(other for (place, other), tried in ran.items() if place == stage and first in tried)
         on_its_way = number == last and victim in {"execution", "agent_instance"}
         assert not late or on_its_way, f"{stage} {number} ran again in attempt {late}, and {first} had it: {lines}"
     twice = [call for call, attempts in ran.items() if len(attempts) > 1]
