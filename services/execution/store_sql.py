@@ -197,12 +197,12 @@ class SqlRunStore:
 
     async def take_over(self) -> tuple[RunRecord, ...]:
         """See ``RunStore``."""
-        if not self._started:
-            await self._database.write(partial(leases.disown, owner=self._owner))
-            self._started = True
         taken: list[RunRecord] = []
         while True:
-            some = await self._database.write(partial(leases.take_over, owner=self._owner, lease=self._lease))
+            some = await self._database.write(
+                partial(leases.take_over, owner=self._owner, lease=self._lease, former=not self._started)
+            )
+            self._started = True
             taken += some
             if len(some) < leases.TAKEN_AT_ONCE:
                 return tuple(taken)

@@ -133,7 +133,8 @@ def admit(
     place = 0
     if row.busy is not None:
         ended, place = _thread(connection, admission, row, now)
-    if ended:
+        # What the strategy ended is free now. Where rows are locked, a run may also have ended by itself meanwhile, and
+        # have added its reply: then its thread's last number is another too.
         row = _facts(connection, admission, now, ended=len(ended))
     facts = Facts(
         row.engines, row.unended - len(ended), "", row.first_expiry, now, row.all_engines, row.all_unended - len(ended)

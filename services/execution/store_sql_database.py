@@ -169,6 +169,8 @@ class SqliteDatabase:
                 return [self._apply(self._write_connection, operation) for operation in operations]
         except CarrelError as error:  # only ever of a group of one: its transaction was rolled back
             return [_Failed(error)]
+        except exc.IntegrityError as error:  # a fault of ours: trying again would change nothing
+            return [_Failed(_internal(error)) for _ in operations]
         except exc.DBAPIError as error:
             self._drop_writer()
             return [_Failed(unavailable(error)) for _ in operations]

@@ -12,7 +12,7 @@ from services.execution.models import UNENDED_STATES, RunRecord, UserKey
 from services.execution.store_sql_reads import read_run
 from services.execution.tables import DbNow, runs
 
-__all__ = ["TAKEN_AT_ONCE", "decided", "disown", "release_leases", "renew_leases", "take_over"]
+__all__ = ["TAKEN_AT_ONCE", "decided", "release_leases", "renew_leases", "take_over"]
 
 # So many in a transaction: others write between them.
 TAKEN_AT_ONCE: Final = 500
@@ -45,13 +45,13 @@ _STATES: Final = sa.select(runs.c.user_id, runs.c.run_id, runs.c.state).where(
 )
 
 
-def disown(connection: sa.Connection, *, owner: str) -> None:
-    """Make what this process's former self held nobody's, for ``take_over`` to find."""
-    connection.execute(_DISOWN, {"owner": owner})
+def take_over(connection: sa.Connection, *, owner: str, lease: int, former: bool) -> tuple[RunRecord, ...]:
+    """Part of ``RunStore.take_over``: the oldest orphaned runs, ``TAKEN_AT_ONCE`` when there are more.
 
-
-def take_over(connection: sa.Connection, *, owner: str, lease: int) -> tuple[RunRecord, ...]:
-    """Part of ``RunStore.take_over``: the oldest orphaned runs, ``TAKEN_AT_ONCE`` when there are more."""
+    ``former`` at a process's start: then what it once held is nobody's, and its own to take.
+    """
+    if former:
+        connection.execute(_DISOWN, {"owner": owner})
     taken = []
     for row in connection.execute(_ORPHANS, {"owner": owner}).all():
         connection.execute(_TAKE, {"u": row.user_id, "run": row.run_id, "owner": owner, "lease": lease})

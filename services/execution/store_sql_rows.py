@@ -33,6 +33,7 @@ __all__ = [
     "engine_of",
     "engine_row",
     "error_json",
+    "identity_json",
     "input_of",
     "input_row",
     "journal_of",
@@ -50,7 +51,7 @@ __all__ = [
 Row = Any
 
 
-def _identity_json(identity: RunIdentity) -> bytes:
+def identity_json(identity: RunIdentity) -> bytes:
     """What tickets are minted from, without the ids, which are columns."""
     return orjson.dumps(
         {
@@ -199,7 +200,7 @@ def run_row(run: RunRecord, admission: Admission, place: int) -> dict[str, Any]:
         "strategy": admission.strategy.value,
         "client_ref": run.client_ref,
         "content_hash": admission.content_hash,
-        "identity": _identity_json(identity),
+        "identity": identity_json(identity),
         "engine_id": run.engine_id,
         "agent_instance": admission.agent_instance,
         "created_at": run.created_at,

@@ -7,9 +7,18 @@ import pytest
 
 from carrel.errors import AgentFailedError, InternalError
 from carrel.events import EVENTS, check_event_size, validate_event
-from services.execution.domain.outcome import MAX_REPLY_BYTES, fits, last_events, reply_text, trim_error
-from services.execution.models import RunState, StageRecord, StageState
-from services.execution.models_steps import Finish
+from services.execution.domain.outcome import (
+    MAX_REPLY_BYTES,
+    attempt_event,
+    fits,
+    last_events,
+    question_event,
+    reply_text,
+    superseded,
+    trim_error,
+)
+from services.execution.models import InputRecord, RunState, StageRecord, StageState, ThreadStrategy
+from services.execution.models_steps import Again, Finish
 
 RUNNING = StageRecord(1, "data", StageState.RUNNING, 1)
 ERROR = AgentFailedError("no trace", advice="send one").to_dict()
@@ -90,3 +99,39 @@ def test_long_reply_is_cut_at_a_character() -> None:
     text = reply_text({"message": "ü" * MAX_REPLY_BYTES}, b"")
     assert len(text.encode()) <= MAX_REPLY_BYTES
     assert text.endswith("ü…")
+
+
+@pytest.mark.parametrize("why", Again)
+def test_attempt_says_which_and_why(why: Again) -> None:
+    event = attempt_event(3, StageRecord(1, "data", StageState.RUNNING, 2), why, 7)
+    check([event])
+    assert event.data == {"attempt": 2, "agent_name": "data", "stage": 1, "reason": why.value}
+
+
+def asked(**changes: Any) -> InputRecord:
+    return InputRecord(**{"input_id": "i", "stage_index": 0, "prompt": "?", "schema": b"", "asked_at": 1, **changes})
+
+
+def test_question_says_until_when_and_leaves_out_what_there_is_not() -> None:
+    event = question_event(2, asked(expires_at=1_700_000_000_250_000), "data")
+    check([event])
+    assert event.data == {"input_id": "i", "prompt": "?", "expires_at": "2023-11-14T22:13:20.250Z"}
+
+
+@pytest.mark.parametrize("name", ["prompt", "schema", "arguments"])
+def test_question_of_any_size_fits_its_event(name: str) -> None:
+    large: Any = "x" * 40_000 if name == "prompt" else orjson.dumps({"x": "x" * 40_000})
+    small = {"prompt": "?", "schema": b'{"type":"string"}', "arguments": b'{"a":1}'}
+    event = question_event(2, asked(expires_at=1, tool_name="t", **{**small, name: large}), "data")
+    check([event])
+    assert set(event.data) == {"input_id", "expires_at", "tool_name", "prompt", "schema", "arguments"} - {name}
+
+
+@pytest.mark.parametrize("strategy", [ThreadStrategy.INTERRUPT, ThreadStrategy.ROLLBACK])
+def test_superseded_run_is_cancelled_by_a_strategy_with_a_name(strategy: ThreadStrategy) -> None:
+    end = superseded(strategy)
+    check(last_events(2, end, RUNNING, 0))
+    assert end.outcome is RunState.CANCELLED
+    assert end.error is not None
+    assert end.error["code"] == "CANCELLED_RUN"
+    assert strategy.value in end.error["message"]

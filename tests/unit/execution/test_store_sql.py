@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -16,9 +17,12 @@ from alembic.script import ScriptDirectory
 
 from carrel.errors import InternalError, InvalidRequestError, StartupError, StoreUnavailableError
 from services.execution import migrations
+from services.execution.models import ThreadStrategy
 from services.execution.store_sql_database import SqliteDatabase
 from services.execution.store_sql_open import migrate_sqlite, open_sqlite_store
+from services.execution.store_sql_rows import identity_json
 from services.execution.tables import METADATA
+from tests.contract.run_support import QUESTION, admission, success
 
 
 def insert(value: int) -> Any:
@@ -63,6 +67,14 @@ async def test_a_refusal_alone_undoes_its_own_writes(database: SqliteDatabase) -
         with pytest.raises(error):
             await database.write(operation)
     assert await database.read(values) == []
+
+
+async def test_a_row_that_is_there_already_is_a_fault_and_no_reason_to_try_again(database: SqliteDatabase) -> None:
+    await database.write(insert(1))
+    with pytest.raises(InternalError):
+        await database.write(insert(1))
+    await database.write(insert(2))
+    assert await database.read(values) == [1, 2]
 
 
 async def test_writes_that_come_together_share_transactions(database: SqliteDatabase) -> None:
@@ -205,6 +217,61 @@ def test_migrations_make_exactly_the_tables_and_undo_them(tmp_path: Path) -> Non
         assert migrations.current(connection) == ""
         migrations.upgrade(connection)
         assert migrations.current(connection) == migrations.HEAD
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    engine.dispose()
+
+
+async def test_a_store_of_the_first_schema_goes_on_with_its_runs(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite3"
+    migrate_sqlite(path, "0001")
+    message = {"user_id": "alice", "thread_id": "t", "role": "user", "text": "x", "run_id": "r", "created_at": 1}
+    rows = [
+        ("users", {"user_id": "alice", "created_at": 1}),
+        ("threads", {"user_id": "alice", "thread_id": "t", "created_at": 1, "updated_at": 1, "message_count": 3}),
+        *(("messages", {**message, "seq": n}) for n in range(1, 4)),
+        (
+            "runs",
+            {"user_id": "alice", "run_id": "r", "thread_id": "t", "request_id": "q", "state": "RUNNING"}
+            | {"message": "x", "params": b"{}", "created_at": 1, "deadline_at": 2, "lease_expires_at": 0, "fence": 4}
+            | {"identity": identity_json(admission("r").identity), "lease_owner": "another", "started_at": 1},
+        ),
+        (
+            "stages",
+            {"user_id": "alice", "run_id": "r", "stage_index": 0, "agent_name": "data", "state": "RUNNING"}
+            | {"attempt": 1},
+        ),
+    ]
+    with sqlite3.connect(path) as connection:
+        for table, row in rows:
+            marks = ", ".join("?" * len(row))
+            connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", [*row.values()])
+    connection.close()
+    store = await open_sqlite_store(path, migrate=True)
+    (run,) = await store.take_over()
+    assert (run.bound, run.waiting_for, run.stages[0].lost) == (False, None, 0)
+    step = await store.suspend(run.ref, QUESTION, 60)
+    assert step is not None
+    assert await store.provide_input(run.identity.user, "r", "inp-1", b"true")
+    (step,) = await store.promote(10)  # although its row does not say how many engines its user may have
+    newer = await store.admit(admission("r2", thread="t", strategy=ThreadStrategy.ROLLBACK))
+    assert newer.thread_existed
+    await store.finish(newer.run.ref, success())
+    page = await store.messages(run.identity.user, "t", 1, None)
+    assert page.items[0].run_id == "r2"
+    assert page.next == (4,)
+    await store.close()
+
+
+def test_schema_goes_back_to_the_first_and_up_again(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'a.sqlite3'}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        migrations.upgrade(connection)
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+        assert migrations.current(connection) == "0001"
+        migrations.upgrade(connection)
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     engine.dispose()
 
