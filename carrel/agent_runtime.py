@@ -125,7 +125,8 @@ class WorkerSession:
                 case Cancel():
                     self._cancelled = message.reason
                     self._calls.abandon()
-                    agent.cancel()
+                    for task in (agent, *self._bodies.values()):
+                        task.cancel()
                 case RunToolBody():
                     self._start_body(message)
                 case CancelToolBody():

@@ -62,6 +62,7 @@ class DataAgent(Agent):
     description = "Profiles a trace of language model requests and prices it on every model of the price table."
     tools = (load_trace, query_database)
     dependencies = ("tools",)
+    preload = ("duckdb",)
 
     async def run(self, ctx: AgentContext, request: Request) -> Mapping[str, JSON]:
         """Profile, load over time, validation, and the answer to ``question`` when one is asked."""

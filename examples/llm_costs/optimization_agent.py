@@ -41,6 +41,7 @@ class OptimizationAgent(Agent):
     requires = ("data",)
     tools = (optimization_engine,)
     dependencies = ("tools",)
+    preload = ("numpy", "scipy.optimize")
 
     async def run(self, ctx: AgentContext, request: Request) -> Mapping[str, JSON]:
         """The result of ``optimization_engine`` for the request's parameters."""

@@ -46,6 +46,7 @@ class ReportAgent(Agent):
     requires = ("data", "optimization")
     tools = (report_generator,)
     dependencies = ("tools",)
+    preload = ("matplotlib.figure", "matplotlib.backends.backend_svg", "matplotlib.dates")
 
     async def run(self, ctx: AgentContext, request: Request) -> Mapping[str, JSON]:
         """The artifacts' references and the outcome in two sentences, which is also the answer to the user."""

@@ -42,7 +42,7 @@ from services.agent_instance.service import AgentInstanceServicer, MakeProducer,
 from services.agent_instance.workers.in_loop import InLoopExecutor
 from services.agent_instance.workers.plant import open_workers
 
-__all__ = ["app", "dependency_checker", "open_models", "stage_services"]
+__all__ = ["app", "dependency_checker", "open_models", "open_tool_servers", "stage_services"]
 
 _log: Final = get_logger("agent_instance.app")
 _SERVICE: Final = "carrel.v1.AgentInstanceService"
@@ -152,9 +152,7 @@ def _model_policy(settings: ModelSettings) -> ModelPolicy:
     )
 
 
-def _open_tool_servers(
-    configured: McpServers, registry: AgentClassRegistry
-) -> AbstractAsyncContextManager[ToolServers]:
+def open_tool_servers(configured: McpServers, registry: AgentClassRegistry) -> AbstractAsyncContextManager[ToolServers]:
     """Those MCP servers that an agent wants tools of.
 
     Raises:
@@ -207,7 +205,7 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
         servers: ToolServers | None = None
         if settings.mcp is not None:
             async with start.phase(Phase.INTEGRATION, needs="the package that speaks with MCP servers"):
-                servers = await stack.enter_async_context(_open_tool_servers(settings.mcp, registry))
+                servers = await stack.enter_async_context(open_tool_servers(settings.mcp, registry))
         services = stage_services(settings, registry, dependencies, workers, models, servers)
         _tell_isolation(services.core)
         channel = await stack.enter_async_context(open_channel(settings.emitter))

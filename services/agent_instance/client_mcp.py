@@ -38,7 +38,7 @@ _MAX_PAGES: Final = 50
 _CLOSE_S: Final = 3.0
 _CLIENT: Final = types.Implementation(name="carrel", version="0")
 # What the package's transport says in place of the server, in words only.
-_SESSION_GONE: Final = "Session terminated"
+_BROKEN_ANSWER: Final = "SSE stream failed"
 _HTTP_ERROR: Final = "Server returned an error response"
 _GONE: Final = "it has forgotten the session"
 
@@ -124,10 +124,8 @@ class McpConnection:
             return ToolFailedError(f"the MCP server {self._name} answered what is no result ({kind})", cause=kind)
 
     def _refused(self, error: MCPError) -> ToolFailedError | ToolUnavailableError:
-        if error.code == types.INVALID_REQUEST and error.message == _SESSION_GONE:
-            if not self.closed.done():
-                self.closed.set_result(_GONE)
-            return self._lost()
+        if error.code == types.CONNECTION_CLOSED and error.message.startswith(_BROKEN_ANSWER):
+            return ToolFailedError(f"the MCP server {self._name} gave an answer that is too large or broken")
         if error.code == types.CONNECTION_CLOSED or self.closed.done():
             return self._lost()
         if error.code == types.INTERNAL_ERROR and error.message == _HTTP_ERROR:
@@ -211,32 +209,37 @@ class McpConnector:
                 max_message_bytes=settings.max_message_bytes,
             )
             return stdio_server(command, ended)
-        return _http(settings)
+        return _http(settings, ended)
 
     def _unreachable(self, reason: str) -> ToolUnavailableError:
         return ToolUnavailableError(reason or "the session was closed")
 
 
 @asynccontextmanager
-async def _http(settings: McpServerSettings) -> AsyncGenerator[Any]:
+async def _http(settings: McpServerSettings, ended: asyncio.Future[str]) -> AsyncGenerator[Any]:
     timeout = httpx2.Timeout(settings.start_timeout, read=settings.timeout + 300)
     limit = settings.max_message_bytes
+    headers, transport = settings.revealed_headers(), _Watched(limit, ended)
     async with (
-        httpx2.AsyncClient(headers=settings.revealed_headers(), timeout=timeout, transport=_Bounded(limit)) as client,
+        httpx2.AsyncClient(headers=headers, timeout=timeout, transport=transport) as client,
         streamable_http_client(settings.url, http_client=client, max_sse_event_size=limit) as streams,
     ):
         yield streams
 
 
-class _Bounded(httpx2.AsyncBaseTransport):
-    """Answers up to a bound: the package reads JSON bodies whole, and bounds events of streams only."""
+class _Watched(httpx2.AsyncBaseTransport):
+    """Answers up to a bound: the package reads JSON bodies whole, and bounds events of streams only. And the end of a
+    session that the server no longer knows, which the package takes for one more error of the call."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, ended: asyncio.Future[str]) -> None:
         self._inner = httpx2.AsyncHTTPTransport()
         self._max_bytes = max_bytes
+        self._ended = ended
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await self._inner.handle_async_request(request)
+        if response.status_code == 404 and "mcp-session-id" in request.headers and not self._ended.done():
+            self._ended.set_result(_GONE)
         if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
             stream: Any = response.stream
             response.stream = _BoundedBody(stream, self._max_bytes)

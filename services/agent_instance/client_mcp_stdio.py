@@ -33,7 +33,7 @@ _CHUNK_BYTES: Final = 64 * 1024
 _TAIL_BYTES: Final = 2048
 _MAX_LOGGED_LINES: Final = 100
 _MAX_GARBAGE: Final = 100
-_REAP_S: Final = 1.0
+_REAP_S: Final = 5.0
 # How our own requests come back, for one whose answer is too large to be read.
 _ANSWER_TO: Final = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,18})\s*[,}]')
 
@@ -109,13 +109,20 @@ async def _exited(process: asyncio.subprocess.Process, within_s: float) -> bool:
 async def _kill(process: asyncio.subprocess.Process) -> None:
     """Kill what is left of it, descendants included, and see it reaped."""
     _signal(process, signal.SIGKILL)
-    try:
-        await _exited(process, _REAP_S)
-    finally:
-        # Otherwise its pipes stay open for as long as a descendant that left the group has them.
-        transport = getattr(process, "_transport", None)
-        if transport is not None:
-            transport.close()
+    reaping = asyncio.ensure_future(_exited(process, _REAP_S))
+    cancelled: asyncio.CancelledError | None = None
+    while not reaping.done():
+        try:
+            await asyncio.wait({reaping})
+        except asyncio.CancelledError as error:
+            # It passes on a moment later: who cancels now may close the loop, and nobody would reap the process.
+            cancelled = error
+    # Otherwise its pipes stay open for as long as a descendant that left the group has them.
+    transport = getattr(process, "_transport", None)
+    if transport is not None:
+        transport.close()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

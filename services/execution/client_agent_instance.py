@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+import grpc
 from grpc import aio
 
+from carrel.errors import CarrelError, UnavailableError
 from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import agent_instance_pb2_grpc as ai_grpc
@@ -24,6 +26,9 @@ __all__ = ["GrpcAgentHost"]
 
 _Call = aio.StreamStreamCall[ai.RunInstanceRequest, ai.RunInstanceResponse]
 _PARTING_S: Final = 10.0
+_DETAILS: Final = "grpc-status-details-bin"
+# What gRPC itself ends a call with when the peer is gone. Our services put details into whatever they answer.
+_OF_TRANSPORT: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
 
 
 class GrpcAgentHost:
@@ -85,7 +90,7 @@ class _Stream:
         try:
             await self._call.write(ai.RunInstanceRequest(context=self._context(), start=start_to_proto(start)))
         except aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise _broken_off(error) from None
         except asyncio.InvalidStateError:
             return  # over already: whoever reads it learns why
 
@@ -98,7 +103,7 @@ class _Stream:
                     self.answered = isinstance(message, StageResult)
                     yield message
         except aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise _broken_off(error) from None
 
     async def send(self, message: Downlink) -> None:
         """See ``StageStream``."""
@@ -128,3 +133,12 @@ class _Stream:
                         pass
         finally:
             self._call.cancel()
+
+
+def _broken_off(error: aio.AioRpcError) -> CarrelError:
+    """What agent_instance said; or, where the failure is gRPC's own (a peer that was killed can end a call with
+    INTERNAL or UNKNOWN as well), that it is gone."""
+    told = from_rpc_error(error)
+    if error.code() in _OF_TRANSPORT and not any(key == _DETAILS for key, _ in error.trailing_metadata() or ()):
+        return UnavailableError(told.message)
+    return told

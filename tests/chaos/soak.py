@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import random
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -208,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--users", type=int, default=200)
+    parser.add_argument("--keep", action="store_true", help="keep the processes' log even when all is well")
     arguments = parser.parse_args(argv)
     plan = Plan(arguments.seed, arguments.minutes * 60, arguments.users)
     print(f"again: {plan.again}", flush=True)
@@ -216,8 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         temporary.mkdir()
         with running_stack(folder, agents=[str(AGENTS)], environment=settings(temporary)) as stack:
             report = asyncio.run(soak(stack, plan, temporary))
-            if report.problems:
-                print(stack.log()[-8000:])
+            if report.problems or arguments.keep:
+                kept = Path(tempfile.gettempdir()) / f"carrel-soak-{plan.seed}.log"
+                shutil.copy(stack.log_path, kept)
+                print(f"the processes' log: {kept}")
     print(report.text())
     return 1 if report.problems else 0
 

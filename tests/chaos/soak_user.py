@@ -22,6 +22,8 @@ STRATEGIES: Final = ("reject", "enqueue", "interrupt", "rollback")
 _RUN_WITHIN_S: Final = 90.0
 _THINK_S: Final = 1.5
 _ANSWER_TRIES: Final = 60
+_TERMINAL: Final = frozenset({"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"})
+_TERMINAL_TRIES: Final = 80
 # What a user may be told and lives with; anything else is a failure of the soak.
 _REFUSALS: Final = frozenset(
     {Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE, Status.FAILED_PRECONDITION, Status.ABORTED}
@@ -44,6 +46,7 @@ class SoakUser:
         self._runs = 0
         self._ended: dict[str, str] = {}
         self._asked: set[str] = set()
+        self._poisoned: set[str] = set()
         self._changed = asyncio.Condition()
         self._answering: set[asyncio.Task[None]] = set()
         self._thread = ""
@@ -125,6 +128,7 @@ class SoakUser:
 
     async def _poison(self) -> None:
         run = await self._run("poison", how=self._random.choice(["exit", "segfault"]))
+        self._poisoned.add(run.run_id)
         await self._wait_for({run.run_id})
 
     async def _run(self, *pipeline: str, thread: str = "", strategy: str = "", **params: Any) -> Accepted:
@@ -169,13 +173,14 @@ class SoakUser:
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
         elif event.event_type == "run_attempt":
-            self._counts["attempts after the first"] += 1
+            self._counts[f"attempts after the first: {event.data.get('reason')}"] += 1
         elif event.event_type == TERMINAL:
             if event.run_id in self._ended:
                 self.problems.append(f"{self.name}: two ends of {event.run_id}")
             self._ended[event.run_id] = str(event.data.get("status"))
             code = (event.data.get("error") or {}).get("code", "")
-            self._counts[f"ended {event.data.get('status')} {code}".strip()] += 1
+            poison = " (poison)" if event.run_id in self._poisoned else ""
+            self._counts[f"ended {event.data.get('status')} {code}{poison}".strip()] += 1
             if code in _NEVER:
                 self.problems.append(f"{self.name}: {event.run_id} ended so: {event.data['error']}")
             async with self._changed:
@@ -212,12 +217,21 @@ class SoakUser:
         """Everything that REST shows of its runs, and every artifact."""
         for run_id in sorted(self._asked)[-10:]:
             try:
-                body = await self._http.run(run_id)
-                self._canaries.check(orjson.dumps(body), self.name, "REST")
-                if body["status"] not in {"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"}:
-                    self.problems.append(f"{self.name}: {run_id} is {body['status']} after its terminal event")
+                await self._look_at(run_id)
                 for artifact in (await self._http.artifacts(run_id))[:5]:
                     self._canaries.check(await self._http.artifact_data(artifact), self.name, "artifact")
                     self._counts["artifacts read"] += 1
             except UnavailableError:
                 self._counts["not looked back"] += 1
+
+    async def _look_at(self, run_id: str) -> None:
+        """The run is terminal; a moment after its terminal event, since execution has to learn that the log has it."""
+        body = await self._http.run(run_id)
+        for _ in range(_TERMINAL_TRIES):
+            if body["status"] in _TERMINAL:
+                break
+            await asyncio.sleep(0.25)
+            body = await self._http.run(run_id)
+        else:
+            self.problems.append(f"{self.name}: {run_id} is {body['status']} long after its terminal event")
+        self._canaries.check(orjson.dumps(body), self.name, "REST")

@@ -19,7 +19,7 @@ from carrel.v1.context_pb2 import UserExecutionContext
 from carrel.v1.events_pb2 import Event, ProducerAck, RefusalReason
 from servicekit.delivery import ProducerStream
 from servicekit.rpc.channel import open_channel
-from services.agent_instance.app import dependency_checker, stage_services
+from services.agent_instance.app import dependency_checker, open_tool_servers, stage_services
 from services.agent_instance.client_emitter import StageProducer
 from services.agent_instance.config import AgentInstanceSettings
 from services.agent_instance.domain.registry import AgentClassRegistry
@@ -173,14 +173,15 @@ class Deployment:
         params: dict[str, Any] | None = None,
         permissions: Sequence[str] = ("*",),
         user: str = "alice",
+        number: int = 1,
         **fields: Any,
     ) -> Attempt:
         context = context or new_run_context(user, permissions=permissions)
-        producer_id = f"{context.run_id}:0:1"
+        producer_id = f"{context.run_id}:0:{number}"
         start = pb.StartStage(
             agent_name=agent,
-            attempt=1,
-            fence=1,
+            attempt=number,
+            fence=number,
             producer_id=producer_id,
             message="hello",
             params_json=orjson.dumps(params or {}),
@@ -203,9 +204,12 @@ async def deployment(
     """agent_instance with these agents, as ``app`` builds it, for the length of the block."""
     configured = AgentInstanceSettings.model_validate({"warm_workers": 0, **settings})
     dependencies = dependency_checker(configured)
-    services = stage_services(configured, AgentClassRegistry.of(*agents), dependencies)
     emitter = FakeEmitter()
     async with AsyncExitStack() as stack:
+        mcp = configured.mcp
+        registry = AgentClassRegistry.of(*agents, servers={} if mcp is None else mcp.fingerprints())
+        servers = None if mcp is None else await stack.enter_async_context(open_tool_servers(mcp, registry))
+        services = stage_services(configured, registry, dependencies, tool_servers=servers)
         add = emitter_pb2_grpc.add_EmitterServiceServicer_to_server
         rpc = await stack.enter_async_context(serving([(add, emitter, "carrel.v1.EmitterService")]))
         channel = await stack.enter_async_context(open_channel(rpc.address))

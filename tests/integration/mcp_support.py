@@ -23,7 +23,8 @@ from services.agent_instance.domain.registry import AgentClassRegistry
 from tests.conftest import Eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-QUICK = {"backoff": 0.1, "backoff_max": 0.4}
+# Short pauses; and a start that is slow only because the machine is busy is no failure.
+QUICK = {"backoff": 0.1, "backoff_max": 0.4, "start_timeout": 40}
 
 
 class Noter(Agent):
@@ -55,7 +56,7 @@ class Http:
         self._process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
     async def up(self, eventually: Eventually) -> None:
-        await eventually(self._ready.exists, within=20)
+        await eventually(self._ready.exists, within=40)
         self.port = int(self._ready.read_text(encoding="ascii"))
 
     def kill(self) -> None:
@@ -129,7 +130,7 @@ async def logged(log: Path, line: str, eventually: Eventually) -> list[str]:
         found = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         return found if any(item.startswith(line) for item in found) else None
 
-    found = await eventually(lines, what=f"{line!r} in the server's log")
+    found = await eventually(lines, within=40, what=f"{line!r} in the server's log")
     assert found is not None
     return found
 

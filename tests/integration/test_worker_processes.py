@@ -188,7 +188,9 @@ async def test_what_is_printed_is_drained_and_bounded(here: Plant) -> None:
 
 
 async def test_a_worker_that_closes_its_descriptors_is_ended(here: Plant) -> None:
-    assert isinstance(await here.fail("close_everything"), WorkerLostError)
+    lost = await here.fail("close_everything")
+    assert isinstance(lost, WorkerLostError)
+    assert "closed its connection" in lost.message
 
 
 async def test_a_frame_over_the_bound_ends_that_worker_only(here: Plant) -> None:

@@ -26,7 +26,7 @@ BRIDGE: Final = "carrel.v1.BridgeService"
 
 @dataclass(frozen=True)
 class Ids:
-    """What belongs to one user: an ended run with an artifact, one that holds, and all that they brought with them."""
+    """What belongs to one user: an ended run with an artifact, one that holds, one that waits, and their like."""
 
     run: str
     thread: str
@@ -35,6 +35,7 @@ class Ids:
     artifact: str
     engine: str
     instance: str
+    waiting: str
     input: str
     client_ref: str
     epoch: str
@@ -67,6 +68,8 @@ async def belongings_of_alice(stack: RunningStack) -> AsyncIterator[Ids]:
         last = [answer.run async for answer in watch][-1]
         assert [artifact.name for artifact in last.artifacts] == ["note.txt"]
         held = await _execute(stub, stack, ALICE, "hold")
+        waiting = await _execute(stub, stack, ALICE, "waiter")
+        question = await _question(stub, stack, waiting.run_id)
         engine = await stub.CreateEngine(
             execution_pb2.CreateEngineRequest(context=stack.session_context(ALICE)), timeout=5
         )
@@ -85,7 +88,8 @@ async def belongings_of_alice(stack: RunningStack) -> AsyncIterator[Ids]:
             artifact="note.txt",
             engine=engine.engine.engine_id,
             instance=instance.instance_id,
-            input=new_id("input"),
+            waiting=waiting.run_id,
+            input=question.input_id,
             client_ref=ref,
             epoch=epoch,
             event=event,
@@ -95,6 +99,10 @@ async def belongings_of_alice(stack: RunningStack) -> AsyncIterator[Ids]:
             execution_pb2.GetRunRequest(context=stack.session_context(ALICE), run_id=held.run_id), timeout=5
         )
         assert run.run.state == execution_pb2.RUN_STATE_RUNNING
+        run = await stub.GetRun(
+            execution_pb2.GetRunRequest(context=stack.session_context(ALICE), run_id=waiting.run_id), timeout=5
+        )
+        assert (run.run.state, run.run.waiting_for) == (execution_pb2.RUN_STATE_WAITING, question)
         thread = await stub.GetThread(
             execution_pb2.GetThreadRequest(context=stack.session_context(ALICE), thread_id=kept.thread_id), timeout=5
         )
@@ -108,9 +116,10 @@ async def belongings_of_alice(stack: RunningStack) -> AsyncIterator[Ids]:
             agent_instance_pb2.ReleaseInstanceRequest(context=context, instance_id=instance.instance_id), timeout=5
         )
         assert released.released
-        await stub.CancelRun(
-            execution_pb2.CancelRunRequest(context=stack.session_context(ALICE), run_id=held.run_id), timeout=10
-        )
+        for left in (held, waiting):
+            await stub.CancelRun(
+                execution_pb2.CancelRunRequest(context=stack.session_context(ALICE), run_id=left.run_id), timeout=10
+            )
 
 
 def channel_to(stack: RunningStack, service: str) -> aio.Channel:
@@ -124,6 +133,17 @@ async def _execute(
     request = execution_pb2.ExecutePipelineRequest(context=context, message=f"of {user}", pipeline=[agent], **more)
     response: execution_pb2.ExecutePipelineResponse = await stub.ExecutePipeline(request, timeout=10)
     return response.run
+
+
+async def _question(stub: ExecutionServiceStub, stack: RunningStack, run_id: str) -> agent_instance_pb2.InputRequired:
+    """What the run waits for, once it waits."""
+    request = execution_pb2.WatchRunRequest(context=stack.session_context(ALICE), run_id=run_id)
+    watch = stub.WatchRun(request, timeout=20)
+    async for answer in watch:
+        if answer.run.state == execution_pb2.RUN_STATE_WAITING:
+            watch.cancel()
+            return answer.run.waiting_for
+    raise AssertionError("the run has ended")
 
 
 async def _position(stack: RunningStack, user: str) -> tuple[str, str]:

@@ -55,6 +55,16 @@ class HoldAgent(Agent):
         return {}
 
 
+class WaiterAgent(Agent):
+    """Waits for its user's word."""
+
+    name = "waiter"
+
+    async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
+        """Ask, and give the answer back."""
+        return {"answer": await ctx.ask("What is the word?")}
+
+
 class KeeperAgent(Agent):
     """Stores the message as an artifact that has the same name in every run."""
 
@@ -109,4 +119,4 @@ class NeedyAgent(Agent):
         return {"heard": request.results["echo"]["answer"]}
 
 
-agents = (EchoAgent, HoldAgent, KeeperAgent, BulkyAgent, CallerAgent, NeedyAgent)
+agents = (EchoAgent, WaiterAgent, HoldAgent, KeeperAgent, BulkyAgent, CallerAgent, NeedyAgent)

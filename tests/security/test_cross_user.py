@@ -36,6 +36,10 @@ _REST: Final[tuple[tuple[str, str, Mapping[str, Any] | None], ...]] = (
     ("GET", "/api/agents/status/{run}", None),
     ("POST", "/api/runs/{run}/cancel", {}),
     ("POST", "/api/runs/{held}/cancel", {"reason": "not yours"}),
+    ("GET", "/api/runs/{waiting}", None),
+    ("POST", "/api/runs/{waiting}/input", {"input_id": "{input}", "value": "mine"}),
+    ("POST", "/api/runs/{waiting}/input", {"input_id": "another", "value": "mine"}),
+    ("POST", "/api/runs/{waiting}/cancel", {}),
     ("POST", "/api/runs/{held}/input", {"input_id": "{input}", "value": True}),
     ("GET", "/api/runs/{run}/events", None),
     ("GET", "/api/runs/{run}/artifacts", None),
@@ -136,6 +140,8 @@ async def _frame(
         lambda ids: {"type": "agent_cancel", "run_id": ids.held},
         lambda ids: {"type": "agent_cancel", "run_id": ids.run, "reason": "not yours"},
         lambda ids: {"type": "input_provide", "run_id": ids.held, "input_id": ids.input, "value": 1},
+        lambda ids: {"type": "input_provide", "run_id": ids.waiting, "input_id": ids.input, "value": "mine"},
+        lambda ids: {"type": "agent_cancel", "run_id": ids.waiting},
     ],
 )
 async def test_by_frame(

@@ -75,11 +75,11 @@ _RPCS: Final[Mapping[tuple[str, str], tuple[_Make, grpc.StatusCode]]] = {
     for method, which in (("GetRun", "run"), ("WatchRun", "held"), ("CancelRun", "held"))
 } | {
     (f"{EXECUTION}.ProvideInput", "run_id"): (
-        _asks(f"{EXECUTION}.ProvideInput", _session, run_id="held"),
+        _asks(f"{EXECUTION}.ProvideInput", _session, run_id="waiting"),
         _NOT_FOUND,
     ),
     (f"{EXECUTION}.ProvideInput", "input_id"): (
-        _asks(f"{EXECUTION}.ProvideInput", _session, run_id="run", input_id="input"),
+        _asks(f"{EXECUTION}.ProvideInput", _session, run_id="waiting", input_id="input"),
         _NOT_FOUND,
     ),
     (f"{EXECUTION}.GetArtifact", "run_id"): (
@@ -161,12 +161,23 @@ async def test_by_rpc(name: str, field: str, stack: RunningStack, alice: Ids) ->
         assert not any(name in str(answer) for name in hers)
 
 
+async def test_nobody_keeps_her_run_alive_or_ends_it_by_leaving(stack: RunningStack, alice: Ids) -> None:
+    name = f"{EXECUTION}.WatchRun"
+    async with channel_to(stack, "execution") as channel:
+        for run_id in (alice.held, alice.waiting, nowhere(alice).held):
+            request = request_for(name, _session(stack), run_id=run_id, keeps_alive=True)
+            status, answers, _ = await call(channel, name, request)
+            assert (status, answers) == (_NOT_FOUND, [])
+    # That hers go on is looked at when the fixture ends.
+
+
 async def test_a_run_ticket_with_her_run_s_id_names_one_s_own_run_only(stack: RunningStack, alice: Ids) -> None:
     context = stack.run_context(BOB, thread=alice.thread, run=alice.run, request=new_id("req"))
     for name, expected in (
         (f"{EXECUTION}.GetRun", _NOT_FOUND),
         (f"{EXECUTION}.WatchRun", _NOT_FOUND),
         (f"{EXECUTION}.CancelRun", _NOT_FOUND),
+        (f"{EXECUTION}.ProvideInput", _NOT_FOUND),
         (f"{EXECUTION}.GetArtifact", _NOT_FOUND),
         (f"{BRIDGE}.ResolveRun", _NOT_FOUND),
         (f"{BRIDGE}.ReadEvents", _OK),

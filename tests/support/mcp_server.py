@@ -38,11 +38,11 @@ class Point(BaseModel):
 
 def make(name: str = "notes") -> MCPServer:  # noqa: C901  (a list of tools)
     server = MCPServer(name)
-    notes: dict[int, list[str]] = {}
+    notes: dict[str, list[str]] = {}
 
     def mine(ctx: Context[Any, Any]) -> list[str]:
-        # One process has one session on standard streams; over HTTP the session object is the session's own.
-        return notes.setdefault(id(ctx.session) if _over_http else 0, [])
+        # One process has one session on standard streams; over HTTP a header names it.
+        return notes.setdefault((ctx.headers or {}).get("mcp-session-id", ""), [])
 
     @server.tool()
     async def remember(text: str, ctx: Context[Any, Any]) -> int:
@@ -106,7 +106,7 @@ def make(name: str = "notes") -> MCPServer:  # noqa: C901  (a list of tools)
     @server.tool()
     async def garbage(lines: int) -> str:
         """Write lines that are no messages to the standard output."""
-        sys.__stdout__.buffer.raw.write(b"no message\n" * lines)  # type: ignore[union-attr]
+        os.write(_stdout, b"no message\n" * lines)
         return "written"
 
     @server.tool()
@@ -127,11 +127,12 @@ def make(name: str = "notes") -> MCPServer:  # noqa: C901  (a list of tools)
     return server
 
 
-_over_http = False
+# The package turns the descriptor 1 elsewhere, to keep prints out of the protocol.
+_stdout = os.dup(1)
 
 
 def main() -> None:
-    global _LOG, _over_http  # noqa: PLW0603
+    global _LOG  # noqa: PLW0603
     parser = argparse.ArgumentParser()
     parser.add_argument("--http", type=int, default=None)
     parser.add_argument("--ready", default="")
@@ -142,7 +143,6 @@ def main() -> None:
     if options.http is None:
         server.run("stdio")
         return
-    _over_http = True
     import uvicorn
 
     listener = socket.create_server(("127.0.0.1", options.http))

@@ -29,6 +29,7 @@ MAX_SCHEMA_BYTES: Final = 16 * 1024
 MAX_PENDING: Final = 100
 _SHOWN_BYTES: Final = 8 * 1024
 _SHOWN_CHARS: Final = 512
+_MOMENT_S: Final = 0.05
 
 APPROVAL_SCHEMA: Final[Mapping[str, Any]] = {
     "anyOf": [
@@ -86,6 +87,7 @@ class StageQuestions:
         self._counts: Counter[str] = Counter()
         self._open: set[Work] = set()
         self._pending: list[Pending] = []
+        self._timer: asyncio.TimerHandle | None = None
         self.settled: asyncio.Future[Question] = asyncio.get_running_loop().create_future()
 
     def ask_id(self, whose: str, path: str) -> str:
@@ -124,6 +126,7 @@ class StageQuestions:
         """Something begins, as a part of something else or of the agent itself."""
         work = Work(within, hold)
         self._open.add(work)
+        self._settle()
         return work
 
     def end(self, work: Work, *, settle: bool = True) -> None:
@@ -136,6 +139,7 @@ class StageQuestions:
         """Another agent begins in the place of the one that has ended: nothing is asked and nothing is under way."""
         self._open.clear()
         self._pending.clear()
+        self._settle()
         self.settled = asyncio.get_running_loop().create_future()
 
     def ask(self, question: Question, within: Work | None, stopped: AbstractContextManager[None]) -> Pending:
@@ -178,8 +182,21 @@ class StageQuestions:
             if work.hold is not None and work.held == (change > 0):
                 work.hold(change > 0)
 
+    @property
+    def _waits_only(self) -> bool:
+        return bool(self._pending) and not self.settled.done() and all(work.held for work in self._open)
+
     def _settle(self) -> None:
-        if self._pending and not self.settled.done() and all(work.held for work in self._open):
+        """End the attempt, unless the agent begins something else within a moment: what it asks for beside the question
+        is on its way then, and done before the wait rather than after it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waits_only:
+            self._timer = asyncio.get_running_loop().call_later(_MOMENT_S, self._settled)
+
+    def _settled(self) -> None:
+        if self._waits_only:
             self.settled.set_result(self._pending[0].question)
 
 

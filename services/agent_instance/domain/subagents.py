@@ -217,9 +217,9 @@ class SubAgents:
         hurry = True
         activity = f"agent {child.journal_id}"
         try:
-            turn = child.turn = self._make(self._role_of(child, instance))
             if child.cancelled is not None:
-                turn.cancel(child.cancelled)
+                raise CancelledRunError(f"cancelled: {child.cancelled}")
+            turn = child.turn = self._make(self._role_of(child, instance))
             self._clock.tool_began(activity, self._clock.limits.wall_s)
             end = await turn.run()
             stage.core.counts.lost += end.lost

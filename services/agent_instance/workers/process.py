@@ -69,6 +69,7 @@ class ProcessExecutor:
         self._arrived = asyncio.Event()
         self._eof = False
         self._garbled = False
+        self._hung_up = False
         self._killed = False
         self._serves = False
         self._exit: Exit | None = None
@@ -158,7 +159,8 @@ class ProcessExecutor:
             limit = self._watch.limits.cpu_s
             problem = f"the agent used the {limit} s of processor time that its process may have"
             return WorkerLimitError(problem, limit="cpu", limit_value=limit, use=round(ended.cpu_s))
-        return WorkerLostError(f"the process that ran the agent {_how(ended.status)}", advice="try again")
+        how = "closed its connection to the service" if self._hung_up else _how(ended.status)
+        return WorkerLostError(f"the process that ran the agent {how}", advice="try again")
 
     @property
     def output(self) -> bytes:
@@ -281,6 +283,7 @@ class ProcessExecutor:
                 async with asyncio.timeout(_GRACE_S):
                     await self._over.wait()
         if not self._over.is_set():
+            self._hung_up = not self._killed
             self._signal()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_REAP_S):

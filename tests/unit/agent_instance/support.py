@@ -16,7 +16,7 @@ from carrel.events import EVENTS, check_event_size, validate_event
 from services.agent_instance.domain.activity import TimePolicy
 from services.agent_instance.domain.artifacts import ArtifactDesk, artifact_url
 from services.agent_instance.domain.calls import hash_arguments
-from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
+from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits, Instance
 from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
 from services.agent_instance.domain.executor import ExecutorFactory
 from services.agent_instance.domain.fallback import FallbackManager
@@ -41,7 +41,7 @@ from services.agent_instance.models import (
 from services.agent_instance.workers.in_loop import InLoopExecutor
 
 
-def call_id(tool: str, n: int = 1, **arguments: Any) -> str:
+def call_id(tool: str, n: int = 1, /, **arguments: Any) -> str:
     """The ``tool_call_id`` of the n-th call of a tool with these arguments."""
     return f"call-0-{tool}-{hash_arguments(arguments)[:8]}-{n}"
 
@@ -236,6 +236,7 @@ class Bench:
             number=options.attempt,
             journal=options.journal,
             inputs=options.inputs,
+            instance=instance,
         )
 
     async def run(self, agent: str, **changes: Any) -> Stage:
@@ -259,6 +260,7 @@ class Stage:
     number: int = 1
     journal: tuple[JournalItem, ...] = ()
     inputs: tuple[ProvidedInput, ...] = ()
+    instance: Instance | None = None
 
     async def again(self, *answers: Any, last_attempt: bool = True, **changes: Any) -> Stage:
         """The next attempt of the same stage, run to its end: over this one's journal, with the question answered."""

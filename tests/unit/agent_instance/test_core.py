@@ -216,3 +216,43 @@ async def test_a_worker_that_starts_too_slowly_is_given_up() -> None:
 
     with pytest.raises(WorkerLostError, match="did not start"):
         await ResourcePool(slow, warm=0, start_timeout_s=0.02).acquire()
+
+
+async def test_sub_agents_are_counted_apart_and_never_wait() -> None:
+    pool = ResourcePool(InLoopExecutor, warm=0)
+    limits = CoreLimits(capacity=1, children=2)
+    core = AgentExecutionCore(AgentClassRegistry.of(Plain), pool, DependencyChecker({}), limits)
+    parent = await core.claim(caller(), "", "plain")
+    first, second = await core.child(parent, "plain"), await core.child(parent, "plain")
+    assert (first.user_id, first.run_id, first.parent, first.running) == (parent.user_id, parent.run_id, parent, True)
+    with pytest.raises(WorkersBusyError) as caught:
+        await core.child(parent, "plain")
+    assert (caught.value.limit, caught.value.limit_value, caught.value.use) == ("max_child_workers", 2, 2)
+    assert (core.active, core.children_active, core.statistics().children_active) == (1, 2, 2)
+    await core.drop(second)
+    await core.drop(second)
+    third = await core.child(parent, "plain")
+    assert core.children_active == 2
+    await core.aclose()
+    assert (core.active, core.children_active) == (0, 0)
+    await core.drop(third)
+    assert (await core.claim(caller(), "", "plain")).running, "the place of the parent came back once"
+    await core.aclose()
+
+
+async def test_claims_wait_their_turn_and_a_worker_that_cannot_be_had_gives_the_place_back(
+    eventually: Eventually,
+) -> None:
+    Unstartable.made = 0
+    pool = ResourcePool(Unstartable, warm=0)
+    core = AgentExecutionCore(AgentClassRegistry.of(Plain), pool, DependencyChecker({}), CoreLimits(capacity=1))
+    for _ in range(2):
+        with pytest.raises(WorkerLostError):
+            await core.claim(caller(), "", "plain")
+    first = await core.claim(caller(), "", "plain")
+    waiting = asyncio.create_task(core.claim(caller("bob"), "", "plain"))
+    await eventually(lambda: core.waiting == 1)
+    await core.drop(first)
+    assert (await waiting).user_id == "bob"
+    assert core.waiting == 0
+    await core.aclose()

@@ -11,17 +11,26 @@ import pytest
 from carrel import Agent, AgentContext, Request, tool
 from carrel.agent_codec import decode, encode
 from carrel.agent_messages import (
+    AgentReply,
+    Ask,
+    CallModel,
     CallTool,
+    Cancel,
+    CancelCall,
     CancelToolBody,
     ChildOpened,
     CloseChild,
     EmitEvent,
     EventAccepted,
     Failure,
+    InputReply,
+    ModelDelta,
+    ModelReply,
     OpenChild,
     PutArtifact,
     Refused,
     Result,
+    RunAgent,
     RunToolBody,
     Start,
     ToolBodyResult,
@@ -254,3 +263,69 @@ async def test_an_event_that_does_not_fit_its_kind_is_refused() -> None:
     )
     assert [message.error["code"] for message in heard] == ["INVALID_EVENT"] * 3
     assert stage.kinds == ["agent_started", "agent_completed"]
+
+
+async def test_new_calls_of_handles_that_are_not_open_are_refused_not_believed() -> None:
+    stage, heard = await play(
+        RunAgent(1, 9, "helper", "", {}), Ask(2, 9, "?", {}), CallModel(3, 9, {"messages": []}), DONE
+    )
+    assert [message.error["code"] for message in heard] == ["INVALID_CONTEXT"] * 3
+    assert stage.kinds == ["agent_started", "agent_completed"]
+
+
+@pytest.mark.parametrize(
+    "message", [AgentReply(1, {}), InputReply(1, "yes"), ModelReply(1, {}), ModelDelta(1, "x"), Cancel("me")]
+)
+async def test_a_worker_cannot_answer_in_the_hosts_place(message: Any) -> None:
+    stage, _ = await play(Ask(1, 0, "?", {}), message, DONE)
+    assert stage.error.code == "PROTOCOL"
+    assert stage.kinds == ["agent_started", "agent_error"]
+
+
+@pytest.mark.parametrize("message", [RunAgent(1, 0, "target", "", {}), Ask(1, 0, "?", {})])
+async def test_two_open_calls_of_one_number_are_a_breach_for_agents_and_questions_too(message: Any) -> None:
+    stage, _ = await play(message, message, ends=False)
+    assert stage.error.code == "PROTOCOL"
+    assert stage.kinds[-1] == "agent_error"
+    assert stage.bench.core.children_active == 0
+
+
+async def test_calls_of_models_that_there_are_not_are_refused() -> None:
+    stage, heard = await play(CallModel(1, 0, {"messages": []}), CallModel(1, 0, {}), DONE)
+    assert [message.error["code"] for message in heard] == ["MODEL_UNAVAILABLE"] * 2
+    assert stage.kinds[-1] == "agent_completed"
+
+
+async def test_questions_are_bounded_and_one_that_was_given_up_ends_nothing() -> None:
+    many = [Ask(n, 0, f"{n}?", {}) for n in range(1, 121)]
+    leave = [CancelCall(n) for n in range(1, 121)]
+    stage, heard = await play(*many, *leave, DONE)
+    assert [message.error["code"] for message in heard] == ["LIMIT_EXCEEDED"] * 20
+    assert stage.kinds == ["agent_started", "agent_completed"]
+
+
+async def test_giving_up_what_was_never_asked_is_nothing() -> None:
+    stage, heard = await play(*(CancelCall(n) for n in range(5)), DONE)
+    assert not heard
+    assert stage.kinds == ["agent_started", "agent_completed"]
+
+
+async def test_a_result_while_a_question_is_open_is_the_end() -> None:
+    stage, _ = await play(Ask(1, 0, "?", {}), DONE)
+    assert stage.result == {"ok": True}
+
+
+async def test_a_worker_that_dies_after_asking_is_lost_or_waits_never_both() -> None:
+    stage, _ = await play(Ask(1, 0, "?", {}), last_attempt=False)
+    assert stage.error.code == "WORKER_LOST"
+    assert stage.kinds == ["agent_started"]
+
+
+async def test_params_and_schemas_that_are_no_json_of_ours_hurt_their_own_run_only() -> None:
+    deep: Any = {}
+    for _ in range(200):
+        deep = {"x": deep}
+    stage, heard = await play(RunAgent(1, 0, "target", "", {"n": 2**70}), RunAgent(2, 0, "target", "", deep), DONE)
+    assert stage.kinds[-1] in {"agent_completed", "agent_error"}
+    assert all(isinstance(message, Refused) for message in heard)
+    assert stage.bench.core.children_active == 0
