@@ -20,7 +20,7 @@ class Noter(Agent):
         found = await ctx.call_tool("notes__recall")
         picture = await ctx.call_tool("notes__picture")
         try:
-            secret = (await ctx.call_tool("notes__secret"))["text"]  # type: ignore[call-overload,index]
+            secret = (await ctx.call_tool("notes__secret"))["text"]
         except ToolError as error:
             secret = error.code
         return {"found": found, "picture": picture, "secret": secret}
