@@ -15,10 +15,18 @@ from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 from carrel.cli.stack import Stack
 from carrel.cli.tokens import development_token
 
-__all__ = ["UNLIMITED", "Asker", "asker"]
+__all__ = ["UNLIMITED", "Asker", "RefusedError", "asker"]
 
 # Claims that leave a user's own limits out of a measurement.
 UNLIMITED: Final = {"max_engines_per_user": 1000, "max_unended_runs_per_user": 5000}
+
+
+class RefusedError(RuntimeError):
+    """The gateway answered with an ``error`` frame."""
+
+    def __init__(self, frame: Mapping[str, Any]) -> None:
+        super().__init__(f"the gateway answered {frame}")
+        self.retry_after_s = float(frame.get("retry_after_s") or 0.0)
 
 
 class Asker:
@@ -44,7 +52,8 @@ class Asker:
         """The frames of the next message.
 
         Raises:
-            RuntimeError: The gateway refused something, or closed.
+            RefusedError: The gateway refused something.
+            RuntimeError: It closed.
         """
         message = await self._ws.receive(timeout)
         if message.type is not WSMsgType.TEXT:
@@ -52,7 +61,7 @@ class Asker:
         frames = list(_flat(orjson.loads(message.data)))
         for frame in frames:
             if frame.get("type") == "error":
-                raise RuntimeError(f"the gateway answered {frame}")
+                raise RefusedError(frame)
         return frames
 
     async def until(self, event_type: str, *, run_id: str = "", timeout: float = 30.0) -> dict[str, Any]:

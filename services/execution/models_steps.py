@@ -128,7 +128,8 @@ class Admission:
 class Admitted:
     """The admitted run, or the one that was there already under the same ``client_ref``.
 
-    ``ended``: runs of the thread that the strategy ended in the same transaction, each with its last events.
+    ``ended``: runs of the thread that the strategy ended in the same transaction, as they then are, and their last
+    events.
     """
 
     run: RunRecord

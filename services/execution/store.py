@@ -78,8 +78,11 @@ class RunStore(Protocol):
            with ``enqueue`` the run is admitted QUEUED instead. A reservation counts and is consumed.
 
         A refusal changes nothing: no run is ended, no rate used. Each names its limit, its value, the use, and when to
-        try again. A QUEUED run has no engine, no deadline (``deadline_at`` 0), its stages pend, and its user message
-        comes into the thread when it begins.
+        try again. A QUEUED run has no engine (a reservation that it named is given back), no deadline (``deadline_at``
+        0), its stages pend, and its user message comes into the thread when it begins.
+
+        The limits of one user hold exactly. Those of all users are counted without a lock: where several processes
+        admit at the same moment, they may be passed by as many runs as there are processes.
         """
         ...
 
@@ -87,10 +90,14 @@ class RunStore(Protocol):
         """Begin QUEUED runs of this process's that may: QUEUED becomes RUNNING, with an engine and the next fence.
 
         A run may begin when it is the oldest QUEUED, RUNNING or WAITING one of its thread, its user has fewer than
-        ``max_engines`` and all users fewer than ``max_active_total``. Users take turns: of each the oldest first, the
-        user whose run has waited longest first. A run that begins gets its whole engine time, and its user message
-        joins the thread; one that goes on after an answer gets what was left of its time (at least 60 s, or the whole
-        when that is less), the next attempt of its stage and ``run_attempt`` (``input_provided``) in the outbox.
+        ``max_engines`` and all users fewer than ``max_active_total``, the limits that each was admitted under. Users
+        take turns: the user first who has waited longest since a run of theirs was queued or last had its turn, of
+        each user the oldest run first. A run that begins gets its whole engine time, and its user message joins the
+        thread; one that goes on after an answer gets what was left of its time (at least 60 s, or the whole when that
+        is less), the next attempt of its stage and ``run_attempt`` (``input_provided``) in the outbox.
+
+        It may be called at any time, and is to be when an engine, a thread or a question has become free: after
+        ``Finished.queued``, ``suspend``, ``release_engine``, ``provide_input``, and now and then for what others did.
         """
         ...
 
@@ -142,7 +149,8 @@ class RunStore(Protocol):
         None when the user has no such run. The same answer again changes nothing.
 
         Raises:
-            NotWaitingError: The run does not wait for this question, or it was answered otherwise.
+            NotWaitingError: The run does not wait for this question, it was answered otherwise, or its time is over
+                (so that no answer comes between ``expired_inputs`` and the run's end).
         """
         ...
 
@@ -151,7 +159,7 @@ class RunStore(Protocol):
         ...
 
     async def expired_inputs(self) -> tuple[RunRecord, ...]:
-        """WAITING runs of this process's whose question nobody has answered in time; nothing is changed."""
+        """WAITING runs of this process's whose question nobody has answered in time, up to 500; nothing is changed."""
         ...
 
     async def decided(self, runs: Sequence[tuple[UserKey, str]]) -> frozenset[tuple[UserKey, str]]:
@@ -177,7 +185,10 @@ class RunStore(Protocol):
         ...
 
     async def close_run(self, ref: RunRef) -> bool:
-        """FINISHING becomes its outcome, outbox and journal rows go; called when the log has the terminal event."""
+        """FINISHING becomes its outcome; called when the log has the terminal event.
+
+        What the run kept for its way goes: outbox, journal, questions and answers.
+        """
         ...
 
     async def outbox(self, user: UserKey, run_id: str) -> tuple[OutboxEvent, ...]:
@@ -278,7 +289,7 @@ class RunStore(Protocol):
         ...
 
     async def sweep(self) -> Sweep:
-        """Remove lapsed reservations, engines without a live run, ``client_ref`` of over 24 h; tell overdue engines."""
+        """Remove lapsed reservations, engines without live runs, old ``client_ref`` and budgets; tell overdue ones."""
         ...
 
     async def probe(self) -> None:

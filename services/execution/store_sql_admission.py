@@ -133,7 +133,8 @@ def admit(
     place = 0
     if row.busy is not None:
         ended, place = _thread(connection, admission, row, now)
-    if ended:
+        # What the strategy ended is free now. Where rows are locked, a run may also have ended by itself meanwhile, and
+        # have added its reply: then its thread's last number is another too.
         row = _facts(connection, admission, now, ended=len(ended))
     facts = Facts(
         row.engines, row.unended - len(ended), "", row.first_expiry, now, row.all_engines, row.all_unended - len(ended)
@@ -293,21 +294,23 @@ def _insert(connection: sa.Connection, admission: Admission, run: RunRecord, row
 
 def _join_thread(connection: sa.Connection, run: RunRecord, last: int | None) -> None:
     user, thread_id, now = run.identity.user, run.identity.thread_id, run.created_at
+    message = None
+    if run.state is not RunState.QUEUED:
+        message = {
+            "user_id": user,
+            "thread_id": thread_id,
+            "seq": (last or 0) + 1,
+            "role": "user",
+            "text": run.message,
+            "run_id": run.identity.run_id,
+            "created_at": now,
+        }
     if last is None:
-        add_thread(connection, user, thread_id, now)
-    if run.state is RunState.QUEUED:
+        add_thread(connection, user, thread_id, now, message)
+    elif message is None:
         touch_thread(connection, user, thread_id, now)
-        return
-    message = {
-        "user_id": user,
-        "thread_id": thread_id,
-        "seq": (last or 0) + 1,
-        "role": "user",
-        "text": run.message,
-        "run_id": run.identity.run_id,
-        "created_at": now,
-    }
-    add_message(connection, message)
+    else:
+        add_message(connection, message)
 
 
 def _need(run: RunRecord | None) -> RunRecord:

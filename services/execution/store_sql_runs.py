@@ -71,15 +71,18 @@ _LAST_NUMBER: Final = sa.select(sa.func.max(outbox.c.number)).where(
     outbox.c.user_id == _P("u"), outbox.c.run_id == _P("run")
 )
 _ADD_OUTBOX: Final = outbox.insert()
-_OF: Final = sa.select(runs.c.thread_id, runs.c.max_active_total).where(_KEY)
-_WAITING: Final = sa.select(
+_waits: Final = runs.alias("waits")
+_WHAT_ENDS: Final = sa.select(
+    runs.c.thread_id,
+    runs.c.max_active_total,
+    _LAST_NUMBER.scalar_subquery().label("last_number"),
     sa.select(sa.literal(1))
-    .where(runs.c.user_id == _P("u"), runs.c.state == RunState.QUEUED)
+    .where(_waits.c.user_id == _P("u"), _waits.c.state == RunState.QUEUED)
     .limit(1)
     .scalar_subquery()
-    .label("own"),
-    sa.select(sa.literal(1)).where(runs.c.state == RunState.QUEUED).limit(1).scalar_subquery().label("any"),
-)
+    .label("own_waits"),
+    sa.select(sa.literal(1)).where(_waits.c.state == RunState.QUEUED).limit(1).scalar_subquery().label("any_waits"),
+).where(_KEY)
 _ALL_ENGINES: Final = (
     sa.select(sa.func.count())
     .select_from(engines)
@@ -178,13 +181,12 @@ def finish(connection: sa.Connection, ref: RunRef, end: Finish, *, now: int) -> 
         return None
     running = _end_stages(connection, key, end, now)
     freed = free_engine(connection, ref)
-    events = last_events(next_number(connection, ref), end, running, now)
+    row = connection.execute(_WHAT_ENDS, key).one()
+    events = last_events((row.last_number or 0) + 1, end, running, now)
     add_events(connection, ref, events)
-    row = connection.execute(_OF, key).one()
     if end.reply:
         _add_reply(connection, ref, row.thread_id, end.reply, now)
-    queued = _queued(connection, ref.user, max_active=row.max_active_total, freed=freed, now=now)
-    return Finished(events, now, queued)
+    return Finished(events, now, _somebody_waits(connection, row, freed, now))
 
 
 def free_engine(connection: sa.Connection, ref: RunRef) -> int:
@@ -224,13 +226,12 @@ def _end_stages(connection: sa.Connection, key: dict[str, Any], end: Finish, now
     return running
 
 
-def _queued(connection: sa.Connection, user: UserKey, *, max_active: int, freed: int, now: int) -> bool:
+def _somebody_waits(connection: sa.Connection, row: Any, freed: int, now: int) -> bool:
     """Whether a QUEUED run may begin because of what has just become free."""
-    row = connection.execute(_WAITING, {"u": user}).one()
-    if row.own or not row.any or not max_active:
-        return bool(row.own)
+    if row.own_waits or not row.any_waits or not row.max_active_total:
+        return bool(row.own_waits)
     left: int = connection.execute(_ALL_ENGINES, {"now": now}).scalar_one()
-    return left + freed >= max_active
+    return left + freed >= int(row.max_active_total)
 
 
 def _add_reply(connection: sa.Connection, ref: RunRef, thread_id: str, reply: str, now: int) -> None:

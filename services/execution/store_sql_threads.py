@@ -37,18 +37,15 @@ _SHRINK: Final = (
 )
 
 
-def add_thread(connection: sa.Connection, user: UserKey, thread_id: str, now: int) -> None:
-    """Make a thread without a message."""
-    connection.execute(
-        _ADD,
-        {
-            "user_id": user,
-            "thread_id": thread_id,
-            "created_at": now,
-            "updated_at": now,
-            "message_count": 0,
-        },
-    )
+def add_thread(
+    connection: sa.Connection, user: UserKey, thread_id: str, now: int, message: dict[str, Any] | None
+) -> None:
+    """Make a thread, with its first message if it has one."""
+    count = 0 if message is None else 1
+    row = {"user_id": user, "thread_id": thread_id, "created_at": now, "updated_at": now}
+    connection.execute(_ADD, {**row, "message_count": count, "last_seq": count})
+    if message is not None:
+        connection.execute(_ADD_MESSAGE, message)
 
 
 def touch_thread(connection: sa.Connection, user: UserKey, thread_id: str, now: int) -> None:

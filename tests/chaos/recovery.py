@@ -81,7 +81,6 @@ async def run_cell(stack: RunningStack, folder: Path, point: str, victim: str) -
     events: list[Event] = []
     times: list[float] = []
     killed_at = 0.0
-    before: list[str] = []
     async with stack.client(user) as client:
         began = time.monotonic()
         params = {"folder": str(place), "pause_s": PAUSE_S}
@@ -93,14 +92,14 @@ async def run_cell(stack: RunningStack, folder: Path, point: str, victim: str) -
                     times.append(time.monotonic())
                     if not killed_at and is_point(event, point):
                         _kill(stack, victim)
-                        killed_at, before = time.monotonic(), _calls(place)
+                        killed_at = time.monotonic()
                     if event.event_type == TERMINAL:
                         break
         except TimeoutError:
             raise AssertionError(f"{point}, {victim}: no end within {_WITHIN_S:g} s\n{told(events)}") from None
         took = time.monotonic() - began
     try:
-        outcome = check_cell(events, run.run_id, user, place, before)
+        outcome = check_cell(events, run.run_id, user, place, victim)
     except AssertionError as error:
         raise AssertionError(f"{point}, kill -9 of {victim}: {error}\n{told(events)}") from error
     pauses = [later - max(at, killed_at) for at, later in itertools.pairwise(times) if later > killed_at]
@@ -121,9 +120,7 @@ def is_point(event: Event, point: str) -> bool:
     return event.event_type == "agent_thinking" and event.data.get("number") == CALLS // 2
 
 
-def check_cell(
-    events: Sequence[Event], run_id: str, user: str, place: Path, before: Sequence[str]
-) -> tuple[str, int, int]:
+def check_cell(events: Sequence[Event], run_id: str, user: str, place: Path, victim: str) -> tuple[str, int, int]:
     """(status, attempts of the stage with the most, calls whose body ran twice) of a run that went as it must."""
     check_sequence(events, user)
     mine = check_run(events, run_id)
@@ -131,7 +128,7 @@ def check_cell(
     assert end["status"] == "SUCCEEDED", f"it ended so: {end}"
     _check_result(end)
     _check_stages(mine)
-    repeated = _check_calls(_calls(place), before)
+    repeated = _check_calls(_calls(place), mine, victim)
     starts = Counter(event.agent_name for event in mine if event.event_type == "agent_started")
     return str(end["status"]), max(starts.values()), repeated
 
@@ -158,16 +155,30 @@ def _check_stages(mine: Sequence[Event]) -> None:
         assert set(numbers) >= set(range(1, CALLS + 1)), f"events of {stage_name} are missing: {numbers}"
 
 
-def _check_calls(lines: Sequence[str], before: Sequence[str]) -> int:
-    """Every call's body ran; twice at most the one that was under way at the kill, whose result nobody had yet."""
-    ran = Counter(tuple(line.split()[:2]) for line in lines)
-    assert set(ran) == {(stage, str(number)) for stage in STAGES for number in range(1, CALLS + 1)}, f"calls: {lines}"
-    twice = [call for call, times in ran.items() if times > 1]
-    # The file was read a moment after the kill: one more call may have begun in between.
-    last = {tuple(line.split()[:2]) for line in lines[max(0, len(before) - 1) : len(before) + 1]}
-    assert set(twice) <= last, (
-        f"journaled calls ran again: {twice}; the last before the kill was {before[-1:]}: {lines}"
-    )
+def _check_calls(lines: Sequence[str], mine: Sequence[Event], victim: str) -> int:
+    """Every call's body ran, and ran again only if its result was not in the journal yet.
+
+    The agent says a word after each call. A call whose word was heard is in the journal, but for the last before the
+    end of execution or agent_instance, between which its entry may have been on its way. Returns how many ran twice.
+    """
+    ran: dict[tuple[str, int], list[int]] = {}
+    for line in lines:
+        where, counted, attempt, _ = line.split()
+        ran.setdefault((where, int(counted)), []).append(int(attempt))
+    every = {(stage, number) for stage in STAGES for number in range(1, CALLS + 1)}
+    assert ran.keys() == every, f"calls: {lines}"
+    had: dict[tuple[str, int], int] = {}
+    for event in mine:
+        if event.event_type == "agent_thinking" and "number" in event.data:
+            had.setdefault((event.agent_name, int(event.data["number"])), event.attempt)
+    for (stage, number), attempts in ran.items():
+        first = had[stage, number]
+        late = [attempt for attempt in attempts if attempt > first]
+        last = max(other for (place, other), tried in ran.items() if place == stage and first in tried)
+        on_its_way = number == last and victim in {"execution", "agent_instance"}
+        assert not late or on_its_way, f"{stage} {number} ran again in attempt {late}, and {first} had it: {lines}"
+    twice = [call for call, attempts in ran.items() if len(attempts) > 1]
+    assert len(twice) <= 1, f"more than the one call that was under way ran again: {twice}: {lines}"
     return len(twice)
 
 

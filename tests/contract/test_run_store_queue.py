@@ -174,8 +174,10 @@ async def test_fifty_messages_at_once_run_one_after_the_other_and_none_is_lost(s
             break
         (step,) = steps
         running = step.run
-    assert done == names
-    assert [role for role, _ in await said(store, "t")] == ["user", "assistant"] * 50
+    assert sorted(done) == names
+    spoken = await said(store, "t")
+    assert [text for role, text in spoken if role == "user"] == [f"ask {name}" for name in done]
+    assert [role for role, _ in spoken] == ["user", "assistant"] * 50
 
 
 async def test_a_cancelled_queued_run_leaves_no_word_in_its_thread(store: RunStore) -> None:
@@ -367,11 +369,13 @@ async def test_asking_again_with_the_same_ref_ends_nothing(store: RunStore, stra
 async def test_of_many_newer_messages_at_once_the_last_is_left(store: RunStore, strategy: ThreadStrategy) -> None:
     results = await asyncio.gather(*(store.admit(message(f"run-{n:02}", strategy, max_unended=100)) for n in range(30)))
     assert sum(len(result.ended) for result in results) == 29
-    running = await store.list_runs(ALICE, "t", frozenset({RunState.RUNNING}), 100, None)
-    assert ids(running.items) == ["run-29"]
+    (left,) = ids((await store.list_runs(ALICE, "t", frozenset({RunState.RUNNING}), 100, None)).items)
     assert len((await store.list_engines(ALICE, 100, None)).items) == 1
-    expected = [("user", f"ask run-{n:02}") for n in range(30)]
-    assert await said(store, "t") == (expected if strategy is ThreadStrategy.INTERRUPT else expected[-1:])
+    spoken = await said(store, "t")
+    assert spoken[-1] == ("user", f"ask {left}")
+    everybody = {("user", f"ask run-{n:02}") for n in range(30)}
+    assert set(spoken) == (everybody if strategy is ThreadStrategy.INTERRUPT else {spoken[-1]})
+    assert len(spoken) == len(set(spoken))
 
 
 # Limits
@@ -566,6 +570,14 @@ async def test_a_process_begins_only_runs_that_it_holds(tmp_path: Path, clock: C
         assert finished.queued
         assert await one.promote(10) == ()
         assert ids(await two.promote(10)) == ["run-2"]
+        # Nor do the runs of others, who have waited longer, use up its turns.
+        for process, user in ((one, "ann"), (two, "ben")):
+            for n in range(2):
+                await process.admit(admission(f"{user}-{n}", UserKey(user), thread="t", strategy=ENQUEUE))
+            clock.forward(1)
+        for process, user in ((one, "ann"), (two, "ben")):
+            await process.finish((await need(process, f"{user}-0", UserKey(user))).ref, CANCEL)
+        assert ids(await two.promote(1)) == ["ben-1"]
 
 
 async def test_queued_and_waiting_runs_are_taken_over_and_go_on(tmp_path: Path, clock: Clock) -> None:
@@ -574,6 +586,10 @@ async def test_queued_and_waiting_runs_are_taken_over_and_go_on(tmp_path: Path, 
         await one.suspend(first.run.ref, QUESTION, 60)
         queued = await one.admit(message("run-2"))
         assert await two.take_over() == ()
+        clock.forward(60)
+        assert ids(await one.expired_inputs()) == ["run-1"]
+        assert await two.expired_inputs() == ()
+        clock.forward(-60)
         await one.release_leases()
         taken = await two.take_over()
         assert [(run.identity.run_id, run.state, run.fence) for run in taken] == [

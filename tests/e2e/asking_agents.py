@@ -1,8 +1,9 @@
-"""Agents that take their user's time: one asks, one needs an approval, one answers when it is let, one stays."""
+"""Agents that take their user's time: one asks, one needs an approval, one talks as long as told, one prints."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 from carrel import Agent, AgentContext, Request, tool
@@ -59,4 +60,18 @@ class TalkAgent(Agent):
         return {"answer": f"to {request.message}", "history": [message.text for message in request.history]}
 
 
-agents = (AskAgent, MailAgent, TalkAgent)
+class LoudAgent(Agent):
+    """Prints, and fails if ``params.fails``."""
+
+    name = "loud"
+
+    async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
+        """Print one line."""
+        sys.stdout.write("something odd\n")
+        sys.stdout.flush()
+        if request.params.get("fails"):
+            raise ValueError("loud")
+        return {}
+
+
+agents = (AskAgent, MailAgent, TalkAgent, LoudAgent)

@@ -244,3 +244,17 @@ async def test_at_a_terminal_an_approval_shows_the_call(asking: RunningStack, tm
     assert code == 0, shown
     assert "tool: send_mail" in shown
     assert "to = bob@example.com" in shown
+
+
+@pytest.mark.parametrize("fails", ["true", "false"])
+async def test_what_an_agent_printed_is_named_when_its_run_failed(
+    asking: RunningStack, tmp_path: Path, fails: str
+) -> None:
+    command = _command(asking, "run", "hello", "--agent", "loud", "--user", new_id("user"), "-p", f"fails={fails}")
+    done = await asyncio.to_thread(run_carrel, *command, cwd=tmp_path)
+    assert done.returncode == (1 if fails == "true" else 0), done.stdout
+    path = done.stdout.rpartition("what the agents printed:")[2].strip() if fails == "true" else ""
+    assert ("what the agents printed" in done.stdout) == bool(path)
+    if path:
+        assert Path(path).name == "output-0-1-loud.txt"
+        assert "something odd" in Path(path).read_text(encoding="utf-8")

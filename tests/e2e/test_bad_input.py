@@ -148,6 +148,7 @@ async def test_unmet_requires(user: User) -> None:
         ({"message": "m" * 262_145}, "INVALID_REQUEST"),
         ({"agent_name": "echo", "params": [1]}, "INVALID_REQUEST"),
         ({"agent_name": "echo", "strategy": "shout"}, "INVALID_REQUEST"),
+        ({"agent_name": "echo", "bound": "yes"}, "INVALID_REQUEST"),
         ({"agent_name": "echo", "mesage": "hello"}, "INVALID_REQUEST"),
         ({"agent_name": "echo", "client_ref": "a b"}, "INVALID_ID"),
     ],
@@ -156,9 +157,10 @@ async def test_a_request_that_cannot_be_run(body: dict[str, Any], code: str, use
     await user.refused(code, 400, **body)
 
 
-@pytest.mark.parametrize("strategy", ["enqueue", "interrupt", "rollback"])
-async def test_a_strategy_that_comes_later(strategy: str, user: User) -> None:
-    await user.refused("NOT_IMPLEMENTED_YET", 501, agent_name="echo", strategy=strategy)
+@pytest.mark.parametrize("strategy", ["reject", "enqueue", "interrupt", "rollback"])
+async def test_no_strategy_minds_a_free_thread(strategy: str, user: User) -> None:
+    status, answer = await user.execute(agent_name="echo", strategy=strategy)
+    assert (status, answer["status"]) == (200, "SUCCEEDED")
 
 
 # Tools.

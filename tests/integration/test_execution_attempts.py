@@ -97,7 +97,14 @@ async def test_run_attempt_is_in_the_log_before_the_next_attempt_begins(world: W
     assert seen == [["run_accepted", "run_attempt"]]
 
 
-@pytest.mark.parametrize("error", [WorkersBusyError("full", retry_after_s=0.02), DrainingError("ending")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        WorkersBusyError("full", retry_after_s=0.02),
+        DrainingError("ending"),
+        WorkerLostError("no worker can be started"),
+    ],
+)
 async def test_attempt_that_was_refused_begins_nothing_and_costs_nothing(tmp_path: Path, error: CarrelError) -> None:
     refused = refuses(error)
     async with running_execution(tmp_path, max_attempts=1) as world:

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from carrel.errors import CarrelError, WorkerLostError
@@ -20,6 +21,7 @@ _SAMPLES: Final = 1024
 _FIRST_DELAY_S: Final = 0.1
 _MAX_DELAY_S: Final = 5.0
 _REFILL_AT_ONCE: Final = 2
+_TRY_AGAIN_AFTER_S: Final = (0.1, 0.4)
 
 
 class Part(NamedTuple):
@@ -151,13 +153,20 @@ class ResourcePool:
             await executor.kill()
 
     async def _started(self) -> AgentExecutor:
-        executor = self._make()
+        """A new one. What makes them may have died under it, and is there again in a moment: it tries a few times."""
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await executor.start()
+                for pause in _TRY_AGAIN_AFTER_S:
+                    with suppress(WorkerLostError):
+                        return await self._start(self._make())
+                    await asyncio.sleep(pause)
+                return await self._start(self._make())
         except TimeoutError:
-            await executor.kill()
             raise WorkerLostError(f"a worker did not start within {self._start_timeout_s:g} s") from None
+
+    async def _start(self, executor: AgentExecutor) -> AgentExecutor:
+        try:
+            await executor.start()
         except BaseException:
             await executor.kill()
             raise

@@ -54,11 +54,12 @@ class Attempts:
             session = self._session = StageSession(start, self._services, self._budgets)
             try:
                 return await session.run()
-            except (WorkersBusyError, DrainingError) as error:
-                delay = min(max(delay * 2, error.retry_after_s or 0.0), options.busy_max_s)
             except AgentInstanceLostError:
                 if session.sent:
                     raise
+            except (WorkersBusyError, DrainingError, WorkerLostError) as error:
+                # The last: no worker could be started for it, which says nothing of its agent.
+                delay = min(max(delay * 2, error.retry_after_s or 0.0), options.busy_max_s)
             await self._pause(delay)
 
     async def pause(self) -> None:

@@ -186,7 +186,7 @@ class Unstartable(InLoopExecutor):
 
     async def start(self) -> None:
         Unstartable.made += 1
-        if Unstartable.made < 3:
+        if Unstartable.made < 7:  # two workers, each of which the pool tries to start three times
             raise WorkerLostError("no more processes")
         await super().start()
 
@@ -204,6 +204,14 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(eventually: Eventu
     task.cancel()
     await asyncio.wait({task})
     await pool.aclose()
+
+
+async def test_whoever_needs_a_worker_does_not_notice_that_what_makes_them_is_started_again() -> None:
+    Unstartable.made = 4
+    pool = ResourcePool(Unstartable, warm=0)
+    part = await pool.acquire()
+    assert (Unstartable.made, pool.created) == (7, 1)
+    await part.executor.kill()
 
 
 async def test_a_worker_that_starts_too_slowly_is_given_up() -> None:

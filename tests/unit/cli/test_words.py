@@ -26,6 +26,7 @@ from carrel.errors import (
     InternalError,
     InvalidIdError,
     PermissionDeniedError,
+    RateLimitError,
     StartupError,
     TokenError,
     UnavailableError,
@@ -200,3 +201,25 @@ def test_output_onto_a_full_disk_is_lost_and_ends_nothing() -> None:
         Printer(stream).line("gateway", "serving")
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("kind", ["agent_started", "tool_executing", "tool_completed"])
+def test_what_was_not_done_again_is_said_to_be_of_the_attempt_before(kind: str) -> None:
+    data = {"agent_name": "data", "tool_name": "load", "tool_call_id": "c", "status": "ok", "duration_ms": 1}
+    assert "attempt before" in describe(make_event(kind, data={**data, "replayed": True})).text
+    assert "attempt before" not in describe(make_event(kind, data=data)).text
+
+
+def test_a_queued_run_and_another_attempt_are_told() -> None:
+    assert "queued" in describe(make_event("run_accepted", data={"status": "QUEUED"})).text
+    assert "queued" not in describe(make_event("run_accepted", data={})).text
+    again = describe(make_event("run_attempt", data={"attempt": 2, "agent_name": "data", "reason": "WORKER_LOST"}))
+    assert again.text == "↻ attempt 2 of data: WORKER_LOST"
+
+
+def test_a_limit_is_told_with_its_size_its_use_and_when_to_come_again(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RateLimitError("too quick", limit="runs_per_minute", limit_value=60, use=60, retry_after_s=2.2)
+    Printer(io.StringIO()).error(error)
+    said = capsys.readouterr().err
+    assert "limit: runs_per_minute is 60, in use: 60" in said
+    assert "try again in 3 s" in said
