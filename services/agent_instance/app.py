@@ -8,7 +8,6 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from carrel.context import UserExecutionContext
-from carrel.errors import StartupError
 from carrel.v1.agent_instance_pb2_grpc import add_AgentInstanceServiceServicer_to_server
 from servicekit.delivery import Outlet, ProducerStream
 from servicekit.identity.keys import KeySet
@@ -20,6 +19,7 @@ from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from services.agent_instance.client_emitter import StageProducer
+from services.agent_instance.client_mcp import open_servers
 from services.agent_instance.client_model import OpenAiEndpoint
 from services.agent_instance.config import AgentInstanceSettings
 from services.agent_instance.config_mcp import McpServers
@@ -29,6 +29,7 @@ from services.agent_instance.domain.core import AgentExecutionCore, CoreLimits
 from services.agent_instance.domain.dispatcher import DispatchStrategy, UnifiedToolDispatcherFactory
 from services.agent_instance.domain.executor import AgentExecutor, ExecutorFactory
 from services.agent_instance.domain.fallback import FallbackManager
+from services.agent_instance.domain.mcp_servers import FIRST_LISTS_S
 from services.agent_instance.domain.model_calls import ModelDesk
 from services.agent_instance.domain.model_endpoint import ModelPolicy
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
@@ -152,24 +153,19 @@ def _model_policy(settings: ModelSettings) -> ModelPolicy:
     )
 
 
-def open_tool_servers(configured: McpServers, registry: AgentClassRegistry) -> AbstractAsyncContextManager[ToolServers]:
+def open_tool_servers(
+    configured: McpServers, registry: AgentClassRegistry, *, first_lists_s: float = FIRST_LISTS_S
+) -> AbstractAsyncContextManager[ToolServers]:
     """Those MCP servers that an agent wants tools of.
 
     Raises:
         StartupError: The optional package is not installed.
     """
-    try:
-        # It takes long to load, and is there only where somebody wants it.
-        from services.agent_instance.client_mcp import open_servers
-    except ModuleNotFoundError as error:
-        raise StartupError(
-            f"CARREL_AGENT_INSTANCE_MCP sets up MCP servers, and the package {error.name} is not installed",
-            advice="install carrel[mcp], or remove the setting",
-        ) from error
     wanted = {name for entry in registry.values() for name in entry.servers}
     if idle := [name for name in configured.by_name if name not in wanted]:
         _log.info("MCP servers that no agent wants tools of", servers=idle)
-    return open_servers(McpServers({name: configured.by_name[name] for name in sorted(wanted)}))
+    used = McpServers({name: configured.by_name[name] for name in sorted(wanted)})
+    return open_servers(used, first_lists_s=first_lists_s)
 
 
 def _tell_isolation(core: AgentExecutionCore) -> None:

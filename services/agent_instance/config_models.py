@@ -38,7 +38,9 @@ class ModelSettings(Section):
     max_request_bytes: int = Field(1024 * 1024, ge=1024, le=8 * 1024 * 1024, description="largest request")
     max_answer_bytes: int = Field(512 * 1024, ge=1024, le=900 * 1024, description="largest answer of ctx.llm")
     max_proxied_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="largest answer through the local proxy")
-    concurrency_per_user: int = Field(4, ge=1, le=1000, description="calls of one user at once, over all of their runs")
+    concurrency_per_user: int = Field(
+        4, ge=1, le=1000, description="calls of one user at once here; execution's limit holds too, the smaller counts"
+    )
     max_waiting_per_user: int = Field(50, ge=0, le=10_000, description="calls of one user that may wait for their turn")
     wait: float = Field(60.0, gt=0, le=3600, description="seconds a call may wait for its turn")
     proxy: bool = Field(True, description="give workers a local OPENAI_BASE_URL with a key of the run's own")

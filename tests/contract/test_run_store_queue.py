@@ -586,6 +586,10 @@ async def test_queued_and_waiting_runs_are_taken_over_and_go_on(tmp_path: Path, 
         await one.suspend(first.run.ref, QUESTION, 60)
         queued = await one.admit(message("run-2"))
         assert await two.take_over() == ()
+        clock.forward(60)
+        assert ids(await one.expired_inputs()) == ["run-1"]
+        assert await two.expired_inputs() == ()
+        clock.forward(-60)
         await one.release_leases()
         taken = await two.take_over()
         assert [(run.identity.run_id, run.state, run.fence) for run in taken] == [

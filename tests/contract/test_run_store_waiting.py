@@ -382,7 +382,9 @@ async def test_budget_is_the_users_over_all_runs_and_counts_whatever_became_of_t
     assert (await store.use_budget(second, 0, 2000, 4, 1e9)).tokens == 600
     assert (await store.budget(ALICE, 2000, 9, 1e9)) == replace(whole, tokens=600, concurrency=9)
     assert (await store.budget(BOB, 1000, 4, 1e9)).tokens == 1000
-    assert (await store.budget(ALICE, 1000, 4, 2e9)).tokens == 1000  # a period of another length is another
+    # A period of another length is another, though they begin at the same moment.
+    await store.use_budget(second, 1, 1000, 4, 1.5e9)
+    assert (await store.budget(ALICE, 1000, 4, 0.75e9)).tokens == 1000
 
 
 async def test_uses_at_once_are_all_counted(store: RunStore) -> None:

@@ -20,10 +20,10 @@ class Noter(Agent):
         found = await ctx.call_tool("notes__recall")
         picture = await ctx.call_tool("notes__picture")
         try:
-            secret = (await ctx.call_tool("notes__secret"))["text"]
+            refused = str(await ctx.call_tool("notes__secret"))
         except ToolError as error:
-            secret = error.code
-        return {"found": found, "picture": picture, "secret": secret}
+            refused = error.code
+        return {"found": found, "picture": picture, "refused": refused}
 
 
 agents = [Noter]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def noting_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSt
     (folder / "mcp.json").write_text(json.dumps({"notes": SERVER}), encoding="utf-8")
     environment = {"CARREL_AGENT_INSTANCE_MCP": str(folder / "mcp.json")}
     with running_stack(folder, agents=AGENTS, environment=environment) as running:
+        # The stack does not wait for servers that are slow to start.
+        deadline = time.monotonic() + 60
+        while "tools are listed" not in running.log():
+            assert time.monotonic() < deadline, running.log()[-2000:]
+            time.sleep(0.1)
         yield running
 
 
@@ -55,12 +61,14 @@ def _servers(stack: RunningStack) -> list[int]:
 async def _noted(client: SocketClient, text: str) -> list[Any]:
     """A run's events; its question is answered with yes."""
     run = await client.execute(text, pipeline=["noter"])
+    before = []
     async for event in client.events():
+        before.append(event)
         if event.event_type == "input_required":
             assert event.data["tool_name"] == "notes__picture"
             await client.provide_input(run.run_id, event.data["input_id"], {"approved": True})
             break
-    return check_run(await until_end(client, run.run_id), run.run_id)
+    return check_run([*before, *await until_end(client, run.run_id)], run.run_id)
 
 
 async def test_an_agent_uses_a_servers_tools_across_a_wait_for_approval(
@@ -72,7 +80,7 @@ async def test_an_agent_uses_a_servers_tools_across_a_wait_for_approval(
     result = events[-1].data["result"]
     # From the journal: the session that kept it ended with the attempt that asked.
     assert result["found"]["structured"]["result"] == ["of ida"]
-    assert result["secret"] == "TOOL_PERMISSION"
+    assert result["refused"] == "TOOL_PERMISSION"
     artifact = result["picture"]["files"][0]["artifact"]
     async with noting_stack.http("ida") as http:
         (stored,) = [item for item in await http.artifacts(events[0].run_id) if item.name == artifact["name"]]

@@ -81,7 +81,7 @@ def http_server(folder: Path) -> Iterator[Http]:
 
 def opened(settings: Mapping[str, Any]) -> McpToolServers:
     """The servers as the service has them."""
-    return open_servers(McpServers.parse(settings))
+    return open_servers(McpServers.parse(settings), first_lists_s=60)
 
 
 class Artifacts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import signal
 from pathlib import Path
@@ -188,6 +189,6 @@ def test_without_the_package_the_start_says_what_to_install(monkeypatch: pytest.
         AgentInstanceSettings, "agent_instance", {"CARREL_AGENT_INSTANCE_MCP": '{"notes": {"command": "x"}}'}
     )
     assert settings.mcp is not None
-    monkeypatch.setitem(__import__("sys").modules, "services.agent_instance.client_mcp", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StartupError, match=r"install carrel\[mcp\]"):
         app.open_tool_servers(settings.mcp, AgentClassRegistry.of(Caller, servers={"notes": "1"}))

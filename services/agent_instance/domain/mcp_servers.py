@@ -23,9 +23,12 @@ from servicekit.tasks import TaskOwner
 from services.agent_instance.domain.mcp import Answer, Backoff, Listed, ServerRules, result_of
 from services.agent_instance.domain.registry import AgentEntry
 
-__all__ = ["Connection", "Connector", "McpAttemptTools", "McpToolServers"]
+__all__ = ["FIRST_LISTS_S", "Connection", "Connector", "McpAttemptTools", "McpToolServers"]
 
 _log: Final = get_logger("agent_instance.mcp")
+
+# Who starts with this service waits 10 s for it: a server that hangs must not use that up.
+FIRST_LISTS_S: Final = 3.0
 
 
 class Connection(Protocol):
@@ -311,17 +314,25 @@ class McpToolServers:
 
     A server that is away when the process starts does not hold it up: its tools report that they are unavailable, and
     attempts that begin once it is back have them. What an attempt has when it begins, it keeps.
+
+    Args:
+        first_lists_s: How long the start waits for servers that are slow to list their tools.
     """
 
-    def __init__(self, servers: Mapping[str, tuple[ServerRules, Connector]]) -> None:
+    def __init__(
+        self, servers: Mapping[str, tuple[ServerRules, Connector]], *, first_lists_s: float = FIRST_LISTS_S
+    ) -> None:
+        self._wait_s = first_lists_s
         self._servers = {name: _Server(rules, connector) for name, (rules, connector) in servers.items()}
         self._tasks = TaskOwner()
 
     async def __aenter__(self) -> McpToolServers:
-        """Ask every server for its tools, all at once, and wait for what each says, for as long as it may take."""
+        """Ask every server for its tools, all at once, and wait a moment for what each says; the rest comes later."""
         for server in self._servers.values():
             _ = self._tasks.start(server.keep_listed(), f"tools of the MCP server {server.name}")
-        await asyncio.gather(*(server.tried.wait() for server in self._servers.values()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_s):
+                await asyncio.gather(*(server.tried.wait() for server in self._servers.values()))
         return self
 
     async def __aexit__(self, *_exc: object) -> None:

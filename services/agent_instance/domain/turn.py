@@ -103,6 +103,7 @@ class AgentTurn:
         self._asked_to_end: asyncio.Future[CarrelError] = loop.create_future()
         self._fault: asyncio.Future[CarrelError] = loop.create_future()
         self._grace_s = stage.grace_s
+        self._ending = False
         self._killed = False
 
     def cancel(self, reason: str, grace_s: float | None = None) -> None:
@@ -156,6 +157,7 @@ class AgentTurn:
         if pump.done():
             ended = pump.result()
         else:
+            self._ending = True
             ended = await self._interrupt(pump, watch)
         watch.cancel()
         if not stage.dead.done() and ended.question is None:
@@ -201,7 +203,8 @@ class AgentTurn:
                 # A worker that breaks the protocol hurts its own run only; a dead producer has its own signal.
                 return _Ended(error=error)
         loss = self._executor.loss
-        _log.warning("worker ended without a word", agent=self._entry.name, code=loss.code)
+        if not self._ending:  # else it is this turn that ends it
+            _log.warning("worker ended without a word", agent=self._entry.name, code=loss.code)
         return _Ended(error=loss, lost=isinstance(loss, WorkerLostError | WorkerLimitError))
 
     async def _from_worker(self, message: Any) -> None:

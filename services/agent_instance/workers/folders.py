@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
+import secrets
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from servicekit.logs import get_logger
 
@@ -22,7 +23,10 @@ __all__ = ["TemporaryRoot", "remove_empty", "remove_tree", "tree_size"]
 _log: Final = get_logger("agent_instance.workers")
 _PREFIX: Final = "workers-"
 _LOCK: Final = ".lock"
+_MOVED: Final = ".removed-"
 _MOST_ENTRIES: Final = 100_000
+_LONGEST_PATH: Final = 3_500  # beyond the kernel's 4096 with a name of 255 it could not be looked at
+_ENDLESS: Final = 1 << 62
 
 
 class TemporaryRoot:
@@ -53,23 +57,55 @@ class TemporaryRoot:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder, whatever modes an agent has given to what is in it."""
-
-    def open_up(function: Callable[..., Any], name: str, _error: Any) -> None:
-        with suppress(OSError):
-            path = Path(name)
-            path.parent.chmod(stat.S_IRWXU)
-            if not path.is_symlink():
-                path.chmod(stat.S_IRWXU)
-            function(name)
-
+    """Remove a folder, whatever modes an agent has given to what is in it, and however deep it is."""
     with suppress(FileNotFoundError, NotADirectoryError):
         try:
             path.rmdir()
         except OSError:
-            shutil.rmtree(path, onerror=open_up)
-            if os.path.lexists(path):
-                shutil.rmtree(path, ignore_errors=True)
+            _open_up(str(path))
+            names = (str(path / f"{_MOVED}{secrets.token_hex(8)}-{number}") for number in count())
+            # A folder in a folder is moved up before what holds it is removed: no path becomes longer than two names,
+            # and nothing here is as deep as they are.
+            while _remove_level(path, names):
+                pass
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _remove_level(path: Path, names: Iterator[str]) -> bool:
+    """Remove what is directly in a folder; whether that did anything."""
+    removed = False
+    for entry in _entries(path):
+        if _is_folder(entry):
+            _open_up(entry.path)
+            for inner in _entries(entry.path):
+                with suppress(OSError):
+                    if _is_folder(inner):
+                        _open_up(inner.path)  # its own mode has a say in where it may be moved
+                        Path(inner.path).rename(next(names))
+                    else:
+                        Path(inner.path).unlink()
+        with suppress(OSError):
+            (os.rmdir if _is_folder(entry) else os.unlink)(entry.path)
+            removed = True
+    return removed
+
+
+def _entries(path: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as found:
+            return list(found)
+    except OSError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+def _open_up(path: str) -> None:
+    with suppress(OSError):
+        Path(path).chmod(stat.S_IRWXU)
 
 
 def remove_empty(path: Path) -> bool:
@@ -84,14 +120,20 @@ def remove_empty(path: Path) -> bool:
 
 
 def tree_size(path: Path) -> int:
-    """Bytes that the files beneath a folder take on the disk; every entry counts for at least 4 KiB."""
+    """Bytes that the files beneath a folder take on the disk; every entry counts for at least 4 KiB.
+
+    Endless when there are too many of them to count, or some are deeper than a path can say.
+    """
     total, entries, folders = 0, 0, [str(path)]
     while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as found:
+        folder = folders.pop()
+        if len(os.fsencode(folder)) > _LONGEST_PATH:
+            return _ENDLESS
+        with suppress(OSError), os.scandir(folder) as found:
             for entry in found:
                 entries += 1
                 if entries > _MOST_ENTRIES:
-                    return 1 << 62
+                    return _ENDLESS
                 with suppress(OSError):
                     total += max(4096, entry.stat(follow_symlinks=False).st_blocks * 512)
                     if entry.is_dir(follow_symlinks=False):

@@ -49,7 +49,11 @@ _REFUSED: Final = (
     # doors into the kernel that agents have no use for
     *("bpf", "perf_event_open", "io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd"),
     *("keyctl", "add_key", "request_key"),
+    # what outlives a process, and what another one of the same user could open
+    *("shmget", "semget", "msgget", "mq_open"),
 )
+# Memory that no limit of a process counts, of any size. Code that knows these calls does without them.
+_UNCOUNTED: Final = ("memfd_create", "memfd_secret")
 
 # Stands for the worker's own process id until it is known; no process can have it.
 _OWN_PID: Final = 0x7FFF_FF17
@@ -72,7 +76,7 @@ def base_filter(machine: Machine) -> bytes:
     rules = _Rules(machine)
     rules.refuse(_REFUSED)
     # glibc falls back to clone, whose flags a filter can see.
-    rules.answer(("clone3",), errno.ENOSYS)
+    rules.answer(("clone3", *_UNCOUNTED), errno.ENOSYS)
     # Done without doing it: a child must not leave the group by which it is ended.
     rules.answer(("setsid", "setpgid"), 0)
     rules.only_with("prlimit64", 0, (0, _OWN_PID))

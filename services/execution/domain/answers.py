@@ -1,12 +1,13 @@
 """Questions to a person: what may be asked, and whether an answer fits. Pure; no store, no run.
 
 Both the schema and the answer come from outside, and are checked in the loop that all runs share. So the work is
-counted, patterns are matched by an engine that takes linear time, and nothing is ever fetched.
+counted and timed, patterns are matched by an engine that takes linear time, and nothing is ever fetched.
 """
 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -29,6 +30,10 @@ __all__ = ["check_answer", "check_question", "parse_answer"]
 _MAX_SCHEMA_BYTES: Final = 16_384
 _MAX_PROMPT_BYTES: Final = 8_192
 _MAX_STEPS: Final = 10_000
+# Of this thread's processor time: a step can be long (a large list compared, a pattern made).
+_MAX_SECONDS: Final = 0.25
+# Linear is not fast: a pattern of many parts takes microseconds for each character.
+_MAX_MATCHED: Final = 10_000
 _MAX_TEXT: Final = 300
 # Both match names of properties with patterns of Python's engine, which may take exponential time.
 _REFUSED: Final = frozenset({"patternProperties", "unevaluatedProperties"})
@@ -89,7 +94,7 @@ def check_answer(schema: bytes, value: Any) -> None:
         error = next(iter(_validator(parsed).iter_errors(value)), None)
     except (_TooMuchWorkError, RecursionError):
         raise InvalidInputError("the answer is too large to be checked", advice="send less", where="$") from None
-    except (Unresolvable, PatternError):
+    except (Unresolvable, PatternError, AttributeError, TypeError):  # the last two: a reference to what is no schema
         raise InvalidInputError("the question's schema can't be applied", advice=_ADVICE, where="$") from None
     if error is not None:
         told = error.message if len(error.message) <= _MAX_TEXT else error.message[:_MAX_TEXT] + "…"
@@ -113,36 +118,50 @@ def _problem(question: Question) -> str:
         return f"nests more than {MAX_NESTING} levels deep"
     try:
         Draft202012Validator.check_schema(schema)
-        _check_keywords(schema)
+        _check_keywords(schema, _Time())
     except SchemaError as error:
         return f"is no JSON Schema: {error.message[:_MAX_TEXT]}"
     except PatternError:
         return "has a pattern with look-around, back references or an error, which can't be matched in linear time"
+    except (_TooMuchWorkError, RecursionError):
+        return "takes too much work to be checked: use fewer patterns, and simpler ones"
     except ValueError as error:
         return str(error)
     return ""
 
 
-def _check_keywords(schema: Any) -> None:
+class _Time:
+    """What one check may take; ``spent`` is called between its steps."""
+
+    def __init__(self) -> None:
+        self._end = time.thread_time() + _MAX_SECONDS
+
+    def spent(self) -> None:
+        if time.thread_time() > self._end:
+            raise _TooMuchWorkError
+
+
+def _check_keywords(schema: Any, within: _Time) -> None:
     """Walk a schema, and what only looks like one too: refusing a little more than needed does no harm here."""
     if isinstance(schema, list):
         for item in schema:
-            _check_keywords(item)
+            _check_keywords(item, within)
     if not isinstance(schema, dict):
         return
     if found := _REFUSED & schema.keys():
         raise ValueError(f"uses {min(found)}, which is not taken")
     if isinstance(schema.get("pattern"), str):
         _pattern(schema["pattern"])
+        within.spent()
     reference = schema.get("$ref", "#")
     if isinstance(reference, str) and not reference.startswith("#"):
         raise ValueError("refers to another document; nothing is fetched")
     for item in schema.values():
-        _check_keywords(item)
+        _check_keywords(item, within)
 
 
 def _validator(schema: Any) -> Any:
-    steps = 0
+    steps, within = 0, _Time()
 
     def counted(check: Callable[..., Any]) -> Callable[..., Iterator[ValidationError]]:
         def run(validator: Any, value: Any, instance: Any, whole: Any) -> Iterator[ValidationError]:
@@ -150,6 +169,7 @@ def _validator(schema: Any) -> Any:
             steps += 1
             if steps > _MAX_STEPS:
                 raise _TooMuchWorkError
+            within.spent()
             yield from check(validator, value, instance, whole) or ()
 
         return run
@@ -163,6 +183,8 @@ def _validator(schema: Any) -> Any:
 def _matches(_validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[ValidationError]:
     if not isinstance(instance, str):
         return
+    if len(instance) > _MAX_MATCHED:
+        raise _TooMuchWorkError
     try:
         _pattern(pattern).validate_python(instance)
     except PatternMismatch:
@@ -176,6 +198,6 @@ def _unique(_validator: Any, wanted: Any, instance: Any, _schema: Mapping[str, A
             yield ValidationError("the items are not all different")
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=16)  # one may be of 10 MB
 def _pattern(pattern: str) -> SchemaValidator:
     return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex", strict=True))

@@ -40,7 +40,7 @@ class RunOptions:
     input_timeout_s: float = 86_400.0
     keeper_s: float = 5.0
     queue_poll_s: float = 0.25
-    decided_poll_s: float = 0.1
+    decided_poll_s: float = 0.05
     ticket_refresh_s: float = 300.0
     retry_first_s: float = 0.1
     retry_max_s: float = 5.0

@@ -96,9 +96,9 @@ class Ctx:
     attempt = 3
 
 
-def _servers(connector: FakeConnector, **rules: Any) -> McpToolServers:
+def _servers(connector: FakeConnector, first_lists_s: float = 5.0, **rules: Any) -> McpToolServers:
     settings = {"name": "files", "prefix": "files__", "backoff_s": 0.05, "backoff_max_s": 0.2, **rules}
-    return McpToolServers({"files": (ServerRules(**settings), connector)})
+    return McpToolServers({"files": (ServerRules(**settings), connector)}, first_lists_s=first_lists_s)
 
 
 async def _read(attempt: McpAttemptTools, **arguments: Any) -> Any:
@@ -229,6 +229,15 @@ async def test_a_server_that_is_down_at_the_start_is_unavailable_and_listed_when
         connector.refusal = ""
         await eventually(lambda: "files__read" in servers.for_attempt().tools(ENTRY))
         assert servers.for_attempt().missing(ENTRY, "files__no_such_tool") is None
+
+
+async def test_the_start_does_not_wait_for_a_server_that_hangs(eventually: Eventually) -> None:
+    connector = FakeConnector()
+    connector.hold = asyncio.Event()
+    async with asyncio.timeout(5), _servers(connector, first_lists_s=0.05) as servers:
+        assert isinstance(servers.for_attempt().missing(ENTRY, "files__read"), ToolUnavailableError)
+        connector.hold.set()
+        await eventually(lambda: "files__read" in servers.for_attempt().tools(ENTRY))
 
 
 async def test_a_server_that_cannot_be_reached_is_not_asked_by_every_call() -> None:

@@ -94,8 +94,9 @@ async def test_the_attempt_ends_with_the_question_and_the_next_goes_on_from_it()
     assert not second.uplink.journaled
 
 
-async def test_the_worker_is_given_back_while_the_run_waits() -> None:
+async def test_the_worker_is_given_back_while_the_run_waits(caplog: pytest.LogCaptureFixture) -> None:
     stage = await Bench(Asker).run("asker")
+    assert not [record for record in caplog.records if "without a word" in record.getMessage()], "it was not lost"
     assert stage.bench.core.counts.lost == stage.bench.core.counts.killed == 0
     assert stage.instance is not None
     await stage.bench.core.drop(stage.instance)

@@ -62,6 +62,13 @@ def test_nothing_reaches_into_others_or_changes_the_machine(machine: Machine) ->
     assert judge(base(machine), machine, 9999) == ALLOWED
 
 
+def test_nothing_outlives_the_process_and_no_memory_is_uncounted(machine: Machine) -> None:
+    for name in ("shmget", "semget", "msgget", "mq_open"):
+        assert judge(base(machine), machine, machine.numbers[name]) == errno.EPERM, name
+    for name in ("memfd_create", "memfd_secret"):
+        assert judge(base(machine), machine, machine.numbers[name]) == errno.ENOSYS, name
+
+
 def test_another_architectures_calls_end_the_worker(machine: Machine) -> None:
     assert judge(base(machine), machine, 1, audit=0x40000003) == "killed"
     if machine.x32:

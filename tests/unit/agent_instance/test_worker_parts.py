@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,25 @@ def test_a_tree_is_measured_and_removed_without_following_links(tmp_path: Path) 
     remove_tree(folder)
     assert not folder.exists()
     assert (outside / "kept").exists()
+
+
+def test_a_tree_deeper_than_any_path_counts_as_endless_and_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "first").write_bytes(b"x")
+    monkeypatch.chdir(folder)
+    for _ in range(1200):
+        Path("file").write_bytes(b"x")
+        Path("d" * 100).mkdir()
+        os.chdir("d" * 100)
+    Path("closed").mkdir(0)
+    os.chdir(tmp_path)
+    try:
+        assert tree_size(folder) > 1 << 60
+        remove_tree(folder)
+        assert not folder.exists()
+    finally:
+        # pytest could not remove it either.
+        subprocess.run(["rm", "-rf", str(folder)], check=True)

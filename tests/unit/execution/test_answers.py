@@ -78,9 +78,28 @@ def test_answer_that_is_no_json_value_is_refused(raw: bytes) -> None:
         parse_answer(raw)
 
 
-def _doubling(depth: int) -> dict[str, Any]:
+def _doubling(depth: int, last: dict[str, Any] | None = None) -> dict[str, Any]:
     defs: dict[str, Any] = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(depth)}
-    return {"$defs": defs | {f"a{depth}": {"type": "string"}}, "$ref": "#/$defs/a0"}
+    return {"$defs": defs | {f"a{depth}": last or {"type": "string"}}, "$ref": "#/$defs/a0"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"pattern": rf"(\w|\d|[a-z]){{0,100}}{number}"} for number in range(300)]},
+        {"pattern": "(" * 2000 + ")" * 2000},
+    ],
+)
+def test_patterns_that_take_long_to_make_are_refused_soon(schema: Any) -> None:
+    began = time.process_time()
+    with pytest.raises(AgentFailedError, match="too much work"):
+        check_question(question(schema), "asker")
+    assert time.process_time() - began < 1.0
+
+
+def test_reference_to_what_is_no_schema_is_told() -> None:
+    with pytest.raises(InvalidInputError, match="can't be applied"):
+        check_answer(b'{"title":"abc","$ref":"#/title"}', 1)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +110,9 @@ def _doubling(depth: int) -> dict[str, Any]:
         ({"$ref": "#"}, "x"),
         ({"items": {"type": "string"}}, [1] * 100_000),
         ({"items": {"type": "integer"}}, [1] * 100_000),
+        (_doubling(9, {"uniqueItems": True}), list(range(10_000))),
+        (_doubling(9, {"pattern": r"(\w|\d){0,50}x"}), "a" * 9_000),
+        ({"pattern": r"(\w|\d|[a-z]){0,80}x"}, "a" * 200_000),
     ],
 )
 def test_neither_schema_nor_answer_can_hold_up_the_loop(schema: Any, value: Any) -> None:
