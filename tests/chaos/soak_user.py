@@ -80,7 +80,15 @@ class SoakUser:
                 await self._look_back()
             finally:
                 reading.cancel()
-                await asyncio.gather(reading, *self._answering, return_exceptions=True)
+                ended = await asyncio.gather(reading, *self._answering, return_exceptions=True)
+                self.problems += [
+                    f"{self.name}: {type(error).__name__} while reading: {error}"
+                    for error in ended
+                    if isinstance(error, Exception)
+                ]
+                self._counts["reconnects"] += self._client.reconnects
+                self._counts["duplicates dropped by clients"] += self._client.reader.duplicates
+                self._counts["holes seen by clients"] += self._client.reader.holes
 
     async def _act(self, action: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -151,7 +159,10 @@ class SoakUser:
             async with asyncio.timeout(_RUN_WITHIN_S), self._changed:
                 await self._changed.wait_for(lambda: runs <= self._ended.keys())
         except TimeoutError:
-            self.problems.append(f"{self.name}: no end of {sorted(runs - self._ended.keys())} in {_RUN_WITHIN_S:g} s")
+            self.problems.append(
+                f"{self.name}: no end of {sorted(runs - self._ended.keys())} in {_RUN_WITHIN_S:g} s, "
+                f"at {self._client.position} after {self._client.reconnects} reconnects"
+            )
 
     # What it sees.
 
