@@ -10,8 +10,10 @@ import asyncio
 import json
 import logging
 import os
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import httpx2
@@ -22,7 +24,8 @@ from mcp.client.streamable_http import streamable_http_client
 from carrel.errors import ToolFailedError, ToolUnavailableError
 from servicekit.logs import get_logger
 from servicekit.tasks import TaskOwner
-from services.agent_instance.client_mcp_stdio import ServerCommand, stdio_server
+from services.agent_instance.client_mcp_process import ServerCommand
+from services.agent_instance.client_mcp_stdio import stdio_server
 from services.agent_instance.config_mcp import McpServerSettings
 from services.agent_instance.domain.mcp import Answer, Blob, Listed
 
@@ -298,4 +301,6 @@ def _reason(error: BaseException) -> str:
         return f"it answered: {error.message[:200]}"
     if isinstance(error, httpx2.HTTPError | OSError):
         return f"it cannot be reached ({type(error).__name__})"
-    return type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"

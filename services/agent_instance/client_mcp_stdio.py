@@ -1,4 +1,4 @@
-"""The process of an MCP server that speaks on its standard streams: started, spoken with, and ended.
+"""Messages to and from an MCP server that speaks on its standard streams.
 
 The ``mcp`` package's own transport reads lines without a bound, inherits a part of the environment and outlives a
 service that is killed; this one does none of it. Messages are not understood here beyond their framing.
@@ -7,14 +7,9 @@ service that is killed; this one does none of it. Messages are not understood he
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import signal
-import sys
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -23,35 +18,21 @@ from mcp.shared.message import SessionMessage
 from mcp_types import INTERNAL_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
 
 from servicekit.logs import get_logger
+from services.agent_instance.client_mcp_process import ServerCommand, ServerProcess
 
-__all__ = ["ServerCommand", "stdio_server"]
+__all__ = ["stdio_server"]
 
 _log: Final = get_logger("agent_instance.mcp")
 
-_EXEC: Final = str(Path(__file__).with_name("client_mcp_exec.py"))
 _CHUNK_BYTES: Final = 64 * 1024
 _TAIL_BYTES: Final = 2048
 _MAX_LOGGED_LINES: Final = 100
 _MAX_GARBAGE: Final = 100
-_REAP_S: Final = 5.0
 # How our own requests come back, for one whose answer is too large to be read.
 _ANSWER_TO: Final = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,18})\s*[,}]')
 
 _Incoming = MemoryObjectSendStream[SessionMessage | Exception]
 _Outgoing = MemoryObjectReceiveStream[SessionMessage]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerCommand:
-    """What to start. ``environment`` is all that it sees; ``stop_s`` passes between asking it to end and making it."""
-
-    name: str
-    command: str
-    args: Sequence[str] = ()
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    cwd: str = "/"
-    max_message_bytes: int = 4 * 1024 * 1024
-    stop_s: float = 0.5
 
 
 @asynccontextmanager
@@ -65,11 +46,7 @@ async def stdio_server(
     Args:
         ended: Gets the reason when the process ends by itself, or cannot be spoken with.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", _EXEC, str(os.getpid()), command.command, *command.args,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env=dict(command.environment), cwd=command.cwd, start_new_session=True,
-    )  # fmt: skip
+    process = await ServerProcess.start(command)
     try:
         to_session, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         outgoing, from_session = anyio.create_memory_object_stream[SessionMessage](0)
@@ -84,63 +61,17 @@ async def stdio_server(
                 group.cancel_scope.cancel()
                 for stream in (to_session, incoming, outgoing, from_session):
                     stream.close()
-        await _stop(process, command.stop_s)
     finally:
-        await _kill(process)
-
-
-async def _stop(process: asyncio.subprocess.Process, stop_s: float) -> None:
-    """Close its input, then ask by signal; who has not ended then is killed."""
-    assert process.stdin is not None
-    process.stdin.close()
-    if not await _exited(process, stop_s):
-        _signal(process, signal.SIGTERM)
-        await _exited(process, stop_s)
-
-
-async def _exited(process: asyncio.subprocess.Process, within_s: float) -> bool:
-    # Not Process.wait: that waits for the pipes too, which a grandchild may hold open.
-    deadline = asyncio.get_running_loop().time() + within_s
-    while process.returncode is None and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
-    return process.returncode is not None
-
-
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of it, descendants included, and see it reaped."""
-    _signal(process, signal.SIGKILL)
-    reaping = asyncio.ensure_future(_exited(process, _REAP_S))
-    cancelled: asyncio.CancelledError | None = None
-    while not reaping.done():
-        try:
-            await asyncio.wait({reaping})
-        except asyncio.CancelledError as error:
-            # It passes on a moment later: who cancels now may close the loop, and nobody would reap the process.
-            cancelled = error
-    # Otherwise its pipes stay open for as long as a descendant that left the group has them.
-    transport = getattr(process, "_transport", None)
-    if transport is not None:
-        transport.close()
-    if cancelled is not None:
-        raise cancelled
-
-
-def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        await process.aclose(command.stop_s)
 
 
 class _Peer:
     """Both directions of one process, and what it says beside them."""
 
-    def __init__(self, command: ServerCommand, process: asyncio.subprocess.Process, ended: asyncio.Future[str]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
+    def __init__(self, command: ServerCommand, process: ServerProcess, ended: asyncio.Future[str]) -> None:
         self._command = command
         self._process = process
         self._ended = ended
-        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
         self._tail = b""
         self._garbage = 0
 
@@ -150,7 +81,7 @@ class _Peer:
         with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError, ConnectionError):
             reason = await self._read(to_session)
         if not reason:
-            await _exited(self._process, 0.2)
+            await self._process.exited(0.2)
             # One moment more for what it wrote to its standard error.
             await asyncio.sleep(0.02)
             reason = self._how_it_ended()
@@ -159,17 +90,17 @@ class _Peer:
         to_session.close()
 
     async def write(self, from_session: _Outgoing) -> None:
-        """Messages to it."""
+        """Messages to it. Whether it takes them is told by ``read``, which sees it end."""
         with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError, ConnectionError):
             async for item in from_session:
-                self._stdin.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
-                await self._stdin.drain()
+                data = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode()
+                await self._process.write(data + b"\n")
 
     async def listen(self) -> None:
         """Its standard error, which is no protocol: kept for when it dies, in part logged for who looks."""
         lines = 0
         with suppress(ConnectionError):
-            while chunk := await self._stderr.read(_CHUNK_BYTES):
+            while chunk := await self._process.stderr.read(_CHUNK_BYTES):
                 self._tail = (self._tail + chunk)[-_TAIL_BYTES:]
                 for line in chunk.splitlines()[: max(0, _MAX_LOGGED_LINES - lines)]:
                     lines += 1
@@ -178,7 +109,7 @@ class _Peer:
 
     async def _read(self, to_session: _Incoming) -> str:
         buffer, skipping, limit = bytearray(), False, self._command.max_message_bytes
-        while chunk := await self._stdout.read(_CHUNK_BYTES):
+        while chunk := await self._process.stdout.read(_CHUNK_BYTES):
             start = 0
             while (at := chunk.find(b"\n", start)) >= 0:
                 buffer += chunk[start:at]

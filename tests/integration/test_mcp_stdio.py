@@ -192,6 +192,17 @@ async def test_what_is_no_server_is_unavailable_and_leaves_no_process(
         await eventually(lambda: not psutil.Process().children(recursive=True))
 
 
+async def test_what_a_server_left_in_its_group_ends_with_it(tmp_path: Path, eventually: Eventually) -> None:
+    # It holds the server's streams open, too.
+    script = f"sleep 300 & echo $! > {tmp_path}/pid; exec {sys.executable} -m tests.support.mcp_server"
+    async with opened({"notes": {**stdio(), "command": "sh", "args": ["-c", script]}}) as servers:
+        call = Caller(servers, "notes")
+        with pytest.raises(ToolUnavailableError, match="killed by signal 9"):
+            await call("notes__die")
+        left = int((tmp_path / "pid").read_text(encoding="ascii"))
+        await eventually(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE)
+
+
 async def test_sessions_that_come_and_go_leave_no_process_and_no_descriptor(eventually: Eventually) -> None:
     async with opened({"notes": stdio()}) as servers:
 
