@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from carrel.client import Accepted, Event, SocketClient
+from carrel.client import Accepted, Backoff, Event, SocketClient
 from carrel.client.http import GatewayHttp
 from carrel.errors import CarrelError, Status, UnavailableError
 from tests.chaos.canaries import Canaries
@@ -41,7 +41,10 @@ class SoakUser:
         self._random = random.Random(f"{seed} {number}")
         self._canaries = canaries
         self._counts = counts
-        self._client: SocketClient = stack.client(self.name)
+        # A gateway that is killed again and again is away for longer than a client tries by default.
+        self._client: SocketClient = stack.client(
+            self.name, backoff=Backoff(attempts=10_000, first_s=0.05, longest_s=0.5)
+        )
         self._http: GatewayHttp = stack.http(self.name)
         self._runs = 0
         self._ended: dict[str, str] = {}
