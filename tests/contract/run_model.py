@@ -29,7 +29,7 @@ class Limits:
     total_active: int = 3
     total_unended: int = 6
     per_minute: int = 60
-    burst: int = 4
+    burst: int = 9
 
 
 @dataclass
