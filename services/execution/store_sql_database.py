@@ -29,6 +29,7 @@ Operation = Callable[[sa.Connection], _T]
 
 _MAX_GROUP: Final = 128
 _MAX_QUEUED: Final = 10_000
+_SAVE, _UNDO, _KEEP = "SAVEPOINT one", "ROLLBACK TO SAVEPOINT one", "RELEASE SAVEPOINT one"
 
 
 def unavailable(error: BaseException) -> StoreUnavailableError:
@@ -180,20 +181,23 @@ class SqliteDatabase:
 
     @staticmethod
     def _apply(connection: sa.Connection, operation: Operation[Any]) -> Any:
-        savepoint = connection.begin_nested()
+        # As plain text: SQLAlchemy's own savepoints are compiled anew each time, a fifth of the writer's work.
+        connection.exec_driver_sql(_SAVE)
         try:
             result = operation(connection)
-            savepoint.commit()
+            connection.exec_driver_sql(_KEEP)
         except exc.OperationalError:
             # The whole transaction is lost. A full disk has undone it already, so the savepoint can't be asked.
             raise
         except CarrelError as error:
-            savepoint.rollback()
-            return _Failed(error)
+            failed = _Failed(error)
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked; the others of the group go on
-            savepoint.rollback()
-            return _Failed(_internal(error))
-        return result
+            failed = _Failed(_internal(error))
+        else:
+            return result
+        connection.exec_driver_sql(_UNDO)
+        connection.exec_driver_sql(_KEEP)
+        return failed
 
     def _drop_writer(self) -> None:
         # After an error nobody knows what state the connection is in.
