@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,18 @@ import pytest
 from carrel.errors import ToolFailedError, ToolUnavailableError
 from tests.conftest import Eventually
 from tests.integration.mcp_support import ROOT, Caller, cancelled_in, children, logged, opened, stdio
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture(autouse=True)
+def nobodys_heir() -> None:
+    """Tests of workers make this process the heir of orphans, as agent_instance is; here they would stay zombies."""
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, ChildProcessError):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(child.pid, os.WNOHANG)
 
 
 async def test_tools_are_listed_with_the_servers_own_schemas() -> None:
