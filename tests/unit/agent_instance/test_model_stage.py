@@ -203,7 +203,7 @@ async def test_the_grant_bounds_the_stage_and_a_fresh_one_goes_on() -> None:
 
 async def test_an_agents_own_timeout_aborts_the_request(eventually: Eventually) -> None:
     async with talking(Hang()) as t:
-        stage = await t.run("careful", params={"timeout": 0.1})
+        stage = await t.run("careful", params={"timeout": 1.0})
         assert stage.result == {"code": "own timeout"}
         await eventually(lambda: t.server.aborted == 1, within=1)
 
