@@ -25,6 +25,8 @@ _log: Final = get_logger("agent_instance.mcp")
 
 _EXEC: Final = str(Path(__file__).with_name("client_mcp_exec.py"))
 _REAP_S: Final = 5.0
+_ORPHAN_LOOK_S: Final = 0.005
+_ORPHAN_LOOKS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,17 @@ class ServerProcess:
         self._signal(signal.SIGKILL)
         if self._popen.poll() is not None:
             self._forget()
-            self._exited.set()
+            self._reap_orphans(_ORPHAN_LOOKS)
+
+    def _reap_orphans(self, looks: int) -> None:
+        # Its children are this process's now, if this is the heir of orphans; they have been killed, and some still die.
+        with suppress(ChildProcessError):
+            while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                pass
+            if looks:
+                asyncio.get_running_loop().call_later(_ORPHAN_LOOK_S, self._reap_orphans, looks - 1)
+                return
+        self._exited.set()
 
     def _forget(self) -> None:
         if self._pidfd >= 0:

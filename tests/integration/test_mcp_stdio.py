@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from carrel.errors import ToolFailedError, ToolUnavailableError
+from services.agent_instance.workers import kernel
 from tests.conftest import Eventually
 from tests.integration.mcp_support import ROOT, Caller, cancelled_in, children, logged, opened, stdio
 
@@ -23,8 +25,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 @pytest.fixture(autouse=True)
-def nobodys_heir() -> None:
+def nobodys_heir() -> Iterator[None]:
     """Tests of workers make this process the heir of orphans, as agent_instance is; here they would stay zombies."""
+    _disinherit()
+    yield
+    _disinherit()
+
+
+def _disinherit() -> None:
     assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess, ChildProcessError):
@@ -206,7 +214,10 @@ async def test_what_is_no_server_is_unavailable_and_leaves_no_process(
         await eventually(lambda: not psutil.Process().children(recursive=True))
 
 
-async def test_what_a_server_left_in_its_group_ends_with_it(tmp_path: Path, eventually: Eventually) -> None:
+@pytest.mark.parametrize("heir", [False, True], ids=["", "heir of orphans"])
+async def test_what_a_server_left_in_its_group_ends_with_it(tmp_path: Path, eventually: Eventually, heir: bool) -> None:
+    if heir:  # as agent_instance is; ``nobodys_heir`` sets it back
+        kernel.become_subreaper()
     # It holds the server's streams open, too.
     script = f"sleep 300 & echo $! > {tmp_path}/pid; exec {sys.executable} -m tests.support.mcp_server"
     async with opened({"notes": {**stdio(), "command": "sh", "args": ["-c", script]}}) as servers:
@@ -214,7 +225,12 @@ async def test_what_a_server_left_in_its_group_ends_with_it(tmp_path: Path, even
         with pytest.raises(ToolUnavailableError, match="killed by signal 9"):
             await call("notes__die")
         left = int((tmp_path / "pid").read_text(encoding="ascii"))
-        await eventually(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE)
+        if heir:
+            await eventually(lambda: not psutil.pid_exists(left))
+        else:
+            await eventually(
+                lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+            )
 
 
 async def test_sessions_that_come_and_go_leave_no_process_and_no_descriptor(eventually: Eventually) -> None:
