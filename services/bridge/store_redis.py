@@ -70,23 +70,22 @@ class RedisOptions:
         password: In the place of the URL's; empty for that one.
         prefix: What the names of keys and channels begin with.
         timeout_s: The longest wait for an answer.
-        wait: Replicas that must have a terminal event before it is acknowledged.
+        min_replicas: Replicas that must have a terminal event before it is acknowledged.
+        min_replicas_timeout_s: How long they may take.
         max_queued_bytes: Beyond this, appends are refused instead of sent.
         ca_file: Who signs the servers' certificates; None for the system's authorities.
         production: Whether servers that may evict entries are refused.
     """
 
     url: RedisUrl
-    password: str = ""
+    password: str = field(default="", repr=False)
     prefix: str = "carrel"
     timeout_s: float = 3.0
-    wait: WaitOptions = field(default_factory=WaitOptions)
+    min_replicas: int = 0
+    min_replicas_timeout_s: float = 1.0
     max_queued_bytes: int = 64 << 20
     ca_file: Path | None = None
     production: bool = False
-
-    def __repr__(self) -> str:
-        return f"RedisOptions({self.url})"
 
 
 class RedisEventLog:
@@ -149,7 +148,8 @@ class RedisEventLog:
             tls=_tls(options.ca_file) if url.tls else None,
             timeout_s=options.timeout_s,
         )
-        nodes = Nodes(url, connect, options.wait, production=options.production)
+        wait = WaitOptions(options.min_replicas, options.min_replicas_timeout_s)
+        nodes = Nodes(url, connect, wait, production=options.production)
         log = cls(options, nodes, retention or Retention(), clock)
         try:
             await nodes.ready()
