@@ -39,7 +39,7 @@ class LogSettings(Section):
         pattern=r"^[A-Za-z0-9._:-]{1,64}$",
         description="what the names of Redis's keys and channels begin with",
     )
-    timeout_s: float = Field(3.0, gt=0, le=60, description="longest wait for an answer of Redis")
+    timeout_s: float = Field(3.0, gt=0, le=60, description="longest silence of Redis while an answer is awaited")
     min_replicas: int = Field(
         0, ge=0, le=16, description="Redis replicas that must have a run's terminal event before it is acknowledged"
     )

@@ -69,7 +69,7 @@ class RedisOptions:
         url: Where it is.
         password: In the place of the URL's; empty for that one.
         prefix: What the names of keys and channels begin with.
-        timeout_s: The longest wait for an answer.
+        timeout_s: The longest silence of Redis while an answer is awaited.
         min_replicas: Replicas that must have a terminal event before it is acknowledged.
         min_replicas_timeout_s: How long they may take.
         max_queued_bytes: Beyond this, appends are refused instead of sent.

@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import hiredis
 
@@ -25,7 +25,7 @@ Argument: TypeAlias = "str | bytes | int"
 # Told an answer, or what went wrong: an exception as a value.
 Taker: TypeAlias = Callable[[Any], None]
 
-_HIGH_WATER: Final = 8 << 20
+_DOUBT_S: Final = 0.2
 # Its stub takes commands of one word only.
 _pack: Final[Callable[[Any], bytes]] = hiredis.pack_command
 
@@ -44,7 +44,8 @@ class ConnectOptions:
         password: Empty for none.
         db: Number of the database.
         tls: Encryption; None for none.
-        timeout_s: An answer that takes longer, or a connection that takes as long to make, is a lost connection.
+        timeout_s: When nothing is heard for so long while an answer is awaited, the connection is lost; so long may it
+            take to be made.
     """
 
     username: str = ""
@@ -59,7 +60,7 @@ class RedisConnection(asyncio.Protocol):
 
     Args:
         address: Where it leads, for messages.
-        timeout_s: The longest wait for an answer.
+        timeout_s: The longest silence while an answer is awaited.
         pushed: Told what comes unasked (Pub/Sub); then no answers are awaited.
     """
 
@@ -73,6 +74,7 @@ class RedisConnection(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._doubted = False
         self._error: Exception | None = None
         self.heard_at = self._loop.time()
 
@@ -140,8 +142,8 @@ class RedisConnection(asyncio.Protocol):
         """
         if self._transport is None or self._error is not None:
             raise refused(self._error or unavailable("not connected"))
-        until = self._loop.time() + self._timeout_s
-        self._waiting.extend((taker, until) for taker in takers)
+        now = self._loop.time()
+        self._waiting.extend((taker, now) for taker in takers)
         self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
         if self._timer is None and takers:
             self._timer = self._loop.call_later(self._timeout_s, self._check)
@@ -161,9 +163,8 @@ class RedisConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        # uvloop's are asyncio's by their methods only.
+        self._transport = cast("asyncio.WriteTransport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Answers, in order."""
@@ -197,8 +198,13 @@ class RedisConnection(asyncio.Protocol):
         self._timer = None
         if not self._waiting:
             return
-        left = self._waiting[0][1] - self._loop.time()
-        if left <= 0:
-            self.abort(unavailable(f"{self.address[0]}:{self.address[1]} does not answer"))
+        silent = self._loop.time() - max(self.heard_at, self._waiting[0][1])
+        if silent < self._timeout_s:
+            self._doubted = False
+            self._timer = self._loop.call_later(self._timeout_s - silent, self._check)
+        elif not self._doubted:
+            # If this process itself stood still, the answer may be here and unread.
+            self._doubted = True
+            self._timer = self._loop.call_later(_DOUBT_S, self._check)
         else:
-            self._timer = self._loop.call_later(left, self._check)
+            self.abort(unavailable(f"{self.address[0]}:{self.address[1]} does not answer"))
