@@ -234,6 +234,7 @@ class Nodes:
     async def _cluster(self, seed: Address) -> NodeSet:
         asked = await RedisConnection.open(seed, self.options)
         try:
+            await self._judge(asked, seed, any_role=True)
             addresses, slots = _slots(await asked.ask("CLUSTER", "SLOTS"), seed)
         finally:
             asked.abort()
@@ -264,7 +265,7 @@ class Nodes:
             raise
         return Node(address, opened[0], opened[1], wait)
 
-    async def _judge(self, connection: RedisConnection, address: Address) -> None:
+    async def _judge(self, connection: RedisConnection, address: Address, *, any_role: bool = False) -> None:
         """Whether a server can hold the log.
 
         Raises:
@@ -275,7 +276,7 @@ class Nodes:
         where = f"{address[0]}:{address[1]}"
         if told.get("loading") == "1":
             raise unavailable(f"{where} is loading its data", "nothing: it is tried again")
-        if told.get("role") != "master":
+        if not any_role and told.get("role") != "master":
             raise unavailable(f"{where} is a replica", "name the master, or the Sentinels (redis+sentinel://…)")
         cluster = told.get("cluster_enabled") == "1"
         if cluster != (self.url.kind == "cluster"):
