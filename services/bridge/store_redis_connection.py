@@ -111,11 +111,6 @@ class RedisConnection(asyncio.Protocol):
         """Whether commands can be sent."""
         return self._transport is not None and self._error is None
 
-    @property
-    def unanswered(self) -> int:
-        """Commands whose answers have not come."""
-        return len(self._waiting)
-
     async def ask(self, *command: Argument) -> Any:
         """One command's answer.
 

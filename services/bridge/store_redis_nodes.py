@@ -18,7 +18,7 @@ from servicekit.logs import get_logger
 from services.bridge.config_redis import RedisUrl
 from services.bridge.store_redis_connection import Address, ConnectOptions, RedisConnection, ReplyError
 from services.bridge.store_redis_errors import unavailable
-from services.bridge.store_redis_scripts import ScriptLane, load_scripts
+from services.bridge.store_redis_scripts import ScriptLane, script_texts
 from services.bridge.store_redis_wait import ReplicaWait, WaitOptions
 
 __all__ = ["Node", "NodeSet", "Nodes", "slot_of"]
@@ -256,8 +256,8 @@ class Nodes:
             for _ in range(2):
                 opened.append(await RedisConnection.open(address, self.options))  # noqa: PERF401 -- as above
             await self._judge(opened[1], address)
-            loads = load_scripts()
-            opened[0].send(loads, [lambda _answer: None] * len(loads))
+            for text in script_texts():
+                await opened[0].ask("SCRIPT", "LOAD", text)
             wait = await ReplicaWait.open(address, self.options, self._wait) if self._wait.replicas else None
         except BaseException:
             for connection in opened:
