@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from carrel.errors import QueueFullError, StartupError, StoreUnavailableError
 from services.bridge.config_redis import RedisUrl
@@ -494,3 +495,44 @@ async def test_cluster_spreads_users_and_tells_hints_by_shard(
     assert {node.call("DBSIZE") > 0 for node in cluster.nodes} == {True}
     await one.probe()
     assert all(standing.top == 2 for standing in await two.changes.standings(users))
+
+
+async def test_moved_slots_and_lost_nodes_of_a_cluster_are_found_again(
+    opener: Opener, tmp_path: Path, eventually: Eventually
+) -> None:
+    with cluster_setup(tmp_path) as setup:
+        log, other = await opener(setup.url), await opener(setup.url)
+        missed: list[str] = []
+        other.changes.follow(lambda change: None, lambda names: missed.extend(names or ()))
+        other.changes.listen("alice")
+        await eventually(lambda: missed == ["alice"])
+        slot = log.keys.of("alice").slot
+        owner = next(n for n, node in enumerate(setup.nodes) if _owns(node, log.keys.of("alice").stream))
+        target = setup.nodes[(owner + 1) % 3]
+        new = target.call("CLUSTER", "MYID").decode()
+        for node in (target, setup.nodes[owner], setup.nodes[(owner + 2) % 3]):
+            node.call("CLUSTER", "SETSLOT", slot, "NODE", new)
+        with pytest.raises(StoreUnavailableError, match="has moved"):
+            await put(log, make(1, 2))
+        await log.probe()
+        (result,) = await put(log, make(1, 2))
+        assert (result.through, await ids(other)) == (2, ["p-1", "p-2"])
+        await eventually(lambda: len(missed) > 1, within=10)  # hints come from the new node
+
+        target.kill()
+        with pytest.raises(StoreUnavailableError):
+            await put(log, make(3, 3))
+        assert not await _works(log)
+        target.start()
+        await eventually(lambda: _works(log), within=10)
+        (result,) = await put(log, make(3, 3))
+        assert result.refusal == Refusal(RefusalReason.GAP, 0)  # the node had no data to come back with
+
+
+def _owns(node: RedisServer, key: str) -> bool:
+    # Only the owner of a key answers; the others send on.
+    try:
+        node.call("TTL", key)
+    except redis.ResponseError:
+        return False
+    return True
