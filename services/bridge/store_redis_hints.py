@@ -49,6 +49,8 @@ class RedisHints:
         self._told: Callable[[Change], None] = lambda change: None
         self._missed: Callable[[Sequence[str] | None], None] = lambda users: None
         self._broken = asyncio.Event()
+        # When one connection is lost, the others may be as well, and somebody has to see to it before the next append.
+        nodes.on_lost = lambda: self._broken.set()
         self._tasks = TaskOwner()
         sharded = nodes.sharded
         self._subscribe, self._unsubscribe = ("SSUBSCRIBE", "SUNSUBSCRIBE") if sharded else ("SUBSCRIBE", "UNSUBSCRIBE")
@@ -105,9 +107,11 @@ class RedisHints:
 
     async def _stay_subscribed(self) -> None:
         while True:
+            began = asyncio.get_running_loop().time()
             with contextlib.suppress(CarrelError):
                 await self._stay(await self._nodes.ready())
-            await asyncio.sleep(_AGAIN_S)
+            lasted = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(0.0 if lasted > _AGAIN_S else _AGAIN_S)
 
     async def _stay(self, current: NodeSet) -> None:
         """Subscribed at these servers, until one of the connections is lost or the servers are others."""

@@ -9,7 +9,7 @@ local stream, meta, run_key, producer_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, fresh, thread, run_id, producer_id = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local fence, first, flags = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[9]
 local max_entries, max_age = tonumber(ARGV[10]), tonumber(ARGV[11])
-local producer_ttl, idle_ttl, run_ttl = tonumber(ARGV[12]), ARGV[13], ARGV[14]
+local producer_ttl, idle_ttl, run_ttl = tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14]
 local EVENTS = 21
 local declared = string.find(flags, 'g', 1, true)
 local count = (#ARGV - EVENTS + 1) / 2
@@ -107,7 +107,7 @@ elseif now > m.due then
   local _
   _, m.due = expire(stream, now, max_age, 8)
 end
-redis.call('PEXPIRE', stream, int(max_age))
+if length == stored or lapsing(m, now) then redis.call('PEXPIRE', stream, int(max_age + SLACK)) end
 
 if not run then
   run = {fence = ARGV[6], first = first_offset, sealed = 0, thread = thread}
@@ -116,7 +116,7 @@ elseif fence > tonumber(run.fence) then
   run.fence = ARGV[6]
 end
 run.last = m.top
-redis.call('SET', producer_key, m.born .. ' ' .. ARGV[8] .. ' ' .. run_id, 'PX', idle_ttl)
+redis.call('SET', producer_key, m.born .. ' ' .. ARGV[8] .. ' ' .. run_id, 'PX', ARGV[13])
 if string.find(flags, 't', 1, true) then
   run.sealed = now
   m.open = math.max(0, m.open - 1)
@@ -131,7 +131,7 @@ if string.find(flags, 't', 1, true) then
   save_run(run_ttl)
 else
   if not producer then redis.call('HSET', run_key, 'p:' .. producer_id, '') end
-  save_run(idle_ttl)
+  save_run(ARGV[13])
 end
 save_meta(meta, m, now, idle_ttl)
 tell()

@@ -1,12 +1,15 @@
 -- What the scripts of the Redis log share; put before each of them. Keys of one user lie in one slot: {tag}.
 --   s          stream: one entry per event, id <offset>-<time in ms>, fields i (event_id) and b (blob)
 --   m          hash: born, epoch, top, last (event_id at top), due (when the oldest entry expires), open (unended runs),
---              touched
+--              touched, kept (when s and m were last given their time to live)
 --   r:<run>    hash: i = "<born> <fence> <first offset> <last offset> <sealed at ms or 0> <thread>", and a field
 --              p:<producer> for each producer until the run is sealed
 --   p:<id>     string: "<born> <last number> <run>"
 -- `born` is drawn when m is made: a run or producer of an earlier m is as good as unknown, so that nothing goes on
 -- silently when a part of a user's keys is lost.
+
+-- How far a time to live may be behind, in ms: giving it anew at each append would cost a tenth of the append.
+local SLACK = 60000
 
 local function clock(given)
   if given ~= '' then return tonumber(given) end
@@ -30,18 +33,26 @@ local function newest(stream)
 end
 
 local function load_meta(stream, meta, fresh)
-  local m = redis.call('HMGET', meta, 'born', 'epoch', 'top', 'last', 'due', 'open')
+  local m = redis.call('HMGET', meta, 'born', 'epoch', 'top', 'last', 'due', 'open', 'kept')
   if m[1] then
-    return {born = m[1], epoch = m[2], top = tonumber(m[3]), last = m[4], due = tonumber(m[5]), open = tonumber(m[6])}
+    return {born = m[1], epoch = m[2], top = tonumber(m[3]), last = m[4], due = tonumber(m[5]), open = tonumber(m[6]),
+      kept = tonumber(m[7])}
   end
   local top, last = newest(stream)
-  return {born = fresh, epoch = fresh, top = top, last = last, due = 0, open = 0, created = true}
+  return {born = fresh, epoch = fresh, top = top, last = last, due = 0, open = 0, kept = 0, created = true}
+end
+
+-- Whether the times to live of s and m are to be given anew.
+local function lapsing(m, now)
+  return m.created or now - m.kept >= SLACK
 end
 
 local function save_meta(meta, m, now, ttl)
+  local anew = lapsing(m, now)
+  if anew then m.kept = now end
   redis.call('HSET', meta, 'born', m.born, 'epoch', m.epoch, 'top', int(m.top), 'last', m.last, 'due', int(m.due),
-    'open', int(m.open), 'touched', int(now))
-  redis.call('PEXPIRE', meta, ttl)
+    'open', int(m.open), 'touched', int(now), 'kept', int(m.kept))
+  if anew then redis.call('PEXPIRE', meta, int(ttl + SLACK)) end
 end
 
 -- No entry is ever removed but from the old end, so the length says where that is.

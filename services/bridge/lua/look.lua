@@ -3,7 +3,7 @@
 -- Gives epoch, top, oldest, newest event_id, event_id at the offset or false.
 local stream, meta = KEYS[1], KEYS[2]
 local m = load_meta(stream, meta, ARGV[2])
-if m.created then save_meta(meta, m, clock(ARGV[1]), ARGV[3]) end
+if m.created then save_meta(meta, m, clock(ARGV[1]), tonumber(ARGV[3])) end
 local there = false
 if ARGV[4] ~= '' then
   local entry = redis.call('XRANGE', stream, ARGV[4], ARGV[4], 'COUNT', 1)[1]
