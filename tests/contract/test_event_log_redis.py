@@ -34,8 +34,11 @@ from tests.support.redis_servers import (
     RedisServer,
     binaries,
     cluster_setup,
+    free_port,
+    self_signed,
     sentinel_setup,
     single_server,
+    tls_binary,
 )
 
 Opener = Callable[..., Awaitable[RedisEventLog]]
@@ -447,6 +450,25 @@ async def test_password_is_asked_for_used_and_never_shown(opener: Opener, tmp_pa
             await put(log, make(1, 1))
             await log.close()
             assert "s3cret" not in repr(options) + str(options.url) + repr(vars(log))
+
+
+async def test_tls_checks_who_the_server_is(opener: Opener, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    port = free_port()
+    options = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    options += ["--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no"]
+    with single_server(tmp_path, binary=tls_binary(), options=options) as server:
+        log = await opener(f"rediss://127.0.0.1:{port}", ca_file=certificate)
+        await put(log, make(1, 2))
+        await log.probe()
+        assert await ids(log) == ["p-1", "p-2"]
+        with pytest.raises(StoreUnavailableError, match="certificate that is not accepted") as caught:
+            await opener(f"rediss://127.0.0.1:{port}")
+        assert "CARREL_BRIDGE_LOG__CA_FILE" in caught.value.advice
+        with pytest.raises(StoreUnavailableError, match="does not answer"):
+            await opener(f"rediss://{server.address}", ca_file=certificate, timeout_s=0.3)
+        with pytest.raises(StartupError, match="holds no certificates"):
+            await opener(f"rediss://127.0.0.1:{port}", ca_file=key)
 
 
 async def test_urls_that_do_not_fit_the_server_say_what_to_write(
