@@ -26,7 +26,7 @@ if not m.created and ARGV[18] == m.epoch then
   local known = tonumber(ARGV[19])
   if known > m.top or (known == m.top and ARGV[20] ~= m.last) then
     m.epoch = fresh
-    redis.call('HSET', meta, 'epoch', fresh)
+    redis.call('SET', meta, pack_meta(m), 'KEEPTTL')
     tell()
   end
 end
@@ -49,7 +49,8 @@ local function refuse(code)
 end
 
 local function save_run(ttl)
-  redis.call('HSET', run_key, 'i', table.concat({m.born, run.fence, int(run.first), int(run.last), int(run.sealed), run.thread}, ' '))
+  local info = string.format('%s %s %d %d %d %s', m.born, run.fence, run.first, run.last, run.sealed, run.thread)
+  redis.call('HSET', run_key, 'i', info)
   if ttl then redis.call('PEXPIRE', run_key, ttl) end
 end
 
@@ -98,16 +99,15 @@ end
 local stored = (#ARGV - from + 1) / 2
 m.top, m.last = m.top + stored, ARGV[#ARGV - 1]
 
-local length = redis.call('XLEN', stream)
--- Not at each append: to take a few at a time costs less.
-if length > max_entries + 64 then redis.call('XTRIM', stream, 'MAXLEN', int(max_entries)) end
-if length == stored then
-  m.due = now + max_age
-elseif now > m.due then
+-- Not at each append, and a few at a time: that costs less.
+if math.floor(m.top / 32) ~= math.floor((first_offset - 1) / 32) and redis.call('XLEN', stream) > max_entries + 32 then
+  redis.call('XTRIM', stream, 'MAXLEN', int(max_entries))
+end
+if now > m.due then
   local _
   _, m.due = expire(stream, now, max_age, 8)
 end
-if length == stored or lapsing(m, now) then redis.call('PEXPIRE', stream, int(max_age + SLACK)) end
+if lapsing(m, now) then redis.call('PEXPIRE', stream, int(max_age + SLACK)) end
 
 if not run then
   run = {fence = ARGV[6], first = first_offset, sealed = 0, thread = thread}
