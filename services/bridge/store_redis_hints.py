@@ -149,10 +149,10 @@ class RedisHints:
             return
         kind = item[0] if isinstance(item, list) else item  # PONG, before anything is subscribed to
         if kind in _MESSAGES:
-            origin, epoch, top, event_id = item[2].split(b" ", 3)
+            origin, epoch, top, mark = item[2].split(b" ", 3)
             if origin != self._origin:
                 user = self._keys.user_of_channel(item[1])
-                self._told(Change(user, epoch.decode(), int(top), event_id.decode()))
+                self._told(Change(user, epoch.decode(), int(top), mark.decode()))
         elif kind in _SUBSCRIBED:
             self._missed((self._keys.user_of_channel(item[1]),))
         elif kind in _ENDED and self._keys.user_of_channel(item[1]) in self._users:
@@ -192,5 +192,6 @@ def _standing(packed: bytes | None) -> Standing:
     """Of a user's ``m``; see ``lua/common.lua``."""
     if packed is None:
         return Standing("", 0, "", active=False)
-    _, epoch, top, _, unended, _, _, last = packed.split(b" ", 7)
-    return Standing(epoch.decode(), int(top), last.decode(), active=unended != b"0")
+    _, epoch, top, _, unended, at, _, last = packed.split(b" ", 7)
+    mark = f"{last.decode()} {at.decode()}" if last else ""
+    return Standing(epoch.decode(), int(top), mark, active=unended != b"0")

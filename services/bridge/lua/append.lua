@@ -2,8 +2,8 @@
 -- ARGV 1 now ms or '' for the server's, 2 fresh epoch, 3 thread, 4 run, 5 producer, 6 fence, 7 first number,
 --   8 last number, 9 flags (t terminal, n notified, g gap declared), 10 max entries, 11 max age ms, 12 producer ttl ms,
 --   13 idle ttl ms, 14 run ttl ms, 15 PUBLISH or SPUBLISH, 16 channel, 17 who appends, 18-20 the newest position that
---   the appender knows (epoch, offset, event_id); then event_id and blob of the gap, if declared, and of each event.
--- Gives code, last number, epoch, first offset, events stored, event_id before them, newest event_id. Codes: 0 taken,
+--   the appender knows (epoch, offset, mark); then event_id and blob of the gap, if declared, and of each event.
+-- Gives code, last number, epoch, first offset, events stored, the mark before them and the newest. Codes: 0 taken,
 --   1 GAP, 2 STALE_FENCE, 3 FENCE, 4 SEALED, 5 MISMATCH.
 local stream, meta, run_key, producer_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, fresh, thread, run_id, producer_id = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -18,13 +18,13 @@ if declared then count = count - 1 end
 local m = load_meta(stream, meta, fresh)
 
 local function tell()
-  redis.call(ARGV[15], ARGV[16], ARGV[17] .. ' ' .. m.epoch .. ' ' .. int(m.top) .. ' ' .. m.last)
+  redis.call(ARGV[15], ARGV[16], ARGV[17] .. ' ' .. m.epoch .. ' ' .. int(m.top) .. ' ' .. mark_of(m.last, m.at))
 end
 
 -- The appender has seen an entry that is not there: the log lost its tail, and its offsets will be used again.
 if not m.created and ARGV[18] == m.epoch then
   local known = tonumber(ARGV[19])
-  if known > m.top or (known == m.top and ARGV[20] ~= m.last) then
+  if known > m.top or (known == m.top and ARGV[20] ~= mark_of(m.last, m.at)) then
     m.epoch = fresh
     redis.call('SET', meta, pack_meta(m), 'KEEPTTL')
     tell()
@@ -87,17 +87,17 @@ local done = add(m.top + 1, from)
 if type(done) == 'table' and done.err then
   if not string.find(done.err, 'equal or smaller', 1, true) then return done end
   -- The stream is ahead of what is known of it: nobody may take its entries for others.
-  m.top, m.last = newest(stream)
+  m.top, m.last, m.at = newest(stream)
   m.epoch = fresh
   done = add(m.top + 1, from)
   if type(done) == 'table' and done.err then return done end
 end
-local before, first_offset = m.last, m.top + 1
+local before, first_offset = mark_of(m.last, m.at), m.top + 1
 for at = from + 2, #ARGV, 2 do
   redis.call('XADD', stream, int(first_offset + (at - from) / 2) .. '-' .. int(now), 'i', ARGV[at], 'b', ARGV[at + 1])
 end
 local stored = (#ARGV - from + 1) / 2
-m.top, m.last = m.top + stored, ARGV[#ARGV - 1]
+m.top, m.last, m.at = m.top + stored, ARGV[#ARGV - 1], now
 
 -- Not at each append, and a few at a time: that costs less.
 if math.floor(m.top / 32) ~= math.floor((first_offset - 1) / 32) and redis.call('XLEN', stream) > max_entries + 32 then
@@ -135,4 +135,4 @@ else
 end
 save_meta(meta, m, now, idle_ttl)
 tell()
-return {0, ARGV[8], m.epoch, first_offset, stored, before, m.last}
+return {0, ARGV[8], m.epoch, first_offset, stored, before, mark_of(m.last, m.at)}

@@ -8,7 +8,7 @@ local m = parse_meta(packed)
 local removed = redis.call('XTRIM', stream, 'MAXLEN', ARGV[2])
 local expired
 expired, m.due = expire(stream, now, tonumber(ARGV[3]), 1000)
-if redis.call('XLEN', stream) == 0 and m.touched < now - tonumber(ARGV[4]) then
+if redis.call('XLEN', stream) == 0 and m.at < now - tonumber(ARGV[4]) then
   redis.call('DEL', stream, meta)
 else
   redis.call('SET', meta, pack_meta(m), 'KEEPTTL')
