@@ -188,7 +188,8 @@ async def test_one_call_for_many_users_refuses_only_the_wrong_one(log: EventLog)
 
 
 async def test_one_call_of_many_appends_gives_their_results_in_order(log: EventLog) -> None:
-    batches, expected = [], []
+    batches: list[Append] = []
+    expected: list[tuple[int, Refusal | None]] = []
     for n in range(1, 11):
         for user in ("alice", "bob", "carol", "dave", "eve"):
             batches.append(make(n, n, user=user))
