@@ -7,11 +7,13 @@ import asyncio
 import inspect
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, TypeVar, overload
 
 import pytest
 from hypothesis import settings
+
+from tests.support.postgres import PostgresServer, postgres_server
 
 T = TypeVar("T")
 
@@ -71,6 +73,13 @@ def free_port() -> Callable[[], int]:
                 return port
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for all tests of this process; each makes a database of its own, or cleans a shared one."""
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
