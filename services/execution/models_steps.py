@@ -15,6 +15,7 @@ from services.execution.models import (
     RunRecord,
     RunState,
     ThreadStrategy,
+    UserKey,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "Finish",
     "Finished",
+    "Hints",
     "Question",
     "Step",
     "Sweep",
@@ -158,3 +160,15 @@ class Sweep:
     client_refs: int = 0
     # Not removed: engines past their time whose run still runs, for whoever drives it to end.
     overdue: tuple[EngineRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What another process tells: runs that it has changed, and whether something became free there.
+
+    ``missed``: hints may have been lost before this one, so anything may have changed.
+    """
+
+    runs: tuple[tuple[UserKey, str], ...] = ()
+    freed: bool = False
+    missed: bool = False

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit, urlunsplit
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
 from carrel.errors import CarrelError, StartupError, StoreUnavailableError
+from services.execution.config_store import PostgresAddress, postgres_name
 from services.execution.migrations import HEAD, current, upgrade
 from services.execution.models import Micros
 from services.execution.store_sql import SqlRunStore
@@ -26,26 +24,12 @@ if TYPE_CHECKING:
 
     from services.execution.store_sql_postgres import Connector, PostgresDatabase
 
-__all__ = ["PostgresAddress", "connector", "migrate_postgres", "open_postgres_store", "postgres_name"]
+__all__ = ["SharedRunStore", "connector", "migrate_postgres", "open_postgres_store"]
 
 _EXTRA: Final = "pip install 'carrel[postgres]'"
 # Any number that nobody else uses on this database: who has it may change the schema.
 _LOCK: Final = "SELECT pg_advisory_xact_lock(6513010, 2)"
 _LOCK_WAIT: Final = "SET LOCAL lock_timeout = '10s'"
-
-
-@dataclass(frozen=True, slots=True)
-class PostgresAddress:
-    """Where the database is, how it is entered, and how long anything there may take. Times in seconds."""
-
-    url: str
-    """``postgresql://user@host:port/database``, with options of libpq's after a ``?``."""
-    password_file: Path | None = None
-    connections: int = 10
-    connect_s: float = 5.0
-    statement_s: float = 10.0
-    lock_s: float = 5.0
-    idle_s: float = 10.0
 
 
 async def open_postgres_store(
@@ -120,14 +104,6 @@ class SharedRunStore(SqlRunStore):
         """See ``RunStore``."""
         await super().renew_leases()
         await self._shared_clock.set_by(self.database)
-
-
-def postgres_name(url: str) -> str:
-    """The database's URL without anything secret, for messages."""
-    parts = urlsplit(url)
-    _, _, place = parts.netloc.rpartition("@")
-    user = parts.username or ""
-    return urlunsplit((parts.scheme, f"{user}@{place}" if user else place, parts.path, "", ""))
 
 
 def connector(address: PostgresAddress, *, name: str = "carrel-execution", patient: bool = False) -> Connector:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from services.execution.config_store import PostgresAddress
 from services.execution.store import RunStore
 from services.execution.store_sql_open import open_sqlite_store
-from services.execution.store_sql_postgres_open import PostgresAddress, migrate_postgres
+from services.execution.store_sql_postgres_open import migrate_postgres
 from tests.contract.run_backends import Backend, PostgresBackend, SqliteBackend
 from tests.contract.run_support import Clock
 from tests.support.postgres import PostgresServer, run_apart

@@ -9,11 +9,12 @@ import asyncio
 from pathlib import Path
 from typing import Any, Protocol
 
+from services.execution.config_store import PostgresAddress
 from services.execution.store_sql import SqlRunStore
 from services.execution.store_sql_database import SqliteDatabase
 from services.execution.store_sql_open import migrate_sqlite
 from services.execution.store_sql_postgres import PostgresDatabase
-from services.execution.store_sql_postgres_open import PostgresAddress, connector
+from services.execution.store_sql_postgres_open import connector
 from services.execution.tables import METADATA
 from tests.contract.run_support import Clock
 from tests.support.postgres import PostgresServer
