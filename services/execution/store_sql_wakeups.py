@@ -113,7 +113,8 @@ class PostgresWakeups:
         freed, self._freed = self._freed, False
         lost, self._lost = self._lost, False
         while runs or freed or lost:
-            some, size = [], 0
+            some: list[tuple[UserKey, str]] = []
+            size = 0
             while runs and size < _MAX_BYTES:
                 size += len(orjson.dumps(runs[-1])) + 1
                 if size < _MAX_BYTES or not some:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from carrel.errors import StartupError
+from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import execution_pb2 as pb
 from servicekit.settings import load_settings
 from services.execution.config import ExecutionSettings
 from services.execution.config_store import PostgresAddress
 from services.execution.migrations import HEAD
 from services.execution.store_sql_postgres_open import migrate_postgres, open_postgres_store
-from tests.support.execution import TERMINAL, Attempt, Up, World, ai, answer, result, running_execution
+from tests.support.execution import TERMINAL, Attempt, Up, World, answer, result, running_execution
 from tests.support.identity import session_context
 from tests.support.postgres import GUARDED, PASSWORD, PostgresServer, with_password
 
