@@ -25,7 +25,7 @@ from servicekit.addresses import has_copies, split_addresses
 from servicekit.health import READINESS
 from servicekit.rpc.context import remaining_deadline_s
 
-__all__ = ["IDEMPOTENT", "open_channel", "responses"]
+__all__ = ["IDEMPOTENT", "MAX_MESSAGE_BYTES", "open_channel", "responses"]
 
 T = TypeVar("T")
 
@@ -33,14 +33,16 @@ DEFAULT_TIMEOUT_S: Final = 5.0
 _ATTEMPTS: Final = 4
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 1.0
-_MAX_MESSAGE: Final = 4 * 1024 * 1024
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 _GO_ROUND: Final = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": READINESS}}
 )
-_OF_COPIES: Final[tuple[tuple[str, Any], ...]] = (
+_AMONG_COPIES: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.service_config", _GO_ROUND),
     # A name is asked again when a connection ends, which servers see to (max_connection_age): new copies are found.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+)
+_OF_COPIES: Final[tuple[tuple[str, Any], ...]] = (
     # One that stands still without closing its connection is left after 17 s; the others serve meanwhile.
     ("grpc.keepalive_time_ms", 12_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -95,7 +97,8 @@ def open_channel(
     tls: grpc.ChannelCredentials | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     interceptors: Sequence[aio.ClientInterceptor] = (),
-    max_message_bytes: int = _MAX_MESSAGE,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    lively: bool = False,
 ) -> aio.Channel:
     """A channel for the generated stubs; connects when it is first used, and again by itself.
 
@@ -108,6 +111,7 @@ def open_channel(
         timeout_s: Default deadline of unary calls.
         interceptors: The telemetry seam.
         max_message_bytes: Largest message in either direction.
+        lively: Whether one that stands still is to be noticed soon, as is done where there are copies.
 
     Raises:
         StartupError: A name in a list of copies cannot be resolved.
@@ -116,7 +120,8 @@ def open_channel(
         ("grpc.enable_http_proxy", 0),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        *(_OF_COPIES if has_copies(target) else _OF_ONE),
+        *(_AMONG_COPIES if has_copies(target) else ()),
+        *(_OF_COPIES if lively or has_copies(target) else _OF_ONE),
         ("grpc.keepalive_permit_without_calls", 1),
         # A service that was killed is back within a second or two; the library's defaults look again after up to 120 s.
         ("grpc.initial_reconnect_backoff_ms", 100),

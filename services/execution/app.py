@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
-from servicekit.delivery import ProducerStream
+from servicekit.delivery import ProducerStream, StreamOptions, stream_age_s
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
@@ -59,7 +59,9 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         async with (
             open_channel(settings.agent_instance) as agents,
             open_channel(settings.emitter) as emitter,
-            ProducerStream.to_emitter(emitter) as outlet,
+            ProducerStream.to_emitter(
+                emitter, options=StreamOptions(max_age_s=stream_age_s(settings.emitter))
+            ) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
             TaskOwner() as loops,

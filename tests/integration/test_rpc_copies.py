@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from carrel.errors import StartupError, UnavailableError
 from carrel.v1 import execution_pb2, execution_pb2_grpc
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from tests.conftest import Eventually
 from tests.support.identity import session_context
-from tests.support.rpc import Rpc, serving
+from tests.support.rpc import Rpc, serving, shared_settings
 
 _WITHIN_S: Final = 1.0
 
@@ -38,9 +41,10 @@ class Copy:
 
 
 @asynccontextmanager
-async def copy_at(copy: Copy, listen: str = "127.0.0.1:0") -> AsyncIterator[Rpc]:
+async def copy_at(copy: Copy, listen: str = "127.0.0.1:0", **settings: Any) -> AsyncIterator[Rpc]:
     add: Callable[[Any, Any], None] = execution_pb2_grpc.add_ExecutionServiceServicer_to_server
-    async with serving([(add, copy, "carrel.v1.ExecutionService")], listen=listen) as rpc:
+    services = [(add, copy, "carrel.v1.ExecutionService")]
+    async with serving(services, listen=listen, settings=shared_settings(**settings)) as rpc:
         yield rpc
 
 
@@ -141,3 +145,49 @@ async def test_a_name_is_dialled_with_all_its_numbers() -> None:
         async with open_channel(f"dns:///localhost:{port}") as channel:
             await ask(execution_pb2_grpc.ExecutionServiceStub(channel), 3)
     assert copy.calls == 3
+
+
+async def test_connections_are_renewed_without_a_failed_call_and_open_streams_go_on(eventually: Eventually) -> None:
+    copies = [Copy(), Copy()]
+    async with (
+        copy_at(copies[0], max_connection_age_seconds=0.5) as one,
+        copy_at(copies[1], max_connection_age_seconds=0.5) as two,
+        open_channel(f"{one.address},{two.address}") as channel,
+        open_channel(one.address) as single,
+    ):
+        stub = execution_pb2_grpc.ExecutionServiceStub(channel)
+        await both_are_asked(stub, copies, eventually)
+        watch = health_pb2_grpc.HealthStub(single).Watch(health_pb2.HealthCheckRequest(service="readiness"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        ends = time.monotonic() + 1.5
+        while time.monotonic() < ends:
+            # Not an idempotent call: none may fail, not even to be made again.
+            await stub.CreateEngine(execution_pb2.CreateEngineRequest(context=session_context()))
+            await asyncio.sleep(0.002)
+        # The stream is three times as old as its connection may get, and still hears.
+        one.server.readiness.set_open(False)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_who_chooses_a_copy_knows_at_each_moment_which_are_ready(eventually: Eventually) -> None:
+    async with AsyncExitStack() as stack:
+        first = AsyncExitStack()
+        one = await first.enter_async_context(copy_at(Copy()))
+        two = await stack.enter_async_context(copy_at(Copy()))
+        copies = await stack.enter_async_context(Copies(f"{one.address},{two.address}", "execution"))
+
+        def ready() -> set[str]:
+            return {copy.address for copy in copies.ready()}
+
+        await copies.wait_ready(2)
+        await eventually(lambda: ready() == {one.address, two.address}, within=2)
+        two.server.readiness.set_open(False)
+        await eventually(lambda: ready() == {one.address}, within=_WITHIN_S)
+        await first.aclose()
+        await eventually(lambda: not ready(), within=_WITHIN_S)
+        with pytest.raises(UnavailableError, match="no execution at"):
+            await copies.wait_ready(0.01)
+        two.server.readiness.set_open(True)
+        assert [copy.address for copy in await copies.wait_ready(2)] == [two.address]
+        await stack.enter_async_context(copy_at(Copy(), one.address))
+        await eventually(lambda: ready() == {one.address, two.address}, within=2)
