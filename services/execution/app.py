@@ -27,6 +27,7 @@ from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up_for_ever, keep_leases, take_over
 from services.execution.domain.metrics import FactoryMetrics
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
+from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
 from services.execution.domain.watch import Changes
 from services.execution.service import ExecutionServicer
@@ -96,7 +97,12 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 watch_decisions(DecisionWatch(services, factory.holdings), options.decided_poll_s), "decisions"
             )
             _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
-            yield _Execution(_server(settings, services, factory, verifier), factory, settings.drain_seconds)
+            revoked = RevokedUsers(store, factory)
+            await revoked.look()
+            verifier.is_revoked = revoked.refuses
+            _ = loops.start(revoked.look_for_ever(), "revocations")
+            server = _server(settings, services, factory, verifier, revoked)
+            yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
         # Whoever is next takes over at once. If the store is away, it does when the leases expire.
@@ -133,7 +139,11 @@ class _Execution:
 
 
 def _server(
-    settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory, verifier: TicketVerifier
+    settings: ExecutionSettings,
+    services: RunServices,
+    factory: ExecutionEngineFactory,
+    verifier: TicketVerifier,
+    revoked: RevokedUsers,
 ) -> RpcServer:
     async def writable() -> bool:
         await services.store.probe()
@@ -142,7 +152,7 @@ def _server(
 
     readiness = Readiness()
     readiness.add("run store", writable)
-    servicer = ExecutionServicer(factory, services, verifier)
+    servicer = ExecutionServicer(factory, services, verifier, revoked=revoked)
     server = RpcServer(
         settings.listen,
         [(pb_grpc.add_ExecutionServiceServicer_to_server, servicer, _SERVICE)],
