@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
-from servicekit.delivery import ProducerStream
+from servicekit.delivery import ProducerStream, StreamOptions, stream_age_s
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
@@ -27,6 +27,7 @@ from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up_for_ever, keep_leases, take_over
 from services.execution.domain.metrics import FactoryMetrics
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
+from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
 from services.execution.domain.wakeups import HintedLooks
 from services.execution.domain.watch import Changes
@@ -51,7 +52,9 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         async with (
             open_channel(settings.agent_instance) as agents,
             open_channel(settings.emitter) as emitter,
-            ProducerStream.to_emitter(emitter) as outlet,
+            ProducerStream.to_emitter(
+                emitter, options=StreamOptions(max_age_s=stream_age_s(settings.emitter))
+            ) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
             TaskOwner() as loops,
@@ -89,7 +92,12 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 _ = loops.start(looks.look_for_ever(), "looks")
                 _ = loops.start(watch_decisions(services, DecisionWatch(services, factory.holdings)), "decisions")
             _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
-            yield _Execution(_server(settings, services, factory, verifier), factory, settings.drain_seconds)
+            revoked = RevokedUsers(store, factory)
+            await revoked.look()
+            verifier.is_revoked = revoked.refuses
+            _ = loops.start(revoked.look_for_ever(), "revocations")
+            server = _server(settings, services, factory, verifier, revoked)
+            yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
         # Whoever is next takes over at once. If the store is away, it does when the leases expire.
@@ -126,7 +134,11 @@ class _Execution:
 
 
 def _server(
-    settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory, verifier: TicketVerifier
+    settings: ExecutionSettings,
+    services: RunServices,
+    factory: ExecutionEngineFactory,
+    verifier: TicketVerifier,
+    revoked: RevokedUsers,
 ) -> RpcServer:
     async def writable() -> bool:
         await services.store.probe()
@@ -135,7 +147,7 @@ def _server(
 
     readiness = Readiness()
     readiness.add("run store", writable)
-    servicer = ExecutionServicer(factory, services, verifier)
+    servicer = ExecutionServicer(factory, services, verifier, revoked=revoked)
     server = RpcServer(
         settings.listen,
         [(pb_grpc.add_ExecutionServiceServicer_to_server, servicer, _SERVICE)],
