@@ -83,15 +83,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
                 await services.catalogue.covering()
                 await take_over(store, factory)
-            _ = loops.start(keep_leases(store, factory, settings.lease_seconds / 3), "leases")
-            options = services.options
-            _ = loops.start(promote_for_ever(services, factory.holdings, options.queue_poll_s), "queue")
-            if store.shared:
-                looks = HintedLooks(services, factory.holdings)
-                _ = loops.start(stores.wakeups.listen(looks.heard), "hints")
-                _ = loops.start(looks.look_for_ever(), "looks")
-                _ = loops.start(watch_decisions(services, DecisionWatch(services, factory.holdings)), "decisions")
-            _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
+            _start_loops(loops, settings, services, factory)
             revoked = RevokedUsers(store, factory)
             await revoked.look()
             verifier.is_revoked = revoked.refuses
@@ -104,6 +96,21 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         with contextlib.suppress(UnavailableError):
             await store.release_leases()
         await store.close()
+
+
+def _start_loops(
+    loops: TaskOwner, settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory
+) -> None:
+    """What goes on by itself; where other processes are on the same store, with an ear for what they tell."""
+    options, holdings = services.options, factory.holdings
+    _ = loops.start(keep_leases(services.store, factory, settings.lease_seconds), "leases")
+    _ = loops.start(promote_for_ever(services, holdings, options.queue_poll_s), "queue")
+    if services.store.shared:
+        looks = HintedLooks(services, holdings)
+        _ = loops.start(services.wakeups.listen(looks.heard), "hints")
+        _ = loops.start(looks.look_for_ever(), "looks")
+        _ = loops.start(watch_decisions(services, DecisionWatch(services, holdings)), "decisions")
+    _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
 
 
 class _Execution:

@@ -5,9 +5,8 @@ Everything is keyed by the verified user: an id of another user names nothing.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from services.execution.models import (
     ArtifactRecord,
@@ -33,14 +32,13 @@ from services.execution.models_steps import (
     Checkpoint,
     Finish,
     Finished,
-    Hints,
     Question,
     Revocations,
     Step,
     Sweep,
 )
 
-__all__ = ["ArtifactFolder", "NoWakeups", "PageKey", "RunStore", "Wakeups"]
+__all__ = ["ArtifactFolder", "PageKey", "RunStore"]
 
 PageKey = tuple[int | str, ...]
 
@@ -356,41 +354,3 @@ class ArtifactFolder(Protocol):
     async def probe(self) -> None:
         """Raises ``StoreUnavailableError`` unless the folder can be written now."""
         ...
-
-
-class Wakeups(Protocol):
-    """Hints from process to process on one store, so that none need ask all the time. A lost one costs time only."""
-
-    @property
-    def listening(self) -> bool:
-        """Whether hints of others arrive at present."""
-        ...
-
-    def changed(self, user: UserKey, run_id: str) -> None:
-        """Tell the others that a run has changed. Never waits."""
-        ...
-
-    def freed(self) -> None:
-        """Tell the others that something is free which a run may wait for. Never waits."""
-        ...
-
-    async def listen(self, heard: Callable[[Hints], None]) -> NoReturn:
-        """Send and receive for ever, connecting anew when it must; ``heard`` gets what others tell."""
-        ...
-
-
-class NoWakeups:
-    """For a store of one process: nobody else is there."""
-
-    listening = False
-
-    def changed(self, user: UserKey, run_id: str) -> None:
-        """See ``Wakeups``."""
-
-    def freed(self) -> None:
-        """See ``Wakeups``."""
-
-    async def listen(self, heard: Callable[[Hints], None]) -> NoReturn:
-        """See ``Wakeups``."""
-        while True:
-            await asyncio.Event().wait()

@@ -112,6 +112,11 @@ class OwnServer(PostgresServer):
         """See ``PostgresServer``."""
         return True
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not stopped or killed since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
         command = [str(self._binaries / "postgres"), "-D", str(self._data), "-p", str(self.port)]
