@@ -249,6 +249,20 @@ class RunStore(Protocol):
         """The latest revocation of each user recorded after a time (the ``as_of`` of before, or 0 for all)."""
         ...
 
+    # Runs bound to their caller
+
+    async def keep(self, user: UserKey, run_id: str) -> bool:
+        """Note that this process has a caller who keeps the run alive; False when it is not bound, or has ended."""
+        ...
+
+    async def let_go(self, user: UserKey, run_id: str) -> bool:
+        """Take the note back; whether it was the last one of a run that goes on."""
+        ...
+
+    async def is_kept(self, user: UserKey, run_id: str) -> bool:
+        """Whether any process whose lease is not over has such a note."""
+        ...
+
     # Reading
 
     async def get_run(self, user: UserKey, run_id: str) -> RunRecord | None:

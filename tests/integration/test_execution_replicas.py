@@ -151,6 +151,46 @@ async def test_runs_of_a_replica_that_drains_are_taken_up_by_another(
         assert two.agents.attempts[0].start.attempt == 2
 
 
+async def test_bound_run_ends_when_its_caller_leaves_another_replica(pair: list[World], eventually: Eventually) -> None:
+    one, two = pair
+    one.agents.scripts["data"] = stuck
+    run_id = (await one.execute(bound_to_caller=True)).run.run_id
+    first, second = two.keep(run_id), one.keep(run_id)
+    await asyncio.gather(first.read(), second.read())
+    second.cancel()
+    await asyncio.sleep(0.2)
+    assert (await one.run(run_id)).state == pb.RUN_STATE_RUNNING
+    first.cancel()
+    ended = await one.ended(run_id)
+    assert ended.state == pb.RUN_STATE_CANCELLED
+    assert "its caller has gone away" in ended.error.message
+
+
+async def test_bound_run_whose_keeper_drains_goes_on_when_the_caller_comes_back(
+    database: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    async with running_replicas(tmp_path / "a", database, count=1, scripts={"data": stuck}) as (one,):
+        async with running_replicas(tmp_path / "b", database, count=1) as (two,):
+            run_id = (await one.execute(bound_to_caller=True)).run.run_id
+            await two.keep(run_id).read()
+        again = one.keep(run_id)
+        await again.read()
+        await asyncio.sleep(0.5)
+        assert (await one.run(run_id)).state == pb.RUN_STATE_RUNNING
+        again.cancel()
+        assert (await one.ended(run_id)).state == pb.RUN_STATE_CANCELLED
+
+
+@pytest.mark.slow
+async def test_bound_run_that_nobody_keeps_at_any_replica_is_cancelled(pair: list[World]) -> None:
+    one, two = pair
+    one.agents.scripts["data"] = stuck
+    run_id = (await one.execute(bound_to_caller=True)).run.run_id
+    ended = await two.ended(run_id, within=15)
+    assert ended.state == pb.RUN_STATE_CANCELLED
+    assert "nobody kept it alive" in ended.error.message
+
+
 # Processes of their own
 
 
