@@ -16,11 +16,12 @@ from typing import Final, Self
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from carrel.errors import CarrelError, UnavailableError
+from carrel.errors import CarrelError, DownstreamUnavailableError, UnavailableError
 from servicekit.addresses import addresses_of, has_copies
 from servicekit.health import READINESS
 from servicekit.logs import get_logger
 from servicekit.rpc.channel import MAX_MESSAGE_BYTES, open_channel
+from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 
 __all__ = ["Copies", "Copy"]
@@ -92,6 +93,24 @@ class Copies:
                     await self._changed.wait()
                 return ready
         raise UnavailableError(f"no {self._name} at {self.target} is ready", advice="is it there?")
+
+    async def wait_for_start(self, deadline_s: float) -> None:
+        """Return once one is ready, as a service's start needs it.
+
+        Raises:
+            DownstreamUnavailableError: None was in time, or what is there is no Carrel service.
+        """
+        if not self.several:
+            await wait_ready(self.known()[0].channel, f"{self._name} at {self.target}", deadline_s)
+            return
+        try:
+            await self.wait_ready(deadline_s)
+        except UnavailableError:
+            raise DownstreamUnavailableError(
+                f"no {self._name} at {self.target} was ready within {deadline_s:g} s",
+                advice="start it, or correct the address that this service was given for it",
+                service=self._name,
+            ) from None
 
     async def __aenter__(self) -> Self:
         for address in await self._listed():

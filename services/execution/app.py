@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
@@ -15,6 +16,7 @@ from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.lifecycle import Phase, Running, Starter
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
@@ -26,11 +28,14 @@ from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up_for_ever, keep_leases, take_over
 from services.execution.domain.metrics import FactoryMetrics
+from services.execution.domain.ports import StageStart
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
 from services.execution.domain.watch import Changes
+from services.execution.models import RunRef
 from services.execution.service import ExecutionServicer
+from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_sql import wall_clock
 from services.execution.store_sql_open import open_sqlite_store
@@ -58,7 +63,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         )
     try:
         async with (
-            open_channel(settings.agent_instance) as agents,
+            Copies(settings.agent_instance, "agent_instance") as agents,
             open_channel(settings.emitter) as emitter,
             ProducerStream.to_emitter(
                 emitter, options=StreamOptions(max_age_s=stream_age_s(settings.emitter))
@@ -69,11 +74,11 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         ):
             wait_s = settings.downstream_wait_seconds
             async with start.phase(Phase.INTEGRATION, needs=f"agent_instance at {settings.agent_instance}"):
-                await wait_ready(agents, f"agent_instance at {settings.agent_instance}", wait_s)
+                await agents.wait_for_start(wait_s)
             async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
                 await wait_ready(emitter, f"the emitter at {settings.emitter}", wait_s)
             contexts = RunContexts(minter)
-            host = GrpcAgentHost(agents, settings.agent_instance, contexts, run_tasks)
+            host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks))
             services = RunServices(
                 store=store,
                 folder=folder,
@@ -90,6 +95,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
                 await services.catalogue.covering()
                 await take_over(store, factory)
+            _ = loops.start(host.keep_asking(), "agent_instances' load")
             _ = loops.start(keep_leases(store, factory, settings.lease_seconds / 3), "leases")
             options = services.options
             _ = loops.start(promote_for_ever(services, factory.holdings, options.queue_poll_s), "queue")
@@ -162,6 +168,16 @@ def _server(
     )
     servicer.draining = server.draining
     return server
+
+
+def _keep_place(store: RunStore, tasks: TaskOwner, start: StageStart, address: str) -> None:
+    """For operators: nothing waits for it, and a run that has moved on is left as it is."""
+
+    async def keep() -> None:
+        with contextlib.suppress(UnavailableError):
+            await store.place_attempt(RunRef(start.identity.user, start.identity.run_id, start.fence), address)
+
+    _ = tasks.start(keep(), "place of an attempt")
 
 
 def _ignore(name: str, error: BaseException) -> None:
