@@ -11,6 +11,7 @@ from grpc import aio
 from carrel.ids import new_id
 from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from gateway.agents import Agents
+from gateway.attachment import Attachment
 from gateway.config import GatewaySettings
 from gateway.connections import Connections
 from gateway.downstream import Downstream
@@ -36,6 +37,7 @@ from servicekit.identity.keys import load_signing_key
 from servicekit.identity.tickets import TicketMinter
 from servicekit.lifecycle import Starter
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 
@@ -51,6 +53,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
     wait_s = settings.downstream_wait_seconds
     async with (
         open_channel(settings.bridge) as bridge,
+        Copies(settings.bridge, "bridge") as bridges,
         open_channel(settings.execution) as execution,
         open_channel(settings.agent_instance) as agents,
         TaskOwner() as tasks,
@@ -60,7 +63,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         async with start.phase(Phase.INTEGRATION, needs=f"execution at {settings.execution}"):
             await wait_ready(execution, f"execution at {settings.execution}", wait_s)
         parts = _parts(settings, desk, logins, (bridge, execution, agents))
-        upstream = Upstream(bridge, parts.hub, desk, new_id("gw"), settings.upstream_options())
+        upstream = Upstream(Attachment(bridges, desk), parts.hub, desk, new_id("gw"), settings.upstream_options())
         readiness = _readiness(upstream, Downstream(bridge), Downstream(execution))
         server = GatewayServer(
             web_application(parts, readiness, settings),
