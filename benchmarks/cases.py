@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from benchmarks.cancel_case import cancel
 from benchmarks.context_case import context
+from benchmarks.costs_case import costs
 from benchmarks.events_case import events
 from benchmarks.fairness_case import fairness
 from benchmarks.first_event_case import first_event
 from benchmarks.process_cases import memory, startup
 from benchmarks.recovery_case import recovery
+from benchmarks.redis_case import redis_events
 from benchmarks.runs_case import runs
 from benchmarks.worker_cases import memory_per_run, worker_start
 
@@ -22,6 +24,7 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "startup": startup,
     "first_event": first_event,
     "events": events,
+    "redis_events": redis_events,
     "memory": memory,
     "worker_start": worker_start,
     "memory_per_run": memory_per_run,
@@ -29,4 +32,5 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "cancel": cancel,
     "recovery": recovery,
     "fairness": fairness,
+    "costs": costs,
 }

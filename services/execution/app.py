@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
-from servicekit.delivery import ProducerStream, StreamOptions, stream_age_s
+from servicekit.delivery import ProducerStream
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.lifecycle import Phase, Running, Starter
-from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
-from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_contexts import RunContexts
@@ -26,12 +26,15 @@ from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up_for_ever, keep_leases, take_over
 from services.execution.domain.metrics import FactoryMetrics
+from services.execution.domain.ports import StageStart
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
 from services.execution.domain.wakeups import HintedLooks
 from services.execution.domain.watch import Changes
+from services.execution.models import RunRef
 from services.execution.service import ExecutionServicer
+from services.execution.store import RunStore
 from services.execution.store_open import open_stores
 
 __all__ = ["app"]
@@ -50,22 +53,20 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
     store = stores.store
     try:
         async with (
-            open_channel(settings.agent_instance) as agents,
-            open_channel(settings.emitter) as emitter,
-            ProducerStream.to_emitter(
-                emitter, options=StreamOptions(max_age_s=stream_age_s(settings.emitter))
-            ) as outlet,
+            Copies(settings.agent_instance, "agent_instance") as agents,
+            Copies(settings.emitter, "emitter") as emitters,
+            ProducerStream.to_emitters(emitters) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
             TaskOwner() as loops,
         ):
             wait_s = settings.downstream_wait_seconds
             async with start.phase(Phase.INTEGRATION, needs=f"agent_instance at {settings.agent_instance}"):
-                await wait_ready(agents, f"agent_instance at {settings.agent_instance}", wait_s)
+                await agents.wait_for_start(wait_s)
             async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
-                await wait_ready(emitter, f"the emitter at {settings.emitter}", wait_s)
+                await emitters.wait_for_start(wait_s)
             contexts = RunContexts(minter)
-            host = GrpcAgentHost(agents, settings.agent_instance, contexts, run_tasks)
+            host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks))
             services = RunServices(
                 store=store,
                 folder=stores.folder,
@@ -83,6 +84,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
                 await services.catalogue.covering()
                 await take_over(store, factory)
+            _ = loops.start(host.keep_asking(), "agent_instances' load")
             _start_loops(loops, settings, services, factory)
             revoked = RevokedUsers(store, factory)
             await revoked.look()
@@ -164,6 +166,16 @@ def _server(
     )
     servicer.draining = server.draining
     return server
+
+
+def _keep_place(store: RunStore, tasks: TaskOwner, start: StageStart, address: str) -> None:
+    """For operators: nothing waits for it, and a run that has moved on is left as it is."""
+
+    async def keep() -> None:
+        with contextlib.suppress(UnavailableError):
+            await store.place_attempt(RunRef(start.identity.user, start.identity.run_id, start.fence), address)
+
+    _ = tasks.start(keep(), "place of an attempt")
 
 
 def _ignore(name: str, error: BaseException) -> None:

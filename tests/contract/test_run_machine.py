@@ -535,6 +535,7 @@ def search(machine: type[RunMachine], share: int) -> None:
     )
 
 
+@pytest.mark.timeout(300)
 def test_the_store_does_what_the_model_does(tmp_path: Path) -> None:
     template = tmp_path / "template.sqlite3"
     migrate_sqlite(template)
