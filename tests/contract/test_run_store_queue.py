@@ -546,7 +546,7 @@ async def test_reservations_leave_no_room(store: RunStore) -> None:
     assert ids(await store.promote(10)) == ["run-3"]
 
 
-# Several processes
+# Several processes; those that meet in one moment are in `test_run_store_replicas`
 
 
 @asynccontextmanager
