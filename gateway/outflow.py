@@ -174,6 +174,9 @@ class Outflow:
         place = self._cursor.place
         return control("reset", {"reason": reason, "epoch": place.epoch, "offset": place.offset})
 
+    def _gap(self, first: int, last: int) -> bytes:
+        return control("gap", {"from": first, "to": last})
+
     # Off the ring.
 
     def _read_log(self, after_s: float = 0.0) -> None:
@@ -199,7 +202,7 @@ class Outflow:
             self._read_log(_RETRY_S)
             return ()
         parts = self._from_piece(piece, reading.version)
-        if not parts and self._cursor.take(self._feed.ring, 1, 1) is Taken.READ_LOG:
+        if not piece.frames and not parts and self._cursor.is_off(self._feed.ring):
             # Neither has what comes next: ask again, but not in a circle.
             self._read_log(_RETRY_S)
         return parts
@@ -215,7 +218,7 @@ class Outflow:
             return parts
         due, first = cursor.place.offset + 1, piece.frames[0].offset
         if first > due:
-            parts.append(control("gap", {"from": due, "to": first - 1}))
+            parts.append(self._gap(due, first - 1))
         return parts + self._wires(cursor.advance(piece.frames))
 
     # The peer.
