@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 from gateway.close_codes import CloseCode
-from gateway.sockets import Socket
 
-__all__ = ["Connections", "Endable"]
+__all__ = ["Connections", "Cuttable", "Endable"]
 
 _BATCH: Final = 200
 _SPREAD_MS_PER_CONNECTION: Final = 2
@@ -28,12 +27,19 @@ class Endable(Protocol):
     def end(self, code: CloseCode, *, retry_ms: int = 0) -> None: ...
 
 
+class Cuttable(Protocol):
+    """A connection that is open, as far as a drain needs it."""
+
+    @property
+    def transport(self) -> asyncio.Transport: ...
+
+
 class Connections:
     """``WebSocketConnectionPool`` of the documents, with ``Hub``: open connections, with a session or shaking hands."""
 
     def __init__(self) -> None:
         self._sessions: set[Endable] = set()
-        self._sockets: set[Socket] = set()
+        self._sockets: set[Cuttable] = set()
         self._gone = asyncio.Event()
         self._gone.set()
         self.drain_begun = asyncio.Event()
@@ -47,7 +53,7 @@ class Connections:
         return len(self._sockets)
 
     @contextmanager
-    def opened(self, socket: Socket) -> Iterator[None]:
+    def opened(self, socket: Cuttable) -> Iterator[None]:
         """A connection is open while the block lasts."""
         self._sockets.add(socket)
         self._gone.clear()

@@ -36,7 +36,6 @@ _log = get_logger("gateway.session")
 Command: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 _BAD_IN_A_ROW: Final = 10
-_RECENT_S: Final = 86_400
 _AT_ONCE: Final = 8
 
 
@@ -216,14 +215,12 @@ class Session:
     async def _tell_runs(self, out: Outflow) -> None:
         """A client that lost its place learns how its runs stand: those unended, or ended within a day."""
         try:
-            page = await self._runs.list(self.login, page_size=200)
+            runs = await self._runs.recent(self.login)
         except CarrelError as error:
             _log.info("run states are not known", code=error.code, connection=self.connection_id)
             return
-        since = time.time() - _RECENT_S
-        for run in page.runs:
-            if not run.HasField("ended_at") or run.ended_at.seconds >= since:
-                out.say("run_state", **run_json(run))
+        for run in runs:
+            out.say("run_state", **run_json(run))
 
     async def _answer(self, command: Command, client_ref: str | None, out: Outflow) -> None:
         try:
