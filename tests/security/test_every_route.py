@@ -55,7 +55,8 @@ async def _socket(_request: web.Request) -> web.StreamResponse:
 def _routes() -> set[str]:
     """Every route of the gateway's router."""
     application = web.Application()
-    add_routes(application, MagicMock(), MagicMock(), _socket, MagicMock(), 1.0)
+    events = MagicMock(of_run=_socket, of_user=_socket)
+    add_routes(application, MagicMock(), MagicMock(), _socket, events, 1.0)
     found = set()
     for route in application.router.routes():
         assert route.resource is not None
