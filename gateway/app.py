@@ -29,6 +29,7 @@ from gateway.rest.routes import add_routes
 from gateway.runs import Runs
 from gateway.server import GatewayServer
 from gateway.socket_tokens import MemorySocketTokens
+from gateway.tally import Tally
 from gateway.tickets import ISSUER, TicketDesk
 from gateway.upstream import Upstream
 from servicekit.contracts import Phase
@@ -121,6 +122,7 @@ def _parts(
         socket_tokens=MemorySocketTokens(),
         desk=desk,
         connections=Connections(),
+        tally=Tally(),
         hub=Hub(settings.max_events_per_user, settings.ring_bytes),
         log=log,
         run_log=log,

@@ -13,6 +13,7 @@ from gateway.login import LoginVerifier
 from gateway.origins import Origins
 from gateway.runs import Runs
 from gateway.socket_tokens import SocketTokens
+from gateway.tally import Tally
 from gateway.tickets import TicketDesk
 
 __all__ = ["Parts"]
@@ -28,6 +29,7 @@ class Parts:
     socket_tokens: SocketTokens
     desk: TicketDesk
     connections: Connections
+    tally: Tally
     hub: Hub
     log: LogReader
     run_log: RunLog

@@ -16,6 +16,7 @@ from gateway.log_reader import LogReader
 from gateway.outflow import Flow, Outflow, Pipe
 from gateway.ring import Cursor, Place
 from gateway.sse import block, entry_block, heartbeat
+from gateway.tally import Tally
 
 __all__ = ["ChunkedPipe", "SseOutflow"]
 
@@ -48,9 +49,17 @@ class SseOutflow(Outflow):
     """Args are those of ``Outflow``. ``on_end`` is called when the terminal event of the cursor's run is written."""
 
     def __init__(
-        self, pipe: Pipe, feed: Feed, log: LogReader, cursor: Cursor, flow: Flow, on_end: Callable[[], None]
+        self,
+        pipe: Pipe,
+        feed: Feed,
+        log: LogReader,
+        cursor: Cursor,
+        flow: Flow,
+        on_end: Callable[[], None],
+        *,
+        tally: Tally | None = None,
     ) -> None:
-        super().__init__(pipe, feed, log, cursor, replace(flow, batch=False))
+        super().__init__(pipe, feed, log, cursor, replace(flow, batch=False), tally=tally)
         self._on_end = on_end
         self._ended = False
 
@@ -95,7 +104,7 @@ class SseOutflow(Outflow):
         return written
 
     def _reset(self, reason: str) -> bytes:
-        self.on_reset()
+        _ = super()._reset(reason)  # which counts it, and lets the reader know of it
         place = self._cursor.place
         return block("reset", {"reason": reason, "epoch": place.epoch, "offset": place.offset}, place)
 

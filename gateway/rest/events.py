@@ -173,7 +173,9 @@ class EventHandlers:
         pipe = ChunkedPipe(
             transport, chunked=response.chunked or "chunked" in response.headers.get("Transfer-Encoding", "")
         )
-        out = SseOutflow(pipe, feed, self._parts.log, cursor, self._options.flow, stream.finish)
+        out = SseOutflow(
+            pipe, feed, self._parts.log, cursor, self._options.flow, stream.finish, tally=self._parts.tally
+        )
         await stream.run(response, transport, out, start)
 
 
