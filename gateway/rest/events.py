@@ -6,6 +6,7 @@ Here is what comes before the stream: who asks, what for, where it begins. The s
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -169,6 +170,7 @@ class EventHandlers:
         feed: Feed,
         start: Start | None,
     ) -> None:
+        _cut_if_silent(transport, 2 * self._stream_options.heartbeat_s)
         cursor = start.cursor if start is not None else Cursor(feed.ring.top, feed.ring.version)
         pipe = ChunkedPipe(
             transport, chunked=response.chunked or "chunked" in response.headers.get("Transfer-Encoding", "")
@@ -184,6 +186,13 @@ class _Open:
     """The connection, as a drain cuts it."""
 
     transport: asyncio.Transport
+
+
+def _cut_if_silent(transport: asyncio.Transport, after_s: float) -> None:
+    """Let the kernel end a connection whose peer acknowledges nothing: a reader never answers, so nobody else learns."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(after_s * 1000))
 
 
 def _position(request: web.Request, asked: Mapping[str, str]) -> Place | None:

@@ -21,6 +21,7 @@ from carrel.client import Event, InternalClient, LogReset, Position
 from carrel.errors import NotFoundError
 from carrel.ids import new_id
 from tests.e2e.test_internal_client import internal
+from tests.support.asyncapi import GATEWAY, problems
 from tests.support.sse import sse
 from tests.support.stack import RunningStack
 
@@ -78,6 +79,7 @@ class User:
             epoch = hello["epoch"]
             while True:
                 frame = await socket.receive_json(timeout=20)
+                assert not problems(frame, GATEWAY)
                 if frame.get("type") == "reset":
                     epoch = frame["epoch"]
                     yield Seen(Position(epoch, frame["offset"]), "reset")
