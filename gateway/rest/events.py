@@ -189,7 +189,7 @@ class _Open:
 
 
 def _cut_if_silent(transport: asyncio.Transport, after_s: float) -> None:
-    """Let the kernel end a connection whose peer acknowledges nothing: a reader never answers, so nobody else learns."""
+    """Let the kernel end a connection whose peer acknowledges nothing: readers say nothing that would be missed."""
     connection = transport.get_extra_info("socket")
     if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(after_s * 1000))
