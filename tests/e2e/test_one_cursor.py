@@ -10,122 +10,21 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
 from itertools import product
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 import pytest
 
-from carrel.client import Event, InternalClient, LogReset, Position
-from carrel.errors import NotFoundError
+from carrel.client import Position
+from carrel.errors import CarrelError, NotFoundError
 from carrel.ids import new_id
+from tests.conftest import Eventually
 from tests.e2e.test_internal_client import internal
-from tests.support.asyncapi import GATEWAY, problems
-from tests.support.sse import sse
+from tests.support.readers import TERMINAL, TRANSPORTS, Reader, Seen
 from tests.support.stack import RunningStack
 
 SEED: Final = int(os.environ.get("ONE_CURSOR_SEED", "7"))
-TRANSPORTS: Final = ("socket", "sse", "read_events", "watch_run")
-_TERMINAL: Final = "run_completed"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One event as a transport showed it, or a reset (without an event_id)."""
-
-    position: Position
-    event_type: str
-    run_id: str = ""
-    data: Any = None
-
-    @property
-    def event_id(self) -> str:
-        return self.position.event_id
-
-
-class User:
-    """Somebody who reads the log in every way."""
-
-    def __init__(self, stack: RunningStack, name: str, http: aiohttp.ClientSession, client: InternalClient) -> None:
-        self.stack = stack
-        self.name = name
-        self.http = http
-        self.client = client
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.stack.token(self.name)}"}
-
-    def read(self, transport: str, run_id: str, after: Position | None = None) -> AsyncIterator[Seen]:
-        """The run's events after a position, to its terminal one."""
-        reads: dict[str, Callable[[str, Position | None], AsyncIterator[Seen]]] = {
-            "socket": self._socket,
-            "sse": self._sse,
-            "read_events": self._read_events,
-            "watch_run": self._watch_run,
-        }
-        return reads[transport](run_id, after)
-
-    async def _socket(self, run_id: str, after: Position | None) -> AsyncIterator[Seen]:
-        resume: dict[str, Any] = {"offset": 0}
-        if after is not None:
-            resume = {"epoch": after.epoch, "offset": after.offset, "event_id": after.event_id}
-        async with self.http.ws_connect(f"{self.stack.url}/ws", headers=self.headers) as socket:
-            epoch = (await socket.receive_json(timeout=10))["epoch"]
-            await socket.send_json({"type": "connect", "resume": resume})
-            while (hello := await socket.receive_json(timeout=10)).get("type") != "connected":
-                pass
-            epoch = hello["epoch"]
-            while True:
-                frame = await socket.receive_json(timeout=20)
-                assert not problems(frame, GATEWAY)
-                if frame.get("type") == "reset":
-                    epoch = frame["epoch"]
-                    yield Seen(Position(epoch, frame["offset"]), "reset")
-                elif frame.get("run_id") == run_id and "event_type" in frame:
-                    yield _seen(frame, epoch)
-                    if frame["event_type"] == _TERMINAL:
-                        return
-
-    async def _sse(self, run_id: str, after: Position | None) -> AsyncIterator[Seen]:
-        headers = dict(self.headers)
-        if after is not None:
-            headers["Last-Event-ID"] = f"{after.epoch}:{after.offset}:{after.event_id}"
-        async with sse(self.http, f"{self.stack.url}/api/runs/{run_id}/events", headers=headers) as stream:
-            while (block := await stream.block(within_s=20)) is not None:
-                if block.event == "reset":
-                    yield Seen(Position(block.data["epoch"], block.data["offset"]), "reset")
-                elif block.from_log:
-                    epoch, offset, event_id = str(block.id).split(":", 2)
-                    assert (int(offset), event_id) == (block.data["offset"], block.data["event_id"])
-                    yield _seen(block.data, epoch)
-
-    async def _read_events(self, run_id: str, after: Position | None) -> AsyncIterator[Seen]:
-        async for item in self.client.read_events(after, run_id=run_id, follow=True):
-            yield _seen_by_client(item)
-
-    async def _watch_run(self, run_id: str, after: Position | None) -> AsyncIterator[Seen]:
-        ended = terminal = False
-        async for item in self.client.watch_run_events(run_id, after):
-            assert not ended, "something follows the terminal state"
-            if isinstance(item, Event | LogReset):
-                terminal = isinstance(item, Event) and item.terminal
-                yield _seen_by_client(item)
-            elif item.state.terminal:
-                assert terminal, "the terminal state comes before the terminal event"
-                ended = True
-        assert ended, "the terminal state is missing"
-
-
-def _seen(body: dict[str, Any], epoch: str) -> Seen:
-    return Seen(Position(epoch, body["offset"], body["event_id"]), body["event_type"], body["run_id"], body["data"])
-
-
-def _seen_by_client(item: Event | LogReset) -> Seen:
-    if isinstance(item, LogReset):
-        return Seen(Position(item.position.epoch, item.position.offset), "reset")
-    return Seen(item.position, item.event_type, item.run_id, item.data)
 
 
 async def _all(events: AsyncIterator[Seen]) -> list[Seen]:
@@ -142,31 +41,31 @@ async def _some(events: AsyncIterator[Seen], count: int) -> list[Seen]:
     return found
 
 
-async def _cut_and_resumed(user: User, run_id: str, first: str, second: str, cut: int) -> list[Seen]:
+async def _cut_and_resumed(user: Reader, run_id: str, first: str, second: str, cut: int) -> list[Seen]:
     """``cut`` events on one transport, the rest on another."""
     head = await _some(user.read(first, run_id), cut)
     return head + await _all(user.read(second, run_id, head[-1].position))
 
 
 @pytest.fixture
-async def people(slow_stack: RunningStack) -> AsyncIterator[Callable[[str], Awaitable[User]]]:
+async def people(slow_stack: RunningStack) -> AsyncIterator[Callable[[str], Awaitable[Reader]]]:
     """``await people("ann")`` is somebody new."""
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession())
 
-        async def somebody(name: str) -> User:
+        async def somebody(name: str) -> Reader:
             user = new_id(name)
-            return User(slow_stack, user, http, await stack.enter_async_context(internal(slow_stack, user)))
+            return Reader(slow_stack, user, http, await stack.enter_async_context(internal(slow_stack, user)))
 
         yield somebody
 
 
-async def _started(user: User, steps: int) -> str:
+async def _started(user: Reader, steps: int) -> str:
     return (await user.client.execute("steps", params={"steps": steps}, pipeline=["slow"])).run_id
 
 
 async def test_four_transports_give_one_sequence_and_every_cut_goes_on_on_another(
-    people: Callable[[str], Awaitable[User]],
+    people: Callable[[str], Awaitable[Reader]],
 ) -> None:
     chance = random.Random(SEED)
     ann = await people("ann")
@@ -180,8 +79,8 @@ async def test_four_transports_give_one_sequence_and_every_cut_goes_on_on_anothe
     whole, resumed = read[: len(TRANSPORTS)], read[len(TRANSPORTS) :]
     expected = whole[0]
     assert [seen.run_id for seen in expected] == [run_id] * len(expected)
-    assert [seen.event_type for seen in expected].count(_TERMINAL) == 1
-    assert expected[-1].event_type == _TERMINAL
+    assert [seen.event_type for seen in expected].count(TERMINAL) == 1
+    assert expected[-1].event_type == TERMINAL
     assert len({seen.event_id for seen in expected}) == len(expected) > 80
     for transport, sequence in zip(TRANSPORTS, whole, strict=True):
         assert sequence == expected, transport
@@ -196,7 +95,7 @@ async def test_four_transports_give_one_sequence_and_every_cut_goes_on_on_anothe
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_foreign_position_is_reset_and_the_run_comes_whole(
-    transport: str, people: Callable[[str], Awaitable[User]]
+    transport: str, people: Callable[[str], Awaitable[Reader]]
 ) -> None:
     ann, bob = await people("ann"), await people("bob")
     foreign = (await _all(bob.read("sse", await _started(bob, 5))))[2].position
@@ -209,7 +108,7 @@ async def test_a_foreign_position_is_reset_and_the_run_comes_whole(
 
 
 async def test_another_user_s_run_is_not_found_like_one_that_does_not_exist(
-    people: Callable[[str], Awaitable[User]],
+    people: Callable[[str], Awaitable[Reader]],
 ) -> None:
     ann, bob = await people("ann"), await people("bob")
     run_id = await _started(ann, 5)
@@ -222,3 +121,47 @@ async def test_another_user_s_run_is_not_found_like_one_that_does_not_exist(
         url = f"{bob.stack.url}/api/runs/{asked}/events"
         async with bob.http.get(url, headers=bob.headers) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (404, "UNKNOWN_RUN")
+
+
+async def _through_everything(user: Reader, run_id: str, first: int, chance: random.Random) -> tuple[list[Seen], int]:
+    """The run's events by transports in turn: the next one whenever a stream breaks, and now and then by itself."""
+    seen: list[Seen] = []
+    for turn in range(first, first + 200):
+        transport, most = TRANSPORTS[turn % len(TRANSPORTS)], chance.randint(5, 40)
+        try:
+            events = user.read(transport, run_id, seen[-1].position if seen else None)
+            async with aclosing(events) as reading:  # type: ignore[type-var]  # it is a generator
+                async for event in reading:
+                    seen.append(event)
+                    if event.event_type == TERMINAL:
+                        return seen, turn - first
+                    most -= 1
+                    if not most:
+                        break
+        except (CarrelError, aiohttp.ClientError, ConnectionError, TimeoutError):
+            await asyncio.sleep(0.1)
+    raise AssertionError("the run does not end")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("service", ["bridge", "gateway", "execution"])
+async def test_readers_that_change_transports_while_a_process_dies_get_each_event_once(
+    service: str, people: Callable[[str], Awaitable[Reader]], slow_stack: RunningStack, eventually: Eventually
+) -> None:
+    chance = random.Random(f"{SEED} {service}")
+    ann = await people("ann")
+    run_id = await _started(ann, 120)
+    readers = [
+        asyncio.create_task(_through_everything(ann, run_id, first, random.Random(f"{SEED} {service} {first}")))
+        for first in range(len(TRANSPORTS))
+    ]
+    await asyncio.sleep(chance.uniform(0.2, 1.5))
+    pid = slow_stack.kill(service)
+    results = await asyncio.gather(*readers)
+    await eventually(lambda: slow_stack.restarted(service, pid), within=40, what=f"{service} is back")
+    expected = await _all(ann.read("read_events", run_id))
+    assert len({seen.event_id for seen in expected}) == len(expected)
+    for first, (sequence, turns) in enumerate(results):
+        assert sequence == expected, f"{TRANSPORTS[first]} first, {turns} changes, seed {SEED}"
+        assert turns > 1

@@ -113,6 +113,7 @@ async def sse(
     timeout = aiohttp.ClientTimeout(total=None, sock_read=None)
     # An entry may be larger than what aiohttp takes for a line of text by default.
     async with http.get(url, headers=asked, timeout=timeout, read_bufsize=1 << 20, **options) as response:
-        assert response.status == 200, (response.status, await response.text())
+        response.raise_for_status()
+        assert response.status == 200, response.status
         assert response.content_type == "text/event-stream"
         yield SseReader(response)
