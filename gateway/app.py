@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from aiohttp import web
 from grpc import aio
@@ -14,6 +15,7 @@ from gateway.agents import Agents
 from gateway.config import GatewaySettings
 from gateway.connections import Connections
 from gateway.downstream import Downstream
+from gateway.file_limit import raise_file_limit
 from gateway.handshake import Handshake
 from gateway.hub import Hub
 from gateway.limits import AcceptLimits, ConnectionLimits
@@ -43,6 +45,9 @@ from servicekit.tasks import TaskOwner
 
 __all__ = ["app", "web_application"]
 
+# Beside sockets: requests over the limit that are told so, calls to other services, keys.
+_OTHER_FILES: Final = 1_100
+
 
 @asynccontextmanager
 async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[GatewayServer]:
@@ -50,6 +55,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
     async with start.phase(Phase.CONFIGURATION, needs="the key that signs tickets, and the keys of login tokens"):
         desk = TicketDesk(TicketMinter(load_signing_key(settings.ticket_key), ISSUER), settings.run_ticket_seconds)
         logins = _logins(settings)
+    _ = raise_file_limit(settings.limits.connections + _OTHER_FILES)
     wait_s = settings.downstream_wait_seconds
     async with (
         open_channel(settings.bridge) as bridge,

@@ -22,7 +22,7 @@ from gateway.tally import Tally
 from gateway.window import Window
 from servicekit.logs import get_logger
 
-__all__ = ["Flow", "Outflow", "Pipe", "Stalled", "Waker"]
+__all__ = ["Flow", "Outflow", "Pipe", "Stalled", "Waker", "nothing"]
 
 _log = get_logger("gateway.outflow")
 
@@ -86,7 +86,7 @@ class Outflow:
         self._reading: _Reading | None = None
         self._rest: Rest | None = None
         self._woken: Waker = self._waker()
-        self.on_reset: Callable[[], None] = _nothing
+        self.on_reset: Callable[[], None] = nothing
 
     def _waker(self) -> Waker:
         return asyncio.Event()
@@ -353,5 +353,5 @@ def _through(place: Place) -> bytes:
     return control("through", {"epoch": place.epoch, "offset": place.offset, "event_id": place.event_id})
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """What a callback does that nobody has set."""

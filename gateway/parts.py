@@ -13,7 +13,7 @@ from gateway.login import LoginVerifier
 from gateway.origins import Origins
 from gateway.runs import Runs
 from gateway.socket_tokens import SocketTokens
-from gateway.tally import Tally
+from gateway.tally import GatewayStatistics, Tally
 from gateway.tickets import TicketDesk
 
 __all__ = ["Parts"]
@@ -35,3 +35,13 @@ class Parts:
     run_log: RunLog
     runs: Runs
     agents: Agents
+
+    def statistics(self) -> GatewayStatistics:
+        """What operators may know of this moment."""
+        return GatewayStatistics.of(
+            self.tally,
+            self.connections.lanes(),
+            connections=len(self.connections),
+            users=len(self.hub),
+            ring_bytes=self.hub.ring_bytes,
+        )

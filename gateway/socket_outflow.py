@@ -13,7 +13,7 @@ from typing import Final
 from gateway.close_codes import CloseCode
 from gateway.hub import Feed
 from gateway.log_reader import LogReader
-from gateway.outflow import Flow, Outflow, Waker
+from gateway.outflow import Flow, Outflow, Waker, nothing
 from gateway.ring import Cursor
 from gateway.sockets import Socket
 from gateway.tally import Tally
@@ -28,6 +28,8 @@ _log = get_logger("gateway.outflow")
 # How often in a timeout it is looked whether anything has moved.
 _LOOKS: Final = 8
 _DATA: Final = 0x81
+# Mean bytes of a frame from which on copying costs more than a list of frames.
+_SHARED: Final = 1024
 
 
 class _Pump:
@@ -49,6 +51,9 @@ class _Pump:
 
     def is_set(self) -> bool:
         return self._due
+
+
+_STOPPED: Final = _Pump(nothing)
 
 
 class SocketOutflow(Outflow):
@@ -120,6 +125,10 @@ class SocketOutflow(Outflow):
             self._watch.cancel()
             self._watch = None
         self._give_back()
+        # What refers to itself is freed only when garbage is collected: after a storm that is much, and late.
+        self._woken = _STOPPED
+        self.on_reset = nothing
+        self.on_end = lambda code: None
 
     def take_rest(self) -> bytes:
         """See ``Outflow``."""
@@ -136,9 +145,13 @@ class SocketOutflow(Outflow):
             self.on_end(CloseCode.INTERNAL)
             return
         if parts:
-            data = parts[0] if len(parts) == 1 else b"".join(parts)
-            self._tally.bytes_sent += len(data)
-            self._pipe.write(data)
+            size = sum(map(len, parts))
+            self._tally.bytes_sent += size
+            if size > _SHARED * len(parts):
+                # Large events are not copied: a reader that stalls holds those of the ring, as its neighbours do.
+                self._socket.transport.writelines(parts)
+            else:
+                self._pipe.write(b"".join(parts))
             if self._window is not None and self._window.full and self._watch is None:
                 self._hold_up()
 

@@ -6,6 +6,8 @@ It has no task and no timer while nothing happens. What messages mean, and what 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +77,7 @@ class Socket(asyncio.Protocol):
     def __init__(self, transport: asyncio.Transport, full_bytes: int, deflate_bits: int = 0) -> None:
         self.transport = transport
         transport.set_write_buffer_limits(high=full_bytes)
+        bound_unsent(transport, full_bytes)
         self.deflate_bits = deflate_bits
         self._reader = MessageReader(MAX_MESSAGE_BYTES, deflate=bool(deflate_bits))
         self.inbox: deque[Message] | None = None
@@ -125,6 +128,7 @@ class Socket(asyncio.Protocol):
         self.lost = self._deaf = True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
         self.on_lost()
@@ -212,6 +216,17 @@ class Socket(asyncio.Protocol):
         if self._gone is None:
             self._gone = asyncio.get_running_loop().create_future()
         await self._gone
+
+
+def bound_unsent(transport: asyncio.Transport, most_bytes: int) -> None:
+    """Let the kernel hold no more than so much that is not on its way, where it can: 4 MB a connection otherwise.
+
+    What is on its way is bounded by the peer's window, so this slows nobody down.
+    """
+    raw = transport.get_extra_info("socket")
+    if raw is not None:
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, most_bytes)
 
 
 def _last_words(ending: Ending) -> list[bytes]:

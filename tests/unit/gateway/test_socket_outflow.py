@@ -32,6 +32,12 @@ class Transport(Pipe):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
 
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def writelines(self, parts: list[bytes]) -> None:
+        self.write(b"".join(parts))
+
     def abort(self) -> None:
         self.aborted = True
 
