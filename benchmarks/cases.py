@@ -6,11 +6,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from benchmarks.cancel_case import cancel
+from benchmarks.connections_case import connections
 from benchmarks.context_case import context
 from benchmarks.events_case import events
 from benchmarks.fairness_case import fairness
 from benchmarks.first_event_case import first_event
 from benchmarks.process_cases import memory, startup
+from benchmarks.reconnect_case import reconnect_storm
 from benchmarks.recovery_case import recovery
 from benchmarks.runs_case import runs
 from benchmarks.worker_cases import memory_per_run, worker_start
@@ -29,4 +31,6 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "cancel": cancel,
     "recovery": recovery,
     "fairness": fairness,
+    "connections": connections,
+    "reconnect_storm": reconnect_storm,
 }
