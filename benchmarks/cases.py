@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
+from benchmarks.active_case import active_users
 from benchmarks.cancel_case import cancel
 from benchmarks.connections_case import connections
 from benchmarks.context_case import context
@@ -33,4 +34,5 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "fairness": fairness,
     "connections": connections,
     "reconnect_storm": reconnect_storm,
+    "active_users": active_users,
 }
