@@ -94,6 +94,8 @@ def _cpu(stack: Stack) -> dict[str, float]:
     used = {service: sum(_used(pids[name]) for name in stack.copies(service)) for service in _SERVICES}
     used["load"] = _used(os.getpid())
     used["redis"] = sum(_used(child.pid) for child in psutil.Process().children() if child.name() == "redis-server")
+    everybody = psutil.cpu_times()
+    used["others"] = everybody.user + everybody.nice + everybody.system - sum(used.values())
     return used
 
 
@@ -109,6 +111,8 @@ def _what_saturates(copies: int, cores: Mapping[str, float]) -> str:
     machine, total = psutil.cpu_count() or 1, sum(cores.values())
     full = [name for name in _SERVICES if cores[name] / copies > _FULL]
     shares = ", ".join(f"{name} {used:.2f}" for name, used in cores.items())
+    if cores["others"] > (1 - _FULL) * machine:
+        return f"measured beside other work, which took {cores['others']:.2f} of {machine} cores: no figure ({shares})"
     if total > _FULL * machine:
         return f"the machine's {machine} cores are used up ({shares})"
     if full:

@@ -16,7 +16,7 @@ from carrel.errors import CarrelError
 from servicekit.tasks import TaskOwner
 from services.bridge.models import Change, Standing
 from services.bridge.store_redis_connection import RedisConnection, pack
-from services.bridge.store_redis_errors import refused, unavailable
+from services.bridge.store_redis_errors import refused
 from services.bridge.store_redis_keys import KeySpace
 from services.bridge.store_redis_nodes import Nodes, NodeSet
 
@@ -87,7 +87,7 @@ class RedisHints:
             keys = self._keys.of(user)
             connection = current.of(keys.slot).reads.connection
             _, packed, takers = parcels.setdefault(id(connection), (connection, [], []))
-            packed.append(pack("HMGET", keys.meta, "epoch", "top", "last", "open"))
+            packed.append(pack("GET", keys.meta))
             takers.append(partial(gathered.took, index))
         for connection, packed, takers in parcels.values():
             connection.send(packed, takers)
@@ -149,10 +149,10 @@ class RedisHints:
             return
         kind = item[0] if isinstance(item, list) else item  # PONG, before anything is subscribed to
         if kind in _MESSAGES:
-            origin, epoch, top, event_id = item[2].split(b" ", 3)
+            origin, epoch, top, mark = item[2].split(b" ", 3)
             if origin != self._origin:
                 user = self._keys.user_of_channel(item[1])
-                self._told(Change(user, epoch.decode(), int(top), event_id.decode()))
+                self._told(Change(user, epoch.decode(), int(top), mark.decode()))
         elif kind in _SUBSCRIBED:
             self._missed((self._keys.user_of_channel(item[1]),))
         elif kind in _ENDED and self._keys.user_of_channel(item[1]) in self._users:
@@ -188,10 +188,10 @@ class _Gathered:
         return self._rows
 
 
-def _standing(row: list[Any]) -> Standing:
-    epoch, top, event_id, unended = row
-    if epoch is None:
+def _standing(packed: bytes | None) -> Standing:
+    """Of a user's ``m``; see ``lua/common.lua``."""
+    if packed is None:
         return Standing("", 0, "", active=False)
-    if top is None or event_id is None:
-        raise unavailable("a user's log is not one of ours", "use another CARREL_BRIDGE_LOG__PREFIX")
-    return Standing(epoch.decode(), int(top), event_id.decode(), active=(unended or b"0") != b"0")
+    _, epoch, top, _, unended, at, _, last = packed.split(b" ", 7)
+    mark = f"{last.decode()} {at.decode()}" if last else ""
+    return Standing(epoch.decode(), int(top), mark, active=unended != b"0")

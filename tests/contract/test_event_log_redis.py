@@ -34,8 +34,11 @@ from tests.support.redis_servers import (
     RedisServer,
     binaries,
     cluster_setup,
+    free_port,
+    self_signed,
     sentinel_setup,
     single_server,
+    tls_binary,
 )
 
 Opener = Callable[..., Awaitable[RedisEventLog]]
@@ -135,8 +138,16 @@ async def test_what_one_bridge_appends_another_reads_continues_and_refuses(opene
 async def test_results_and_reads_name_the_entry_before(opener: Opener) -> None:
     one, two = await opener(), await opener()
     results = [await put(log, make(n, n)) for n, log in ((1, one), (2, two), (3, one))]
-    assert [result[0].previous_id for result in results] == ["", "p-1", "p-2"]
-    assert [(await two.read("alice", after, 10)).anchor for after in range(5)] == ["", "p-1", "p-2", "p-3", ""]
+    marks = [result[0].mark for result in results]
+    assert [mark.partition(" ")[0] for mark in marks] == ["p-1", "p-2", "p-3"]
+    assert [result[0].previous for result in results] == ["", *marks[:2]]
+    assert [(await two.read("alice", after, 10)).anchor for after in range(5)] == ["", *marks, ""]
+    assert [(await two.read("alice", 0, limit)).mark for limit in range(4)] == ["", *marks]
+    position = await two.position("alice")
+    assert (position.event_id, position.mark) == ("p-3", marks[2])
+    assert (await two.check_resume("alice", ResumePoint(position.epoch, 2, "p-2"))).mark == marks[1]
+    (standing,) = await two.changes.standings(["alice"])
+    assert standing.mark == marks[2]
 
 
 async def test_hints_reach_other_bridges_that_listen_and_not_the_one_that_appended(
@@ -155,7 +166,7 @@ async def test_hints_reach_other_bridges_that_listen_and_not_the_one_that_append
     await put(one, make(1, 2), make(1, 1, user="bob"), make(1, 1, user=strange))
     await eventually(lambda: len(told["two"]) == 2)
     epoch = (await one.position("alice")).epoch
-    assert told["two"][0] == Change("alice", epoch, 2, "p-2")
+    assert told["two"][0] == Change("alice", epoch, 2, (await one.position("alice")).mark)
     assert told["two"][1][0] == strange
     two.changes.unlisten("alice")
     await put(one, make(3, 3), make(2, 2, user=strange))
@@ -168,7 +179,7 @@ async def test_standings_tell_where_logs_are_and_whether_a_run_is_open(opener: O
     log = await opener()
     await put(log, make(1, 2), make(1, 1, user="bob", terminal=True))
     alice, nobody, bob = await log.changes.standings(["alice", "nobody", "bob"])
-    assert (alice.top, alice.event_id, alice.active) == (2, "p-2", True)
+    assert (alice.top, alice.mark.partition(" ")[0], alice.active) == (2, "p-2", True)
     assert (nobody.epoch, nobody.active) == ("", False)
     assert (bob.top, bob.active) == (1, False)
     assert await log.changes.standings([]) == []
@@ -186,7 +197,9 @@ async def test_offsets_used_again_after_a_lost_tail_get_another_epoch_from_who_k
     (before,) = await put(log, make(6, 9))
     saved.restore()
     (after,) = await put(log, make(1, 1, run="r2", producer="q"))
-    assert (after.first_offset, after.previous_id) == (6, "p-5")
+    assert after.first_offset == 6
+    assert after.previous is not None
+    assert after.previous.startswith("p-5 ")
     assert after.epoch != before.epoch
     check = await log.check_resume("alice", ResumePoint(before.epoch, 9, "p-9"))
     assert check.reset is ResetReason.EPOCH_CHANGED
@@ -204,10 +217,27 @@ async def test_offsets_used_again_by_who_did_not_know_are_seen_by_their_ids(
     assert (after.first_offset, after.epoch) == (6, before.epoch)
     for offset, event_id, expected in ((9, "p-9", ResetReason.EVENT_MISMATCH), (5, "p-5", None), (7, "q-2", None)):
         assert (await log.check_resume("alice", ResumePoint(before.epoch, offset, event_id))).reset is expected
-    assert (await other.read("alice", 9, 10)).anchor == "q-4"
+    assert ((await other.read("alice", 9, 10)).anchor or "").startswith("q-4 ")
     (late,) = await put(log, make(5, 5, run="r2", producer="q"))
     # The log has grown to the very offset that was known, with another entry there.
     assert late.epoch != before.epoch
+
+
+async def test_the_same_event_at_the_same_offset_again_has_another_mark(
+    opener: Opener, server: RedisServer, prefix: str
+) -> None:
+    clock = Clock()
+    log, other = await opener(clock=clock), await opener(clock=clock)
+    await put(log, make(1, 1))
+    saved = Saved(server, prefix)
+    (before,) = await put(log, make(2, 2))
+    saved.restore()
+    clock.now += 0.001
+    (again,) = await put(other, make(2, 2))
+    assert (again.first_offset, again.epoch) == (before.first_offset, before.epoch)
+    assert again.mark != before.mark
+    (after,) = await put(log, make(3, 3))
+    assert after.epoch != before.epoch
 
 
 async def test_producer_behind_a_lost_tail_meets_a_gap_and_its_declaration_is_recorded(
@@ -268,7 +298,7 @@ async def test_stream_ahead_of_its_metadata_is_taken_as_it_is_in_another_epoch(
     (before,) = await put(log, make(4, 6))
     server.client().restore(f"{prefix}:{{alice}}:m", 0, saved, replace=True)
     (result,) = await put(other, make(7, 7))
-    assert (result.first_offset, result.previous_id) == (7, "p-6")
+    assert (result.first_offset, (result.previous or "").partition(" ")[0]) == (7, "p-6")
     assert result.epoch != before.epoch
 
 
@@ -328,7 +358,8 @@ async def test_retention_goes_on_by_itself_with_appends(opener: Opener) -> None:
     clock.now += 600
     (result,) = await put(log, make(402, 402))
     assert (await log.position("alice")).oldest == 401
-    assert (result.previous_id, await ids(log)) == ("p-401", ["p-401", "p-402"])
+    assert await ids(log) == ["p-401", "p-402"]
+    assert result.previous == f"p-401 {int((clock.now - 600) * 1000)}"
 
 
 async def test_redis_own_clock_counts_when_none_is_given(opener: Opener, server: RedisServer, prefix: str) -> None:
@@ -447,6 +478,25 @@ async def test_password_is_asked_for_used_and_never_shown(opener: Opener, tmp_pa
             await put(log, make(1, 1))
             await log.close()
             assert "s3cret" not in repr(options) + str(options.url) + repr(vars(log))
+
+
+async def test_tls_checks_who_the_server_is(opener: Opener, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    port = free_port()
+    options = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    options += ["--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no"]
+    with single_server(tmp_path, binary=tls_binary(), options=options) as server:
+        log = await opener(f"rediss://127.0.0.1:{port}", ca_file=certificate)
+        await put(log, make(1, 2))
+        await log.probe()
+        assert await ids(log) == ["p-1", "p-2"]
+        with pytest.raises(StoreUnavailableError, match="certificate that is not accepted") as caught:
+            await opener(f"rediss://127.0.0.1:{port}")
+        assert "CARREL_BRIDGE_LOG__CA_FILE" in caught.value.advice
+        with pytest.raises(StoreUnavailableError, match="does not answer"):
+            await opener(f"rediss://{server.address}", ca_file=certificate, timeout_s=0.3)
+        with pytest.raises(StartupError, match="holds no certificates"):
+            await opener(f"rediss://127.0.0.1:{port}", ca_file=key)
 
 
 async def test_urls_that_do_not_fit_the_server_say_what_to_write(

@@ -98,9 +98,9 @@ class _Reading:
                 # A run that is asked for whole begins with what is kept of it, and that is said.
                 return [Reset(query.user, 0, ResetReason.TRIMMED, self.point)]
             return []
-        position, reason = await log.check_resume(query.user, query.resume)
+        position, reason, mark = await log.check_resume(query.user, query.resume)
         if reason is None:
-            self.point = query.resume
+            self.point = query.resume._replace(mark=mark)
             return []
         self.point = ResumePoint(position.epoch, position.oldest - 1, "")
         return [Reset(query.user, 0, reason, self.point)]
@@ -126,6 +126,8 @@ class _Reading:
             items.append(Reset(self._query.user, 0, broken.reason, self.point))
         if entries := following(self.point, read):
             items += self._keep(position.epoch, entries)
+            if self.point.offset == entries[-1].offset:
+                self.point = self.point._replace(mark=read.mark)
         self.at_top = self.point.offset >= position.top
         if not self.at_top and not self.done and self._passed_over:
             # A reader that is cut off now need not pass over them again.

@@ -7,7 +7,7 @@ import pytest
 from services.bridge.domain.chain import Break, break_of, following
 from services.bridge.models import Entry, Position, ReadResult, ResetReason, ResumePoint
 
-POINT = ResumePoint("e1", 5, "ev5")
+POINT = ResumePoint("e1", 5, "ev5", "ev5")
 START = ResumePoint("e1", 0, "")
 
 
@@ -38,7 +38,7 @@ def test_break_names_the_reason_and_where_to_go_on(result: ReadResult, expected:
 
 
 def test_who_has_seen_nothing_yet_has_nothing_to_compare() -> None:
-    assert break_of(ResumePoint("e1", 5, ""), read(anchor="other")) is None
+    assert break_of(ResumePoint("e1", 5, "ev5"), read(anchor="other")) is None
     assert break_of(ResumePoint("e1", 0, ""), read(anchor="")) is None
 
 

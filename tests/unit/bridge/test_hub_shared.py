@@ -23,6 +23,7 @@ from services.bridge.models import (
     ReadResult,
     Reset,
     ResetReason,
+    ResumeCheck,
     ResumePoint,
     Standing,
     StoredEvent,
@@ -40,7 +41,8 @@ class SharedLog(MemoryEventLog):
     """A log in memory that several hubs use, each through a ``View``; it can lose its tail."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.writings = 0
+        super().__init__(clock=lambda: float(self.writings))
         self.views: list[View] = []
 
     def lose(self, count: int) -> None:
@@ -57,10 +59,11 @@ class SharedLog(MemoryEventLog):
         """Everything is gone."""
         self._logs.clear()
 
-    def id_at(self, offset: int) -> str:
+    def mark_at(self, offset: int) -> str:
+        """Marks are told apart by the time of writing, for which the number of the call stands here."""
         log = self._logs.get("alice")
         entry = log.at(offset) if log else None
-        return entry.event_id if entry else ""
+        return f"{entry.event_id} {log.times[offset - log.state.oldest]:g}" if log and entry else ""
 
 
 class View:
@@ -75,8 +78,7 @@ class View:
         self.broken = False
         self.looks = 0
         log.views.append(self)
-        self.position, self.check_resume, self.resolve_run = log.position, log.check_resume, log.resolve_run
-        self.sweep, self.probe, self.close = log.sweep, log.probe, log.close
+        self.resolve_run, self.sweep, self.probe, self.close = log.resolve_run, log.sweep, log.probe, log.close
 
     @property
     def changes(self) -> View:
@@ -87,21 +89,34 @@ class View:
         return self.log.commits
 
     def append(self, batches: Sequence[Append]) -> asyncio.Future[list[AppendResult]]:
-        before = [self.log.id_at(self.log._log(batch.user).state.top) for batch in batches]
+        self.log.writings += 1
+        before = [self.log.mark_at(self.log._log(batch.user).state.top) for batch in batches]
         future = self.log.append(batches)
-        results = [r._replace(previous_id=b) for r, b in zip(future.result(), before, strict=True)]
+        results = [
+            r._replace(previous=b, mark=self.log.mark_at(r.entries[-1].offset) if r.events else "")
+            for r, b in zip(future.result(), before, strict=True)
+        ]
         done: asyncio.Future[list[AppendResult]] = asyncio.get_running_loop().create_future()
         done.set_result(results)
         for view in self.log.views:
             if view is not self and not view.deaf:
                 for batch, result in zip(batches, results, strict=True):
                     if result.events and batch.user in view.listened:
-                        view.told(Change(batch.user, result.epoch, result.entries[-1].offset, result.events[-1][0]))
+                        view.told(Change(batch.user, result.epoch, result.entries[-1].offset, result.mark))
         return done
 
     async def read(self, user: str, after: int, limit: int, max_bytes: int = 1 << 20) -> ReadResult:
         self._check()
-        return (await self.log.read(user, after, limit, max_bytes))._replace(anchor=self.log.id_at(after))
+        read = await self.log.read(user, after, limit, max_bytes)
+        last = read.entries[-1].offset if read.entries else 0
+        return read._replace(anchor=self.log.mark_at(after), mark=self.log.mark_at(last))
+
+    async def position(self, user: str) -> Position:
+        position = await self.log.position(user)
+        return position._replace(mark=self.log.mark_at(position.top))
+
+    async def check_resume(self, user: str, point: ResumePoint) -> ResumeCheck:
+        return (await self.log.check_resume(user, point))._replace(mark=self.log.mark_at(point.offset))
 
     def follow(self, told: Callable[[Change], None], missed: Callable[[Sequence[str] | None], None]) -> None:
         self.told, self.missed = told, missed
@@ -120,7 +135,8 @@ class View:
         for user in users:
             log = self.log._logs.get(user)
             position = log.position() if log else Position("", 0, 1)
-            found.append(Standing(position.epoch, position.top, position.event_id, active=True))
+            mark = self.log.mark_at(position.top)
+            found.append(Standing(position.epoch, position.top, mark, active=True))
         return found
 
     def _check(self) -> None:
@@ -316,3 +332,21 @@ async def test_quiet_logs_are_looked_at_less_and_all_at_once(stack: AsyncExitSta
     one, _ = await bridges(stack, eventually, options)
     looks = one.view.looks
     await eventually(lambda: one.view.looks > looks + 3)  # a run is open
+
+
+async def test_same_event_at_the_same_offset_does_not_hide_what_came_before_it(
+    stack: AsyncExitStack, eventually: Eventually
+) -> None:
+    one, two = await bridges(stack, eventually, NEVER)
+    await one.publish("a")
+    await one.publish("b", run="ended")
+    await one.publish("c", first=2)
+    await eventually(lambda: one.seen == two.seen == ["a", "b", "c"])
+    one.view.log.lose(2)
+    one.view.deaf = True
+    await two.publish("x", run="new")  # where b was
+    await two.publish("c", first=2)  # sent again, since its producer had not heard of it, and at its old offset
+    await two.publish("d", first=3)
+    one.view.deaf = False
+    await two.publish("e", first=4)
+    await eventually(lambda: one.seen == ["a", "b", "c", "reset to 0", "a", "x", "c", "d", "e"])
