@@ -35,7 +35,7 @@ _CONNECT_S: Final = 15.0
 _CLOSE_S: Final = 0.5
 _SILENCES: Final = 2.5
 # How long an acknowledgement may wait for more to go with it.
-_ACK_S: Final = 0.1
+_ACK_S: Final = 0.05
 _AGAIN_S: Final = 1.0
 
 
