@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from carrel.client.notices import Notice as Notice
     from carrel.client.notices import Reset as Reset
     from carrel.client.notices import RunStatus as RunStatus
+    from carrel.client.states import ConnectionState as ConnectionState
+    from carrel.client.states import Phase as Phase
     from carrel.client.tickets import GatewayTickets as GatewayTickets
     from carrel.client.tickets import Ticket as Ticket
     from carrel.client.tickets import TicketSource as TicketSource
-    from carrel.client.websocket import ConnectionState as ConnectionState
-    from carrel.client.websocket import Phase as Phase
     from carrel.client.websocket import SocketClient as SocketClient
 
 _HOME: Final = {
@@ -63,8 +63,8 @@ _HOME: Final = {
     "GatewayTickets": "carrel.client.tickets",
     "Ticket": "carrel.client.tickets",
     "TicketSource": "carrel.client.tickets",
-    "ConnectionState": "carrel.client.websocket",
-    "Phase": "carrel.client.websocket",
+    "ConnectionState": "carrel.client.states",
+    "Phase": "carrel.client.states",
     "SocketClient": "carrel.client.websocket",
 }
 

@@ -25,19 +25,22 @@ Take = Callable[[float | None], Awaitable[Event | Notice | None]]
 Look = Callable[[str], Awaitable[RunStatus]]
 
 
-async def follow(run_ids: Iterable[str], take: Take, look: Look) -> AsyncIterator[Event]:
-    """The runs' events, until each has ended or the stream has.
+async def follow(
+    run_ids: Iterable[str], take: Take, look: Look, *, known_ended: Iterable[str] = ()
+) -> AsyncIterator[Event | Notice]:
+    """The runs' events, and what the stream says about itself, until each run has ended or the stream has.
 
     Args:
         run_ids: The runs.
         take: The next item of the stream, None at its end; TimeoutError when none comes within so many seconds.
         look: How a run stands.
+        known_ended: Those of them that had ended before: their last event may not be in the log any more.
 
     Raises:
         CarrelError: The stream failed, or a run does not exist any more.
     """
     loop = asyncio.get_running_loop()
-    pending, ended, untold = set(run_ids), set[str](), set[str]()
+    pending, ended, untold = set(run_ids), set(known_ended), set[str]()
     look_at = 0.0
     while pending:
         wait_s = _QUIET_S if pending <= ended else (max(0.0, look_at - loop.time()) if untold else None)
@@ -49,20 +52,21 @@ async def follow(run_ids: Iterable[str], take: Take, look: Look) -> AsyncIterato
             ended |= await _ended(untold, look)
             look_at = loop.time() + _TOLD_S
             continue
+        if item is None:
+            return
+        if isinstance(item, Event) and item.run_id not in pending:
+            continue
+        yield item
         match item:
-            case None:
-                return
             case Reset():
                 untold, look_at = pending - ended, loop.time() + _TOLD_S
             case RunStatus():
                 untold.discard(item.run_id)
                 if item.terminal:
                     ended.add(item.run_id)
-            case Event() if item.run_id in pending:
-                yield item
-                if item.terminal:
-                    pending.discard(item.run_id)
-                    untold.discard(item.run_id)
+            case Event(terminal=True):
+                pending.discard(item.run_id)
+                untold.discard(item.run_id)
 
 
 async def _ended(untold: set[str], look: Look) -> set[str]:

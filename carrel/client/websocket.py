@@ -21,10 +21,8 @@ The protocol is docs/protocol.md. Not for internal services: they use ``Internal
 from __future__ import annotations
 
 import asyncio
-import enum
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -43,37 +41,16 @@ from carrel.client.login import Login, TokenSource
 from carrel.client.models import Accepted, Event, Position
 from carrel.client.notices import Notice, Reset, RunStatus
 from carrel.client.reading import Reader
+from carrel.client.states import ConnectionState, Phase
 from carrel.error_base import InternalError
 from carrel.errors import CarrelError, InvalidPositionError, ProtocolError, UnavailableError
 from carrel.ids import new_id
 
-__all__ = ["ConnectionState", "Phase", "SocketClient", "TokenSource"]
+__all__ = ["SocketClient", "TokenSource"]
 
 _STEADY_AFTER_S: Final = 5.0
 _BROKEN_IN_A_ROW: Final = 3
 _BYTES: Final = 16 * 1024 * 1024
-
-
-class Phase(enum.StrEnum):
-    """What a client is doing about its connection."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    WAITING = "waiting"
-    CLOSED = "closed"
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionState:
-    """How the connection stands. ``reason`` is for a person; ``retry_s`` the wait before the next attempt.
-
-    ``failures`` counts attempts in a row that came to nothing.
-    """
-
-    phase: Phase
-    reason: str = ""
-    retry_s: float = 0.0
-    failures: int = 0
 
 
 class SocketClient:
@@ -281,8 +258,19 @@ class SocketClient:
             UnknownRunError: After a reset, the run does not exist any more.
             CarrelError: The connection was refused, or could not be made again.
         """
-        async for event in follow(run_ids, self._next, self._look):
-            yield event
+        async for item in self.run_items(*run_ids):
+            if isinstance(item, Event):
+                yield item
+
+    async def run_items(self, *run_ids: str, known_ended: Sequence[str] = ()) -> AsyncIterator[Event | Notice]:
+        """As ``run_events``, with what the stream says about itself.
+
+        Args:
+            run_ids: The runs.
+            known_ended: Those of them that had ended already: their last event may be older than what the log keeps.
+        """
+        async for item in follow(run_ids, self._next, self._look, known_ended=known_ended):
+            yield item
 
     def run_status(self, run_id: str) -> RunStatus | None:
         """How a run stood after the last reset, if there was one and the gateway said so."""

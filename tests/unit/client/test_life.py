@@ -236,10 +236,10 @@ async def followed(*items: Event | Notice | None, runs: dict[str, Any] | None = 
             raise known
         return status(run_id, known)
 
-    def rows() -> AsyncIterator[Event]:
+    def rows() -> AsyncIterator[Event | Notice]:
         return follow(["r", "s"], take, look)
 
-    return [item.event_id async for item in rows()], looked
+    return [item.event_id async for item in rows() if isinstance(item, Event)], looked
 
 
 def of(run_id: str, kind: str = "agent_thinking", offset: int = 1) -> Event:

@@ -176,8 +176,9 @@ async def test_what_is_refused_is_raised_and_what_is_away_is_waited_for() -> Non
 @pytest.mark.parametrize("wrong", ["data: {\n\n", "id: nonsense\n\n", "event: reset\ndata: {}\n\n"])
 async def test_what_is_broken_once_is_mended_and_every_time_is_raised(wrong: str) -> None:
     assert offsets(await read(Served([connected(), event(2), wrong], [connected(2), END]))) == [2, 9]
+    plays: list[list[Part]] = [[connected(), wrong]] * 4
     with pytest.raises(ProtocolError):
-        await read(Served(*([connected(), wrong] for _ in range(4))))
+        await read(Served(*plays))
 
 
 async def test_all_of_a_users_events_are_contiguous_or_explained() -> None:
