@@ -54,18 +54,28 @@ class Result:
 
 
 async def run_scenarios(
-    scenarios: Iterable[Scenario[W]], world: W, tell: Callable[[Result], None] = lambda _: None
+    scenarios: Iterable[Scenario[W]], world: W, tell: Callable[[Result], None] = lambda _: None, at_once: int = 1
 ) -> list[Result]:
-    """Play the scenarios one after another."""
-    results = []
-    for scenario in scenarios:
-        began = time.monotonic()
-        outcome, why = await _play(scenario, world)
-        seconds = round(time.monotonic() - began, 3)
+    """Play the scenarios, one after another or a few at once; the results are in their order.
+
+    Args:
+        scenarios: What to play.
+        world: What they are given.
+        tell: Called with each result as it comes.
+        at_once: How many at a time; more than one only for scenarios that share nothing.
+    """
+    turn = asyncio.Semaphore(at_once)
+
+    async def played(scenario: Scenario[W]) -> Result:
+        async with turn:
+            began = time.monotonic()
+            outcome, why = await _play(scenario, world)
+            seconds = round(time.monotonic() - began, 3)
         result = Result(scenario.name, scenario.section, scenario.what, outcome, why, seconds)
-        results.append(result)
         tell(result)
-    return results
+        return result
+
+    return list(await asyncio.gather(*(played(scenario) for scenario in scenarios)))
 
 
 async def _play(scenario: Scenario[W], world: W) -> tuple[str, str]:

@@ -41,10 +41,11 @@ class ClosedError(BreachError):
 
 
 class Socket:
-    """One connection."""
+    """One connection. ``patience_s`` is how long a frame is waited for where nothing else is said."""
 
-    def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse, patience_s: float = 10.0) -> None:
         self._ws = ws
+        self._patience_s = patience_s
         self._events: deque[Frame] = deque()
         self.seen: list[Frame] = []
 
@@ -54,7 +55,9 @@ class Socket:
         return self._ws.protocol
 
     @classmethod
-    async def open(cls, http: aiohttp.ClientSession, url: str, token: str = "", path: str = "/ws") -> Socket:
+    async def open(
+        cls, http: aiohttp.ClientSession, url: str, token: str = "", path: str = "/ws", patience_s: float = 10.0
+    ) -> Socket:
         """Connect, with the token as a header if there is one.
 
         Raises:
@@ -64,7 +67,7 @@ class Socket:
         ws = await http.ws_connect(
             url + path, headers=headers, protocols=(_SUBPROTOCOL,), max_msg_size=16 * 1024 * 1024, autoping=True
         )
-        return cls(ws)
+        return cls(ws, patience_s)
 
     async def __aenter__(self) -> Socket:
         return self
@@ -84,14 +87,14 @@ class Socket:
         """Send a binary message."""
         await self._ws.send_bytes(data)
 
-    async def next(self, within_s: float = 10.0) -> Frame:
+    async def next(self, within_s: float | None = None) -> Frame:
         """The next frame.
 
         Raises:
             ClosedError: The connection ended.
             TimeoutError: None came.
         """
-        message = await self._ws.receive(within_s)
+        message = await self._ws.receive(within_s or self._patience_s)
         if message.type is not aiohttp.WSMsgType.TEXT:
             last = self.seen[-1] if self.seen else None
             raise ClosedError(f"the connection ended with code {self._ws.close_code}; the last frame was {last}")
@@ -111,9 +114,9 @@ class Socket:
         self.seen.append(frame)
         return frame
 
-    async def control(self, kind: str, within_s: float = 10.0) -> Frame:
+    async def control(self, kind: str, within_s: float | None = None) -> Frame:
         """The next control frame of a kind; events that come before it are kept for ``event``."""
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(within_s or self._patience_s):
             while True:
                 frame = await self.next(within_s)
                 if "event_type" in frame:
@@ -123,11 +126,11 @@ class Socket:
                 elif frame["type"] == "error":
                     raise BreachError(f"{kind} was waited for and an error came: {frame}")
 
-    async def answer(self, client_ref: str, within_s: float = 10.0) -> Frame:
+    async def answer(self, client_ref: str) -> Frame:
         """The control frame that answers a request."""
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(self._patience_s):
             while True:
-                frame = await self.next(within_s)
+                frame = await self.next()
                 if "event_type" in frame:
                     self._events.extend(events_of(frame))
                 elif frame.get("client_ref") == client_ref:

@@ -100,7 +100,7 @@ async def trimmed(world: World) -> None:
 async def run_states(world: World) -> None:
     socket, _ = await world.connect(resume=world.at(3) | {"epoch": "no-such-epoch"})
     wanted = world.log[-1]["run_id"]
-    async with socket, asyncio.timeout(10):
+    async with socket, asyncio.timeout(world.options.patience_s):
         while True:
             frame = await socket.control("run_state")
             for name in ("run_id", "thread_id", "status"):

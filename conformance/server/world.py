@@ -28,6 +28,7 @@ class Options:
     ack_s: How long a full window may go unacknowledged before the gateway must end the connection.
     drain: A command that makes the gateway drain; None when that is not to be tried.
     slow: Whether scenarios that wait for timeouts of the protocol are played.
+    patience_s: How long a frame is waited for that is due at once.
     """
 
     url: str
@@ -39,6 +40,7 @@ class Options:
     ack_s: float = 10.0
     drain: str | None = None
     slow: bool = False
+    patience_s: float = 10.0
 
 
 class World:
@@ -57,7 +59,7 @@ class World:
 
     async def open(self, token: str = "", path: str = "/ws") -> Socket:
         """A socket before its first frame."""
-        return await Socket.open(self.http, self.options.url, token, path)
+        return await Socket.open(self.http, self.options.url, token, path, self.options.patience_s)
 
     async def connect(self, *, token: str = "", **options: Any) -> tuple[Socket, Frame]:
         """A socket of the first user's that has sent ``connect``, and the ``connected`` that answered."""
