@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 
-from conformance.client.gateway import Cut, Frame, Script, ScriptedGateway, Sent, event
+from conformance.client.frames import Cut, Frame, Sent, event
+from conformance.client.gateway import Script, ScriptedGateway
 from conformance.client.harness import Client, Stage
 from conformance.report import Scenario, expect
 

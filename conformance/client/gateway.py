@@ -6,50 +6,17 @@ It keeps the protocol (positions are compared, windows kept, batches packed) whe
 from __future__ import annotations
 
 import asyncio
-import enum
-import gzip
 import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from aiohttp import web
 
-__all__ = ["TOKEN", "Cut", "Frame", "Script", "ScriptedGateway", "Sent", "event", "serving"]
+from conformance.client.frames import TOKEN, Cut, Frame, Sent, batch
 
-Frame = dict[str, Any]
-TOKEN = "a.good.token"
-
-
-class Cut(enum.Enum):
-    """Ends the connection where a frame is due: at its beginning, in its middle, or not at all but with silence."""
-
-    BEFORE = enum.auto()
-    HALFWAY = enum.auto()
-    SILENCE = enum.auto()
-
-
-Sent = Frame | str | Cut
-
-
-def event(offset: int, **changes: Any) -> Frame:
-    """A log event."""
-    body: Frame = {
-        "event_type": "agent_thinking",
-        "event_id": f"evt-{offset}",
-        "offset": offset,
-        "user_id": "alice",
-        "thread_id": "thread-1",
-        "run_id": "run-1",
-        "request_id": "req-1",
-        "agent_name": "data",
-        "attempt": 1,
-        "timestamp": "2026-01-01T00:00:00.000000Z",
-        "data": {"text": f"text {offset} ä\u2028"},
-    }
-    return body | changes
+__all__ = ["Script", "ScriptedGateway", "serving"]
 
 
 @dataclass
@@ -289,7 +256,7 @@ class _Line:
 
     def _frames(self, events: list[Frame], thread: str) -> list[Frame]:
         if not thread:
-            return [_batch(events, compress=bool(self._options.get("compress")))] if len(events) > 1 else events
+            return [batch(events, compress=bool(self._options.get("compress")))] if len(events) > 1 else events
         frames: list[Frame] = []
         passed: Frame | None = None
         for item in [*events, None]:
@@ -379,16 +346,6 @@ class _Line:
 
 def _ref(frame: Frame) -> Frame:
     return {"client_ref": frame["client_ref"]} if "client_ref" in frame else {}
-
-
-def _batch(events: list[Frame], *, compress: bool) -> Frame:
-    frame: Frame = {"event_type": "event_batch", "batch_size": len(events), "compressed": compress}
-    if not compress:
-        return frame | {"events": events}
-    data = json.dumps(events).encode()
-    packed = gzip.compress(data)
-    sizes = {"original_size": len(data), "compressed_size": len(packed)}
-    return frame | {"events_compressed": packed.hex()} | sizes
 
 
 @asynccontextmanager

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from conformance.client.gateway import TOKEN, Frame, Script, ScriptedGateway, serving
+from conformance.client.frames import TOKEN, Frame
+from conformance.client.gateway import Script, ScriptedGateway, serving
 from conformance.report import BreachError, SkipError, expect
 
 __all__ = ["Client", "Stage"]

@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import Final
 
 from conformance.client.faults import log, whole
-from conformance.client.gateway import Cut, Frame, Script, event
+from conformance.client.frames import Cut, Frame, event
+from conformance.client.gateway import Script
 from conformance.client.harness import Stage
 from conformance.report import Scenario, expect
 
