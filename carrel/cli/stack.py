@@ -319,6 +319,7 @@ def _own_environments(
             **listen["execution"],
             "CARREL_EXECUTION_AGENT_INSTANCE": addresses["agent_instance"],
             "CARREL_EXECUTION_EMITTER": addresses["emitter"],
+            "CARREL_EXECUTION_BRIDGE": addresses["bridge"],
             "CARREL_EXECUTION_TICKET_KEY": str(state.execution_key),
         },
         "gateway": {

@@ -19,6 +19,7 @@ from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from services.execution.client_agent_instance import GrpcAgentHost
+from services.execution.client_bridge import BridgeRunLog
 from services.execution.client_contexts import RunContexts
 from services.execution.client_emitter import EmitterSink
 from services.execution.config import ExecutionSettings
@@ -59,6 +60,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         async with (
             open_channel(settings.agent_instance) as agents,
             open_channel(settings.emitter) as emitter,
+            open_channel(settings.bridge) as bridge,
             ProducerStream.to_emitter(emitter) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
@@ -94,7 +96,9 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 watch_decisions(DecisionWatch(services, factory.holdings), options.decided_poll_s), "decisions"
             )
             _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
-            yield _Execution(_server(settings, services, factory, verifier), factory, settings.drain_seconds)
+            # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
+            servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge))
+            yield _Execution(_server(settings, services, servicer, verifier), factory, settings.drain_seconds)
             factory.stop()
     finally:
         # Whoever is next takes over at once. If the store is away, it does when the leases expire.
@@ -131,7 +135,7 @@ class _Execution:
 
 
 def _server(
-    settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory, verifier: TicketVerifier
+    settings: ExecutionSettings, services: RunServices, servicer: ExecutionServicer, verifier: TicketVerifier
 ) -> RpcServer:
     async def writable() -> bool:
         await services.store.probe()
@@ -140,7 +144,6 @@ def _server(
 
     readiness = Readiness()
     readiness.add("run store", writable)
-    servicer = ExecutionServicer(factory, services, verifier)
     server = RpcServer(
         settings.listen,
         [(pb_grpc.add_ExecutionServiceServicer_to_server, servicer, _SERVICE)],
