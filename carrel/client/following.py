@@ -26,7 +26,12 @@ Look = Callable[[str], Awaitable[RunStatus]]
 
 
 async def follow(
-    run_ids: Iterable[str], take: Take, look: Look, *, known_ended: Iterable[str] = ()
+    run_ids: Iterable[str],
+    take: Take,
+    look: Look,
+    *,
+    known_ended: Iterable[str] = (),
+    steady: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[Event | Notice]:
     """The runs' events, and what the stream says about itself, until each run has ended or the stream has.
 
@@ -35,6 +40,8 @@ async def follow(
         take: The next item of the stream, None at its end; TimeoutError when none comes within so many seconds.
         look: How a run stands.
         known_ended: Those of them that had ended before: their last event may not be in the log any more.
+
+        steady: Whether the stream is being read: silence says nothing while the connection is away.
 
     Raises:
         CarrelError: The stream failed, or a run does not exist any more.
@@ -48,7 +55,9 @@ async def follow(
             item = await take(wait_s)
         except TimeoutError:
             if pending <= ended:
-                return
+                if steady():
+                    return
+                continue
             ended |= await _ended(untold, look)
             look_at = loop.time() + _TOLD_S
             continue

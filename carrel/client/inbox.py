@@ -64,11 +64,17 @@ class Inbox:
             self._emptied.clear()
             await self._emptied.wait()
 
-    async def half_empty(self) -> None:
-        """Wait until at least half of its room is free."""
+    async def half_empty(self, urgent: Callable[[], bool]) -> None:
+        """Wait until at least half of its room is free; or any of it, when it is urgent."""
         while len(self._entries) * 2 > self._window or self._bytes * 2 > self._max_bytes:
+            if urgent() and not self.full():
+                return
             self._emptied.clear()
             await self._emptied.wait()
+
+    def nudge(self) -> None:
+        """Something may have become urgent."""
+        self._emptied.set()
 
     def begin(self, position: Position) -> None:
         """The application begins at a place that it was told, before anything has come."""

@@ -269,7 +269,8 @@ class SocketClient:
             run_ids: The runs.
             known_ended: Those of them that had ended already: their last event may be older than what the log keeps.
         """
-        async for item in follow(run_ids, self._next, self._look, known_ended=known_ended):
+        steps = follow(run_ids, self._next, self._look, known_ended=known_ended, steady=self._is_steady)
+        async for item in steps:
             yield item
 
     def run_status(self, run_id: str) -> RunStatus | None:
@@ -300,6 +301,11 @@ class SocketClient:
     async def _send(self, text: str) -> None:
         if self._link is not None and self._link.open:
             await self._link.send(text)
+        else:
+            self._inbox.nudge()
+
+    def _is_steady(self) -> bool:
+        return self.state.phase in {Phase.CONNECTED, Phase.CLOSED}
 
     def _why_waiting(self) -> str:
         if self._inbox.full():
@@ -327,7 +333,7 @@ class SocketClient:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=15.0)
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
             while True:
-                await self._inbox.half_empty()
+                await self._inbox.half_empty(lambda: bool(self._commands.texts))
                 self._turn(Phase.CONNECTING, failures=failures)
                 began, seen = loop.time(), self.reader.position
                 self._link = link = Link(

@@ -266,8 +266,10 @@ SCENARIOS = (
     Scenario("unknown-run", _FRAMES, "a run that is nobody's is NOT_FOUND", unknown_run),
     Scenario("isolation", _FRAMES, "two users at once: nothing of one reaches the other", isolation, 90),
     Scenario("rest-errors", "Errors", "errors over REST have their fields", rest_errors),
-    Scenario("sse-is-socket", "REST", "Server-Sent Events are the socket's events", sse_is_the_socket, 60),
-    Scenario("sse-resume", "REST", "one position on both transports", sse_resumes, 60),
-    Scenario("sse-reset", "REST", "an unusable position is told there, too", sse_resets, 60),
-    Scenario("sse-refused", "REST", "another's run is 404, no position is 400", sse_refuses),
+    Scenario(
+        "sse-is-socket", "Server-sent events", "Server-Sent Events are the socket's events", sse_is_the_socket, 60
+    ),
+    Scenario("sse-resume", "Server-sent events", "one position on both transports", sse_resumes, 60),
+    Scenario("sse-reset", "Server-sent events", "an unusable position is told there, too", sse_resets, 60),
+    Scenario("sse-refused", "Server-sent events", "another's run is 404, no position is 400", sse_refuses),
 )

@@ -14,7 +14,7 @@ from conformance.wire import EVENT_FIELDS, Frame, Socket, events_of
 __all__ = ["SCENARIOS"]
 
 _EVENTS = "Events"
-_ACK = "Frames from the client"
+_ACK = "Acknowledging"
 
 
 async def shape(world: World) -> None:
@@ -247,7 +247,7 @@ SCENARIOS = (
     Scenario("event-live-is-log", _EVENTS, "what came live is what the log gives later", same_everywhere, 60),
     Scenario("batch", _EVENTS, "batches hold the same events in the same order", batches),
     Scenario("batch-not-asked", _EVENTS, "without `batch` each event is a frame", unbatched),
-    Scenario("batch-compressed", _EVENTS, "compressed batches hold the same, and save a fifth", compressed),
+    Scenario("batch-compressed", "Compression", "compressed batches hold the same, and save a fifth", compressed),
     Scenario("thread-filter", "Frames from the gateway", "`through` explains every offset left out", thread_filter, 90),
     Scenario("ack-window", _ACK, "a window stops the stream, and `ack` lets it go on", window),
     Scenario("ack-answers", _ACK, "a full window holds up events only", window_answers),

@@ -148,14 +148,14 @@ SCENARIOS = (
     Scenario("resume-top", _SECTION, "the newest position: recovered, and nothing comes", at_the_top),
     Scenario("resume-everything", _SECTION, "offset 0: everything that is kept", everything),
     Scenario("resume-nothing", _SECTION, "no position: the top, which can be resumed from", nothing),
-    Scenario("resume-wrong-epoch", _SECTION, "reset `epoch_changed`, then everything that is kept", wrong_epoch),
-    Scenario("resume-wrong-event", _SECTION, "reset `event_mismatch`, then everything that is kept", wrong_event_id),
-    Scenario("resume-beyond-top", _SECTION, "reset `beyond_top`, then everything that is kept", beyond_top),
+    Scenario("resume-wrong-epoch", "Resets", "reset `epoch_changed`, then everything that is kept", wrong_epoch),
+    Scenario("resume-wrong-event", "Resets", "reset `event_mismatch`, then everything that is kept", wrong_event_id),
+    Scenario("resume-beyond-top", "Resets", "reset `beyond_top`, then everything that is kept", beyond_top),
     Scenario(
         "resume-zero-of-epoch", _SECTION, "offset 0 of another epoch is no position of this log", zero_of_an_epoch
     ),
-    Scenario("resume-foreign", _SECTION, "another user's position leads into one's own log only", foreign),
-    Scenario("run-state", _SECTION, "after a reset, how each recent run stands", run_states),
+    Scenario("resume-foreign", "Resets", "another user's position leads into one's own log only", foreign),
+    Scenario("run-state", "Resets", "after a reset, how each recent run stands", run_states),
     Scenario("resume-live", _SECTION, "broken off and resumed during a run: no gap, no repeat", live_join, 60),
-    Scenario("resume-trimmed", _SECTION, "reset `trimmed`, then everything that is kept", trimmed, 120),
+    Scenario("resume-trimmed", "Resets", "reset `trimmed`, then everything that is kept", trimmed, 120),
 )

@@ -36,7 +36,6 @@ async def test_careless_client_is_found_out() -> None:
         "gap-announced": "it told",
         "reset-mismatch": "reset notices",
         "codes-stay-away": "attempts with",
-        "tail-missed": "did not come",
     }
     results = {result.name: result for result in await play(NAIVE, ["plain", "batch", "ack", "compress", *bad])}
     passed = {name for name, result in results.items() if result.outcome == "passed"}

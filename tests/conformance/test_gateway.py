@@ -20,9 +20,8 @@ AGENTS = str(Path(__file__).with_name("quick_agents.py"))
 EXECUTE = {"message": "x", "agent_name": "quick", "params": {"lines": 40}}
 # Short, so that every scenario can be played: a heartbeat is waited for, and a log's beginning trimmed.
 SETTINGS = {"CARREL_GATEWAY_HEARTBEAT_INTERVAL": "2", "CARREL_BRIDGE_RETENTION__MAX_ENTRIES": "400"}
-# `connect-timeout` takes 15 s, for --slow. The others are skipped by a gateway that lacks what they test.
-LEFT_OUT = {"connect-timeout", "batch-compressed", "ack-window", "ack-answers", "ack-timeout"}
-LEFT_OUT |= {"sse-is-socket", "sse-resume", "sse-reset", "sse-refused"}
+# It takes 15 s, and is played with --slow.
+LEFT_OUT = {"connect-timeout"}
 
 
 @pytest.fixture(scope="module")

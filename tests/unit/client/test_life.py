@@ -280,3 +280,20 @@ async def test_a_bad_token_is_no_matter_of_patience() -> None:
             async with SocketClient(gateway.url, lambda: "wrong", backoff=FAST, patient=True):
                 pass
     assert gateway.attempts == 1
+
+
+async def test_silence_says_nothing_while_the_connection_is_away() -> None:
+    waits: list[Event | TimeoutError] = [TimeoutError(), TimeoutError(), of("r", "run_completed")]
+    away = [True, True, False]
+
+    async def take(wait_s: float | None) -> Event | Notice | None:
+        item = waits.pop(0)
+        if isinstance(item, TimeoutError):
+            raise item
+        return item
+
+    async def look(run_id: str) -> RunStatus:
+        raise AssertionError(run_id)
+
+    stream = follow(["r"], take, look, known_ended=["r"], steady=lambda: not away.pop(0))
+    assert [item async for item in stream] == [of("r", "run_completed")]

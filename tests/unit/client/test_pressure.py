@@ -81,6 +81,16 @@ async def test_client_whose_inbox_is_full_comes_back_when_half_of_it_was_taken(e
     assert [item.offset for item in got if isinstance(item, Event)] == list(range(1, 101))
 
 
+async def test_command_does_not_wait_for_an_application_that_is_behind(eventually: Eventually) -> None:
+    log = [event(n) for n in range(1, 101)]
+    async with fake_gateway(log=log, window=100, cut_after=[15]) as gateway, client(gateway, window=20) as socket:
+        await eventually(lambda: socket.held > 15 and socket.state.phase is Phase.WAITING)
+        await socket.ping()
+        # There was room for a few more, and that is what was asked for.
+        assert gateway.connects[1]["ack"] == {"window": 4}
+        assert await take(socket, 100) == list(range(1, 101))
+
+
 async def test_repeated_events_are_acknowledged_though_nobody_gets_them(eventually: Eventually) -> None:
     log = [event(n) for n in range(1, 51)]
     async with fake_gateway(log=log, window=10, cut_after=[50]) as gateway, client(gateway) as socket:
