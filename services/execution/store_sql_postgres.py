@@ -24,14 +24,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from carrel.errors import CarrelError, QueueFullError, StoreUnavailableError
-from services.execution.store_sql_database import Operation, internal
+from services.execution.store_sql_database import Connector, Operation, internal
 from services.execution.store_sql_postgres_errors import Meaning, is_away, meaning_of, postgres_unavailable
 
-__all__ = ["Connector", "PostgresDatabase"]
+__all__ = ["PostgresDatabase"]
 
 _T = TypeVar("_T")
-# Makes a connection of the driver's.
-Connector = Callable[[], Awaitable[Any]]
 
 _MAX_QUEUED: Final = 10_000
 _TRIES: Final = 5

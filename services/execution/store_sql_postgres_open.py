@@ -22,7 +22,8 @@ from services.execution.store_sql_clock import DatabaseClock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.execution.store_sql_postgres import Connector, PostgresDatabase
+    from services.execution.store_sql_database import Connector
+    from services.execution.store_sql_postgres import PostgresDatabase
 
 __all__ = ["SharedRunStore", "connector", "migrate_postgres", "open_postgres_store"]
 
