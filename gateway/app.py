@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from aiohttp import web
 from grpc import aio
@@ -15,6 +16,7 @@ from gateway.attachment import Attachment
 from gateway.config import GatewaySettings
 from gateway.connections import Connections
 from gateway.downstream import Downstream
+from gateway.file_limit import raise_file_limit
 from gateway.handshake import Handshake
 from gateway.hub import Hub
 from gateway.limits import AcceptLimits, ConnectionLimits
@@ -24,12 +26,14 @@ from gateway.login_keys import LoginKeys
 from gateway.origins import Origins
 from gateway.parts import Parts
 from gateway.positioning import Positioning
+from gateway.rest.events import EventHandlers
 from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
 from gateway.rest.routes import add_routes
 from gateway.runs import Runs
 from gateway.server import GatewayServer
 from gateway.shared_state import Once, Revocations
 from gateway.socket_tokens import SignedSocketTokens, SocketTokens
+from gateway.tally import Tally
 from gateway.tickets import ISSUER, TicketDesk
 from gateway.upstream import Upstream
 from servicekit.contracts import Phase
@@ -44,6 +48,9 @@ from servicekit.tasks import TaskOwner
 
 __all__ = ["app", "web_application"]
 
+# Beside sockets: requests over the limit that are told so, calls to other services, keys.
+_OTHER_FILES: Final = 1_100
+
 
 @asynccontextmanager
 async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[GatewayServer]:
@@ -52,6 +59,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         key = load_signing_key(settings.ticket_key)
         desk = TicketDesk(TicketMinter(key, ISSUER), settings.run_ticket_seconds)
         logins = _logins(settings)
+    _ = raise_file_limit(settings.limits.connections + _OTHER_FILES)
     wait_s = settings.downstream_wait_seconds
     async with (
         open_channel(settings.bridge) as bridge,
@@ -93,10 +101,12 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
 def web_application(parts: Parts, readiness: Readiness, settings: GatewaySettings) -> web.Application:
     """Routes, middleware and bounds over the parts."""
     positioning = Positioning(parts.log, settings.position_seconds)
-    handshake = Handshake(parts, positioning, settings.handshake_options())
+    options = settings.handshake_options()
+    handshake = Handshake(parts, positioning, options)
+    events = EventHandlers(parts, positioning, options)
     application = web.Application(middlewares=[edge(parts.origins)], client_max_size=MAX_BODY_BYTES)
     application.on_response_prepare.append(on_prepare(parts.origins))
-    add_routes(application, parts, readiness, handshake.handle, settings.execute_wait_seconds)
+    add_routes(application, parts, readiness, handshake.handle, events, settings.execute_wait_seconds)
     return application
 
 
@@ -122,6 +132,7 @@ def _parts(
 ) -> Parts:
     bridge, execution, agents = channels
     limits = settings.limits
+    log = BridgeLogReader(BridgeServiceStub(bridge), desk)
     return Parts(
         origins=Origins(settings.allowed_origins, allow_local=not settings.production),
         limits=ConnectionLimits(limits.connections, limits.per_address, limits.per_user),
@@ -129,8 +140,10 @@ def _parts(
         socket_tokens=socket_tokens,
         desk=desk,
         connections=Connections(),
+        tally=Tally(),
         hub=Hub(settings.max_events_per_user, settings.ring_bytes),
-        log=BridgeLogReader(BridgeServiceStub(bridge), desk),
+        log=log,
+        run_log=log,
         runs=Runs(execution, desk),
         agents=Agents(agents, desk),
     )

@@ -13,6 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from carrel.cli.options import (
+    STATE,
+    STRATEGIES,
+    AgentsOption,
+    DataOption,
+    HostOption,
+    JsonOption,
+    PortOption,
+    PostgresOption,
+    RedisOption,
+    ReplicasOption,
+    StateOption,
+    TokenOption,
+    UrlOption,
+    UserOption,
+)
+
 if TYPE_CHECKING:
     from carrel.cli.stack import StackOptions
     from carrel.cli.target import Target
@@ -30,32 +47,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StateOption = Annotated[
-    Path,
-    typer.Option("--state", envvar="CARREL_STATE_DIR", help="Folder for keys and embedded stores.", metavar="DIR"),
-]
-AgentsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--agents",
-        help="Agents to load beside the packaged ones: FILE.py, module or module:attribute. May be repeated.",
-    ),
-]
-PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="The gateway's port; 0 is any free one.")]
-HostOption = Annotated[str, typer.Option("--host", help="The address that the gateway listens on.")]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", envvar="LLM_COSTS_DATA_DIR", help="Folder that traces may be read from.", metavar="DIR"),
-]
-UrlOption = Annotated[str, typer.Option("--url", help="The gateway; by default that of the stack in the state folder.")]
-TokenOption = Annotated[
-    str, typer.Option("--token", envvar="CARREL_CLI_TOKEN", help="The user's token, in place of --user.")
-]
-UserOption = Annotated[str, typer.Option("--user", help="Whom a development token is made for.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
-STATE = Path(".carrel")
-STRATEGIES = ("reject", "enqueue", "interrupt", "rollback")
-
 
 @app.command()
 def up(
@@ -70,28 +61,9 @@ def up(
     port: PortOption = 8080,
     host: HostOption = "127.0.0.1",
     data: DataOption = None,
-    replicas: Annotated[
-        str,
-        typer.Option("--replicas", help="Copies of services, as execution=2,bridge=2; one of each by default."),
-    ] = "",
-    redis: Annotated[
-        str,
-        typer.Option(
-            "--redis",
-            envvar="CARREL_UP_REDIS",
-            help="Keep events in this Redis; copies of bridge need it.",
-            metavar="URL",
-        ),
-    ] = "",
-    postgres: Annotated[
-        str,
-        typer.Option(
-            "--postgres",
-            envvar="CARREL_UP_POSTGRES",
-            help="Keep runs in this PostgreSQL; copies of execution need it.",
-            metavar="URL",
-        ),
-    ] = "",
+    replicas: ReplicasOption = "",
+    redis: RedisOption = "",
+    postgres: PostgresOption = "",
 ) -> None:
     """Start the services on this machine, and keep them running until Ctrl-C.
 
@@ -230,10 +202,34 @@ def audit(
 
 
 @app.command()
+def revoke(
+    user: Annotated[str, typer.Argument(help="Whose logins, tickets and sockets of until now are to end.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the runs' errors.")] = "",
+    state: StateOption = STATE,
+) -> None:
+    """End what a user has begun until now, everywhere. For whoever may read the state folder's keys."""
+    from carrel.cli.revoke import revoke_user
+    from carrel.cli.state import StateFolder
+
+    _finish(revoke_user(StateFolder(state), user, reason))
+
+
+@app.command()
 def watch(
     run: Annotated[str, typer.Option("--run", help="Only this run, from its first event to its end.")] = "",
     thread: Annotated[str, typer.Option("--thread", help="Only this thread.")] = "",
     all_kept: Annotated[bool, typer.Option("--all", help="Begin with everything that the log keeps.")] = False,
+    start: Annotated[
+        str, typer.Option("--from", help="Begin after this position, or with oldest, as --all.", metavar="POSITION")
+    ] = "",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-position",
+            help="Keep the position of the last event shown in this file, and begin after it the next time.",
+            metavar="FILE",
+        ),
+    ] = None,
     url: UrlOption = "",
     token: TokenOption = "",
     user: UserOption = "alice",
@@ -242,14 +238,17 @@ def watch(
 ) -> None:
     """Show a user's events as they come, until Ctrl-C.
 
-    A lost connection is made again; WEBSOCKET_MAX_RECONNECT_ATTEMPTS [3] attempts in a row may fail.
+    A lost connection is made again; WEBSOCKET_MAX_RECONNECT_ATTEMPTS [3] attempts in a row may fail. What cannot be
+    had any more is said, never left out in silence.
     """
-    from carrel.cli.watch import watch_events
+    from carrel.cli.watch import OLDEST, Watched, watch_events
 
     if run and thread:
         raise typer.BadParameter("give --run or --thread, not both", param_hint="--thread")
-    target = _target(url, token, user, state)
-    _finish(watch_events(target, run_id=run, thread_id=thread, everything=all_kept, as_json=as_json))
+    if all_kept and start:
+        raise typer.BadParameter("give --all or --from, not both", param_hint="--from")
+    watched = Watched(run, thread, OLDEST if all_kept else start, save)
+    _finish(watch_events(_target(url, token, user, state), watched, as_json=as_json))
 
 
 @app.command()
