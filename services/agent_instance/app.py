@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from carrel.context import UserExecutionContext
 from carrel.v1.agent_instance_pb2_grpc import add_AgentInstanceServiceServicer_to_server
-from servicekit.delivery import Outlet, ProducerStream
+from servicekit.delivery import Outlet, ProducerStream, StreamOptions, stream_age_s
 from servicekit.identity.keys import KeySet
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.lifecycle import Phase, Starter
@@ -211,7 +211,9 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
             advice="start the emitter, or set CARREL_AGENT_INSTANCE_EMITTER to where it is",
         ):
             await wait_ready(channel, f"the emitter at {settings.emitter}", settings.downstream_wait_seconds)
-        outlet = await stack.enter_async_context(ProducerStream.to_emitter(channel))
+        outlet = await stack.enter_async_context(
+            ProducerStream.to_emitter(channel, options=StreamOptions(max_age_s=stream_age_s(settings.emitter)))
+        )
         tasks = await stack.enter_async_context(TaskOwner())
         stack.push_async_callback(services.core.aclose)
         _ = tasks.start(services.core.housekeeping(), "instances' housekeeping")

@@ -14,7 +14,7 @@ from grpc import aio
 from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from carrel.v1.emitter_pb2_grpc import add_EmitterServiceServicer_to_server
 from servicekit.contracts import Phase
-from servicekit.delivery import StreamOptions
+from servicekit.delivery import StreamOptions, stream_age_s
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet
 from servicekit.identity.principals import RunPrincipal, Scope
@@ -80,6 +80,7 @@ async def serve_emitter(
             max_bytes=item_bytes,
             alert_after=settings.delivery_retries,
             alert_after_s=settings.delivery_timeout,
+            max_age_s=stream_age_s(settings.bridge),
         ),
         on_state=lambda _up: readiness.poke(),
     )

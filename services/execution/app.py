@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
-from servicekit.delivery import ProducerStream
+from servicekit.delivery import ProducerStream, StreamOptions, stream_age_s
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.lifecycle import Phase, Running, Starter
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
@@ -26,10 +28,14 @@ from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up_for_ever, keep_leases, take_over
 from services.execution.domain.metrics import FactoryMetrics
+from services.execution.domain.ports import StageStart
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
+from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
 from services.execution.domain.watch import Changes
+from services.execution.models import RunRef
 from services.execution.service import ExecutionServicer
+from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_sql import wall_clock
 from services.execution.store_sql_open import open_sqlite_store
@@ -57,20 +63,22 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         )
     try:
         async with (
-            open_channel(settings.agent_instance) as agents,
+            Copies(settings.agent_instance, "agent_instance") as agents,
             open_channel(settings.emitter) as emitter,
-            ProducerStream.to_emitter(emitter) as outlet,
+            ProducerStream.to_emitter(
+                emitter, options=StreamOptions(max_age_s=stream_age_s(settings.emitter))
+            ) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
             TaskOwner() as loops,
         ):
             wait_s = settings.downstream_wait_seconds
             async with start.phase(Phase.INTEGRATION, needs=f"agent_instance at {settings.agent_instance}"):
-                await wait_ready(agents, f"agent_instance at {settings.agent_instance}", wait_s)
+                await agents.wait_for_start(wait_s)
             async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
                 await wait_ready(emitter, f"the emitter at {settings.emitter}", wait_s)
             contexts = RunContexts(minter)
-            host = GrpcAgentHost(agents, settings.agent_instance, contexts, run_tasks)
+            host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks))
             services = RunServices(
                 store=store,
                 folder=folder,
@@ -87,6 +95,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
                 await services.catalogue.covering()
                 await take_over(store, factory)
+            _ = loops.start(host.keep_asking(), "agent_instances' load")
             _ = loops.start(keep_leases(store, factory, settings.lease_seconds / 3), "leases")
             options = services.options
             _ = loops.start(promote_for_ever(services, factory.holdings, options.queue_poll_s), "queue")
@@ -94,7 +103,12 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 watch_decisions(DecisionWatch(services, factory.holdings), options.decided_poll_s), "decisions"
             )
             _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
-            yield _Execution(_server(settings, services, factory, verifier), factory, settings.drain_seconds)
+            revoked = RevokedUsers(store, factory)
+            await revoked.look()
+            verifier.is_revoked = revoked.refuses
+            _ = loops.start(revoked.look_for_ever(), "revocations")
+            server = _server(settings, services, factory, verifier, revoked)
+            yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
         # Whoever is next takes over at once. If the store is away, it does when the leases expire.
@@ -131,7 +145,11 @@ class _Execution:
 
 
 def _server(
-    settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory, verifier: TicketVerifier
+    settings: ExecutionSettings,
+    services: RunServices,
+    factory: ExecutionEngineFactory,
+    verifier: TicketVerifier,
+    revoked: RevokedUsers,
 ) -> RpcServer:
     async def writable() -> bool:
         await services.store.probe()
@@ -140,7 +158,7 @@ def _server(
 
     readiness = Readiness()
     readiness.add("run store", writable)
-    servicer = ExecutionServicer(factory, services, verifier)
+    servicer = ExecutionServicer(factory, services, verifier, revoked=revoked)
     server = RpcServer(
         settings.listen,
         [(pb_grpc.add_ExecutionServiceServicer_to_server, servicer, _SERVICE)],
@@ -150,6 +168,16 @@ def _server(
     )
     servicer.draining = server.draining
     return server
+
+
+def _keep_place(store: RunStore, tasks: TaskOwner, start: StageStart, address: str) -> None:
+    """For operators: nothing waits for it, and a run that has moved on is left as it is."""
+
+    async def keep() -> None:
+        with contextlib.suppress(UnavailableError):
+            await store.place_attempt(RunRef(start.identity.user, start.identity.run_id, start.fence), address)
+
+    _ = tasks.start(keep(), "place of an attempt")
 
 
 def _ignore(name: str, error: BaseException) -> None:

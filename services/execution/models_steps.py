@@ -15,6 +15,7 @@ from services.execution.models import (
     RunRecord,
     RunState,
     ThreadStrategy,
+    UserKey,
 )
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "Finish",
     "Finished",
     "Question",
+    "Revocation",
+    "Revocations",
     "Step",
     "Sweep",
 ]
@@ -148,6 +151,22 @@ class Checkpoint:
     answered_by: str
     added: tuple[str, ...] = ()
     params: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A user's logins and tickets from before ``not_before`` are worth nothing."""
+
+    user: UserKey
+    not_before: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """Revocations, and what to ask with next time."""
+
+    items: tuple[Revocation, ...]
+    as_of: Micros
 
 
 @dataclass(frozen=True, slots=True)

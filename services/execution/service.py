@@ -25,9 +25,11 @@ from servicekit.rpc.context import current_principal
 from services.execution import convert
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.paging import decode_token, encode_token
+from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
 from services.execution.domain.watch import watch_run
 from services.execution.models import TERMINAL_STATES, RunRecord, RunState, UserKey
+from services.execution.service_replicas import ReplicaCalls
 
 __all__ = ["ExecutionServicer"]
 
@@ -35,8 +37,8 @@ _Context = aio.ServicerContext[Any, Any]
 _CHUNK: Final = 256 * 1024
 
 
-class ExecutionServicer(pb_grpc.ExecutionServiceServicer):
-    """The fifteen calls."""
+class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
+    """Its calls; those that replicas make of each other are in ``service_replicas``."""
 
     def __init__(
         self,
@@ -44,7 +46,9 @@ class ExecutionServicer(pb_grpc.ExecutionServiceServicer):
         services: RunServices,
         verifier: TicketVerifier,
         draining: asyncio.Event | None = None,
+        revoked: RevokedUsers | None = None,
     ) -> None:
+        super().__init__(services.store, revoked or RevokedUsers(services.store, factory))
         self._factory = factory
         self._services = services
         self._store = services.store

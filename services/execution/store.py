@@ -33,6 +33,7 @@ from services.execution.models_steps import (
     Finish,
     Finished,
     Question,
+    Revocations,
     Step,
     Sweep,
 )
@@ -219,6 +220,24 @@ class RunStore(Protocol):
 
     async def release_leases(self) -> None:
         """Let every lease of this process expire now, so that another may take over at once."""
+        ...
+
+    async def place_attempt(self, ref: RunRef, address: str) -> bool:
+        """Keep where the agent_instance is that runs the present attempt; False when the run is no longer this one."""
+        ...
+
+    # Among all replicas
+
+    async def claim_once(self, name: str, ttl_s: float) -> bool:
+        """Whether this call is the first to ask for the name, which is kept for ``ttl_s``."""
+        ...
+
+    async def revoke_user(self, user: UserKey, reason: str) -> Micros:
+        """Record that the user's logins and tickets of before now are worth nothing; that moment."""
+        ...
+
+    async def revocations(self, after: Micros) -> Revocations:
+        """The latest revocation of each user recorded after a time (the ``as_of`` of before, or 0 for all)."""
         ...
 
     # Reading

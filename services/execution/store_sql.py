@@ -13,6 +13,7 @@ from functools import partial
 from services.execution import store_sql_admission as admissions
 from services.execution import store_sql_budgets as budgets
 from services.execution import store_sql_care as care
+from services.execution import store_sql_claims as claims
 from services.execution import store_sql_leases as leases
 from services.execution import store_sql_queue as queue
 from services.execution import store_sql_reads as reads
@@ -43,6 +44,7 @@ from services.execution.models_steps import (
     Finish,
     Finished,
     Question,
+    Revocations,
     Step,
     Sweep,
 )
@@ -214,6 +216,24 @@ class SqlRunStore:
     async def release_leases(self) -> None:
         """See ``RunStore``."""
         await self._database.write(partial(leases.release_leases, owner=self._owner))
+
+    async def place_attempt(self, ref: RunRef, address: str) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: claims.place_attempt(c, ref, address))
+
+    # Among all replicas
+
+    async def claim_once(self, name: str, ttl_s: float) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: claims.claim_once(c, name, round(ttl_s * 1_000_000)))
+
+    async def revoke_user(self, user: UserKey, reason: str) -> Micros:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: claims.revoke_user(c, user, reason))
+
+    async def revocations(self, after: Micros) -> Revocations:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: claims.list_revocations(c, after))
 
     # Reading
 

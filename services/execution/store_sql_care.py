@@ -15,6 +15,7 @@ from services.execution.models import UNENDED_STATES, ArtifactRecord, AuditEntry
 from services.execution.models_steps import Sweep
 from services.execution.store_sql_admission import user_locked
 from services.execution.store_sql_budgets import drop_old_budgets
+from services.execution.store_sql_claims import drop_old_claims
 from services.execution.store_sql_rows import artifact_of, audit_row, engine_of, error_json
 from services.execution.store_sql_runs import holds
 from services.execution.tables import (
@@ -184,6 +185,7 @@ def sweep(connection: sa.Connection, *, now: int) -> Sweep:
     late = sa.select(engines).where(engines.c.run_id != "", engines.c.expires_at <= now).limit(1000)
     overdue = tuple(engine_of(row) for row in connection.execute(late))
     drop_old_budgets(connection)
+    drop_old_claims(connection)
     old = client_refs.delete().where(client_refs.c.created_at <= now - CLIENT_REF_LIFETIME_US)
     return Sweep(found, connection.execute(old).rowcount, overdue)
 

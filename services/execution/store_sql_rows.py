@@ -159,6 +159,7 @@ def run_of(
         artifacts=tuple(artifact_of(artifact) for artifact in artifacts),
         waiting_for=waiting_for,
         bound=row.bound,
+        agent_instance=row.agent_instance,
     )
 
 
@@ -182,6 +183,7 @@ def new_run(admission: Admission, now: int, deadline: int, *, queued: bool) -> R
         client_ref=admission.client_ref,
         engine_id="" if queued else admission.engine_id or admission.new_engine_id,
         bound=admission.bound,
+        agent_instance=admission.agent_instance,
     )
 
 

@@ -18,12 +18,14 @@ __all__ = [
     "artifacts",
     "audit",
     "budgets",
+    "claims",
     "client_refs",
     "engines",
     "inputs",
     "journal",
     "messages",
     "outbox",
+    "revocations",
     "runs",
     "stages",
     "threads",
@@ -267,6 +269,25 @@ budgets = sa.Table(
     _number("ends_at", key=True),
     _number("used"),
     sa.Index(None, "ends_at"),
+)
+
+# Names that are given once, whoever asks first; kept until what they stand for is worthless.
+claims = sa.Table(
+    "claims",
+    METADATA,
+    _id("name", length=256),
+    _time("expires_at"),
+    sa.Index(None, "expires_at"),
+)
+
+# Users whose logins and tickets from before a moment are worth nothing.
+revocations = sa.Table(
+    "revocations",
+    METADATA,
+    _id("user_id"),
+    _number("not_before"),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Index(None, "not_before"),
 )
 
 artifacts = sa.Table(

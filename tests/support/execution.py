@@ -150,6 +150,9 @@ class ScriptedAgents(ai_grpc.AgentInstanceServiceServicer):
     ) -> ai.GetPoolStatisticsResponse:
         raise NotImplementedError
 
+    async def GetLoad(self, request: ai.GetLoadRequest, context: Any) -> ai.GetLoadResponse:
+        raise NotImplementedError
+
     def attempt(self, agent: str) -> Attempt | None:
         """The latest attempt of an agent."""
         return next((a for a in reversed(self.attempts) if a.start.agent_name == agent), None)
