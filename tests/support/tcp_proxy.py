@@ -396,6 +396,12 @@ class ProxyThread:
         """Reset what is open through one."""
         self._do(self.proxies[name].drop())
 
+    def heal(self) -> None:
+        """Let all of them pass."""
+        for proxy in self.proxies.values():
+            if proxy.mode is not PASS:
+                self._do(proxy.set(PASS))
+
     @contextlib.contextmanager
     def during(self, name: str, mode: Mode) -> Iterator[None]:
         """Let one behave so for the length of the block."""
