@@ -80,7 +80,7 @@ class Outcome:
         ends = ", ".join(f"{count} {what}" for what, count in sorted(self.verdict.ends.items()))
         return (
             f"{'ok    ' if self.good else 'FAILED'} {self.cell.name:<46} {numbers['committed']:>5} committed, "
-            f"back after {self.recovered_s:4.1f} s; {ends}{'; ' + said if said else ''}"
+            f"back after {self.recovered_s:4.1f} s, {self.took_s:5.1f} s in all; {ends}{'; ' + said if said else ''}"
             f"{'; ' + ', '.join(wrong) if wrong else ''}"
         )
 

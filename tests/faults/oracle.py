@@ -63,7 +63,11 @@ class Received:
     wire_holes: int = 0
 
     def add(self, item: Event | Notice) -> None:
-        """One more."""
+        """One more. Of an event only what is compared is kept: a soak has many."""
+        if isinstance(item, Event):
+            item = Event(
+                item.offset, item.event_id, item.event_type, item.user_id, "", item.run_id, "", epoch=item.epoch
+            )
         self.items.append(item)
 
     @property
