@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from benchmarks.cancel_case import cancel
 from benchmarks.context_case import context
+from benchmarks.costs_case import costs
 from benchmarks.events_case import events
 from benchmarks.fairness_case import fairness
 from benchmarks.first_event_case import first_event
@@ -29,4 +30,5 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "cancel": cancel,
     "recovery": recovery,
     "fairness": fairness,
+    "costs": costs,
 }
