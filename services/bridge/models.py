@@ -15,6 +15,7 @@ __all__ = [
     "Append",
     "AppendResult",
     "Bye",
+    "Change",
     "Entries",
     "Entry",
     "GatewayItem",
@@ -32,6 +33,7 @@ __all__ = [
     "ResumePoint",
     "Retention",
     "RunInfo",
+    "Standing",
     "StoredEvent",
     "Subscribed",
     "Through",
@@ -97,7 +99,9 @@ class AppendResult(NamedTuple):
     """What became of one append.
 
     ``through`` is the last number of this producer in the log. ``events`` are those stored by this very append (the
-    declared gap's first), at ``first_offset`` and up; empty for a duplicate or a refusal.
+    declared gap's first), at ``first_offset`` and up; empty for a duplicate or a refusal. ``previous_id`` is the
+    event_id of the entry before ``first_offset``, by which readers see that nothing came between; None when the log is
+    this process's alone.
     """
 
     through: int
@@ -105,6 +109,7 @@ class AppendResult(NamedTuple):
     first_offset: int
     events: tuple[StoredEvent, ...]
     refusal: Refusal | None = None
+    previous_id: str | None = None
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -115,7 +120,7 @@ class AppendResult(NamedTuple):
 class Position(NamedTuple):
     """Where a user's log stands: entries ``oldest`` … ``top`` can be read; empty when ``oldest`` is ``top`` + 1.
 
-    ``event_id`` is that of the entry at ``top``, empty when it is not there.
+    ``event_id`` is that of the entry at ``top``, empty when it is not known any more.
     """
 
     epoch: str
@@ -152,11 +157,32 @@ class ReadResult(NamedTuple):
     """Entries after the asked offset, oldest first, and the position at the same instant.
 
     ``trimmed`` says that entries right after the asked offset are gone; then ``entries`` start at ``position.oldest``.
+    ``anchor`` is the event_id of the entry at the asked offset, empty when that is gone: a reader compares it with what
+    it has seen last. None when the log is this process's alone and cannot lose its tail while somebody reads.
     """
 
     entries: tuple[Entry, ...]
     position: Position
     trimmed: bool
+    anchor: str | None = None
+
+
+class Change(NamedTuple):
+    """News: the user's log has grown to ``top``, where ``event_id`` is."""
+
+    user: str
+    epoch: str
+    top: int
+    event_id: str
+
+
+class Standing(NamedTuple):
+    """Where a user's log stands, the epoch empty when there is none; ``active`` while a run of the user is unended."""
+
+    epoch: str
+    top: int
+    event_id: str
+    active: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,13 +32,12 @@ from services.execution.domain.ports import StageStart
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
+from services.execution.domain.wakeups import HintedLooks
 from services.execution.domain.watch import Changes
 from services.execution.models import RunRef
 from services.execution.service import ExecutionServicer
 from services.execution.store import RunStore
-from services.execution.store_artifacts import LocalArtifactFolder
-from services.execution.store_sql import wall_clock
-from services.execution.store_sql_open import open_sqlite_store
+from services.execution.store_open import open_stores
 
 __all__ = ["app"]
 
@@ -51,16 +50,9 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
     async with start.phase(Phase.CONFIGURATION, needs="the ticket keys", advice="`carrel up` makes them"):
         minter = TicketMinter(load_signing_key(settings.ticket_key), "execution")
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
-    async with start.phase(Phase.INTEGRATION, needs=f"the data folder {settings.data_dir}"):
-        folder = LocalArtifactFolder(settings.artifacts_path)
-        await folder.probe()
-        store = await open_sqlite_store(
-            settings.store_path,
-            migrate=settings.migrates,
-            engine_timeout_s=settings.engine_timeout_seconds,
-            lease_s=settings.lease_seconds,
-            synchronous=settings.synchronous,
-        )
+    async with start.phase(Phase.INTEGRATION, needs=settings.store_name):
+        stores = await open_stores(settings)
+    store = stores.store
     try:
         async with (
             Copies(settings.agent_instance, "agent_instance") as agents,
@@ -81,28 +73,23 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks))
             services = RunServices(
                 store=store,
-                folder=folder,
+                folder=stores.folder,
                 host=host,
                 sink=EmitterSink(outlet, contexts),
                 catalogue=AgentCatalogue(host, run_tasks),
                 tasks=run_tasks,
                 metrics=FactoryMetrics(),
-                changes=Changes(),
-                clock=wall_clock,
+                changes=Changes(stores.wakeups.changed),
+                clock=store.now,
                 options=settings.run_options(),
+                wakeups=stores.wakeups,
             )
             factory = ExecutionEngineFactory(services)
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
                 await services.catalogue.covering()
                 await take_over(store, factory)
             _ = loops.start(host.keep_asking(), "agent_instances' load")
-            _ = loops.start(keep_leases(store, factory, settings.lease_seconds / 3), "leases")
-            options = services.options
-            _ = loops.start(promote_for_ever(services, factory.holdings, options.queue_poll_s), "queue")
-            _ = loops.start(
-                watch_decisions(DecisionWatch(services, factory.holdings), options.decided_poll_s), "decisions"
-            )
-            _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
+            _start_loops(loops, settings, services, factory)
             revoked = RevokedUsers(store, factory)
             await revoked.look()
             verifier.is_revoked = revoked.refuses
@@ -142,6 +129,21 @@ class _Execution:
         """See ``Running``."""
         self._server.hasten()
         self._factory.hasten()
+
+
+def _start_loops(
+    loops: TaskOwner, settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory
+) -> None:
+    """What goes on as long as the service does."""
+    store, options, holdings = services.store, services.options, factory.holdings
+    _ = loops.start(keep_leases(store, factory, settings.lease_seconds / 3), "leases")
+    _ = loops.start(promote_for_ever(services, holdings, options.queue_poll_s), "queue")
+    if store.shared:
+        looks = HintedLooks(services, holdings)
+        _ = loops.start(services.wakeups.listen(looks.heard), "hints")
+        _ = loops.start(looks.look_for_ever(), "looks")
+        _ = loops.start(watch_decisions(services, DecisionWatch(services, holdings)), "decisions")
+    _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
 
 
 def _server(

@@ -26,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "Finish",
     "Finished",
+    "Hints",
     "Question",
     "Revocation",
     "Revocations",
@@ -177,3 +178,15 @@ class Sweep:
     client_refs: int = 0
     # Not removed: engines past their time whose run still runs, for whoever drives it to end.
     overdue: tuple[EngineRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What another process tells: runs that it has changed, and whether something became free there.
+
+    ``missed``: hints may have been lost before this one, so anything may have changed.
+    """
+
+    runs: tuple[tuple[UserKey, str], ...] = ()
+    freed: bool = False
+    missed: bool = False

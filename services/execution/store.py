@@ -5,8 +5,9 @@ Everything is keyed by the verified user: an id of another user names nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import NoReturn, Protocol
 
 from services.execution.models import (
     ArtifactRecord,
@@ -32,13 +33,14 @@ from services.execution.models_steps import (
     Checkpoint,
     Finish,
     Finished,
+    Hints,
     Question,
     Revocations,
     Step,
     Sweep,
 )
 
-__all__ = ["ArtifactFolder", "PageKey", "RunStore"]
+__all__ = ["ArtifactFolder", "NoWakeups", "PageKey", "RunStore", "Wakeups"]
 
 PageKey = tuple[int | str, ...]
 
@@ -55,9 +57,17 @@ class RunStore(Protocol):
     names a ``RunRef`` is a compare-and-set: it returns None or False, and changes nothing, when the run's fence or
     state is no longer what the caller believes.
 
+    ``shared`` says whether other processes may be on the same database at the same time.
+
     Every method raises ``StoreUnavailableError`` when the database cannot be used (locked, full, read-only); then
     nothing of the call is in effect, and calls work again once the cause is gone, without a restart.
     """
+
+    shared: bool
+
+    def now(self) -> Micros:
+        """Now, on the clock that all processes on this store share."""
+        ...
 
     # Admission and engines
 
@@ -82,8 +92,8 @@ class RunStore(Protocol):
         try again. A QUEUED run has no engine (a reservation that it named is given back), no deadline (``deadline_at``
         0), its stages pend, and its user message comes into the thread when it begins.
 
-        The limits of one user hold exactly. Those of all users are counted without a lock: where several processes
-        admit at the same moment, they may be passed by as many runs as there are processes.
+        The limits of one user hold exactly. So do those of all users, unless more than 64 admissions are under way at
+        once in all processes together: those are counted under a lock only near the limit.
         """
         ...
 
@@ -164,7 +174,7 @@ class RunStore(Protocol):
         ...
 
     async def decided(self, runs: Sequence[tuple[UserKey, str]]) -> frozenset[tuple[UserKey, str]]:
-        """Those of the runs that are no longer RUNNING, QUEUED or WAITING, or gone: ended by another process."""
+        """Those of the runs that are no longer this process's to go on with: ended, or taken over, by another; gone."""
         ...
 
     # Model budgets
@@ -207,19 +217,20 @@ class RunStore(Protocol):
     # Leases
 
     async def take_over(self) -> tuple[RunRecord, ...]:
-        """Make this process the holder of every unended run whose lease is its own former one or has expired.
+        """Make this process the holder of every unended run that it held in a former life, or whose holder is gone.
 
-        Each gets the next fencing number. Leases are on the database's clock. QUEUED and WAITING runs have leases too:
-        their holder relays their outbox and begins them.
+        Each gets the next fencing number. A process has one lease for all its runs, on the database's clock; the first
+        admission or take-over begins it. QUEUED and WAITING runs have holders too: they relay their outbox and begin
+        them.
         """
         ...
 
     async def renew_leases(self) -> None:
-        """Prolong every lease this process holds."""
+        """Prolong this process's lease."""
         ...
 
     async def release_leases(self) -> None:
-        """Let every lease of this process expire now, so that another may take over at once."""
+        """Let this process's lease expire now, so that another may take its runs over at once."""
         ...
 
     async def place_attempt(self, ref: RunRef, address: str) -> bool:
@@ -345,3 +356,41 @@ class ArtifactFolder(Protocol):
     async def probe(self) -> None:
         """Raises ``StoreUnavailableError`` unless the folder can be written now."""
         ...
+
+
+class Wakeups(Protocol):
+    """Hints from process to process on one store, so that none need ask all the time. A lost one costs time only."""
+
+    @property
+    def listening(self) -> bool:
+        """Whether hints of others arrive at present."""
+        ...
+
+    def changed(self, user: UserKey, run_id: str) -> None:
+        """Tell the others that a run has changed. Never waits."""
+        ...
+
+    def freed(self) -> None:
+        """Tell the others that something is free which a run may wait for. Never waits."""
+        ...
+
+    async def listen(self, heard: Callable[[Hints], None]) -> NoReturn:
+        """Send and receive for ever, connecting anew when it must; ``heard`` gets what others tell."""
+        ...
+
+
+class NoWakeups:
+    """For a store of one process: nobody else is there."""
+
+    listening = False
+
+    def changed(self, user: UserKey, run_id: str) -> None:
+        """See ``Wakeups``."""
+
+    def freed(self) -> None:
+        """See ``Wakeups``."""
+
+    async def listen(self, heard: Callable[[Hints], None]) -> NoReturn:
+        """See ``Wakeups``."""
+        while True:
+            await asyncio.Event().wait()

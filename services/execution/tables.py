@@ -15,6 +15,7 @@ from sqlalchemy.sql.functions import FunctionElement
 __all__ = [
     "METADATA",
     "DbNow",
+    "artifact_bytes",
     "artifacts",
     "audit",
     "budgets",
@@ -23,8 +24,10 @@ __all__ = [
     "engines",
     "inputs",
     "journal",
+    "keepers",
     "messages",
     "outbox",
+    "owners",
     "revocations",
     "runs",
     "stages",
@@ -148,7 +151,8 @@ runs = sa.Table(
     _time("started_at", nullable=True),
     _time("ended_at", nullable=True),
     _time("deadline_at"),
-    # The process that drives it, until when on the database's clock, and how often that changed.
+    # The process that drives it, and how often that changed. Until when, its row in ``owners`` says;
+    # ``lease_expires_at`` is of processes before 0004 and no longer read.
     _text("lease_owner", 64),
     _time("lease_expires_at"),
     _number("fence"),
@@ -166,7 +170,7 @@ runs = sa.Table(
     sa.Index(None, "user_id", "created_at", "run_id"),
     sa.Index(None, "user_id", "thread_id"),
     sa.Index(None, "user_id", "state"),
-    sa.Index(None, "state", "lease_expires_at"),
+    sa.Index(None, "state", "lease_owner"),
 )
 
 stages = sa.Table(
@@ -301,6 +305,33 @@ artifacts = sa.Table(
     _text("sha256", 64),
     _time("created_at"),
     sa.Index(None, "created_at"),
+)
+
+# The bytes of artifacts, where no folder is shared. One row for each content of a run.
+artifact_bytes = sa.Table(
+    "artifact_bytes",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _id("sha256", length=64),
+    _json("data", nullable=False),
+)
+
+# The processes that hold runs, and until when on the database's clock: one row to renew, however many runs they hold.
+owners = sa.Table(
+    "owners",
+    METADATA,
+    _id("owner", length=64),
+    _time("expires_at"),
+)
+
+# Which processes have a caller that keeps a bound run alive.
+keepers = sa.Table(
+    "keepers",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _id("owner", length=64),
 )
 
 audit = sa.Table(

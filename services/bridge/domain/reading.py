@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
+from services.bridge.domain.chain import break_of, following
 from services.bridge.domain.hub import Hub
-from services.bridge.models import Entry, Page, ReadItem, Reset, ResetReason, ResumePoint, Through
+from services.bridge.models import Entry, Page, ReadItem, Reset, ResumePoint, Through
 from services.bridge.store import EventLog
 
 __all__ = ["ReadQuery", "read_events"]
@@ -106,18 +107,14 @@ class _Reading:
     async def page(self) -> list[ReadItem]:
         read = await self._log.read(self._query.user, self.point.offset, _PAGE)
         position, items = read.position, list[ReadItem]()
-        if position.epoch != self.point.epoch or read.trimmed:
-            lost = read.trimmed or position.top < self.point.offset
-            reason = ResetReason.TRIMMED if read.trimmed else ResetReason.EPOCH_CHANGED
-            if lost:
-                self.point = ResumePoint(position.epoch, position.oldest - 1, "")
-            else:
-                self.point = self.point._replace(epoch=position.epoch)
-            items.append(Reset(self._query.user, 0, reason, self.point))
-            if lost and not read.trimmed:
-                return items
-        if read.entries:
-            items += self._keep(position.epoch, read.entries)
+        if not position.epoch:
+            _ = await self._log.position(self._query.user)  # the log is gone: a place can only be in one that is there
+            return items
+        if (broken := break_of(self.point, read)) is not None:
+            self.point = broken.point
+            items.append(Reset(self._query.user, 0, broken.reason, self.point))
+        if entries := following(self.point, read):
+            items += self._keep(position.epoch, entries)
         self.at_top = self.point.offset >= position.top
         return items
 

@@ -61,6 +61,15 @@ class Holdings:
         """Whether the run's outcome is open and this process is at it."""
         return self.driver_of(ref.user, ref.run_id) is not None
 
+    def holds(self, user: UserKey, run_id: str) -> bool:
+        """Whether the run runs, or waits, in this process's care."""
+        return (user, run_id) in self._timers or (user, run_id) in self._waiting
+
+    def waits_for_input(self, user: UserKey, run_id: str) -> bool:
+        """Whether the run waits for a person, as far as this process knows."""
+        run = self._waiting.get((user, run_id))
+        return run is not None and run.state is RunState.WAITING
+
     def driven(self) -> tuple[tuple[UserKey, str], ...]:
         """The runs that run here."""
         return tuple(self._timers)
@@ -214,6 +223,7 @@ class Holdings:
         self._drop(driver)
         self._hold(driver.run)
         self.freed.set()
+        self._services.wakeups.freed()
 
     def released(self, driver: RunDriver) -> None:
         """See ``RunOwner``."""
