@@ -15,6 +15,7 @@ from typing import Final
 
 from tests.faults.edges import EDGES, Net
 from tests.faults.load import Load
+from tests.faults.stores import Servers
 from tests.support.stack import SERVICES, RunningStack
 from tests.support.tcp_proxy import BOTH, DOWN, UP, Direction, Mode
 
@@ -40,6 +41,7 @@ class Scene:
     net: Net
     load: Load
     random: random.Random
+    servers: Servers
     notes: list[str] = field(default_factory=list)
 
     async def moment(self, least: int = 10, most: int = 120) -> None:
@@ -73,13 +75,18 @@ Act = Callable[[Scene], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One fault. ``long`` ones take more than a few seconds by their nature, so that no sample holds them."""
+    """One fault.
+
+    ``long`` ones take more than a few seconds by their nature, so that no sample holds them. After ``lossy`` ones the
+    store lacks what it had acknowledged, and users must have been told so.
+    """
 
     name: str
     act: Act
     group: str
     stores: str = "sqlite"
     long: bool = False
+    lossy: bool = False
 
 
 def _kill(service: str) -> Act:
@@ -269,6 +276,107 @@ async def _all_at_once(scene: Scene) -> None:
         await scene.back(service, pid)
 
 
+async def _redis_restarts_with_its_data(scene: Scene) -> None:
+    redis = scene.servers.redis
+    assert redis is not None
+    for _ in range(3):
+        await scene.moment(10, 60)
+        await asyncio.to_thread(redis.kill)
+        await asyncio.sleep(scene.random.uniform(0, 1.5))
+        await asyncio.to_thread(redis.start)
+
+
+async def _redis_restarts_empty(scene: Scene) -> None:
+    redis = scene.servers.redis
+    assert redis is not None
+    await scene.moment()
+    await asyncio.to_thread(redis.kill)
+    redis.forget()
+    await asyncio.to_thread(redis.start)
+
+
+async def _redis_is_flushed(scene: Scene) -> None:
+    redis = scene.servers.redis
+    assert redis is not None
+    await scene.moment()
+    await asyncio.to_thread(redis.call, "FLUSHALL")
+
+
+async def _redis_stops(scene: Scene) -> None:
+    redis = scene.servers.redis
+    assert redis is not None
+    await scene.moment()
+    redis.pause()
+    await asyncio.sleep(4)
+    redis.resume()
+
+
+async def _hints_are_lost(scene: Scene) -> None:
+    """Pub/Sub is a hint: whoever listens is cut off again and again, so that last messages are lost, too."""
+    redis = scene.servers.redis
+    assert redis is not None
+    await scene.moment()
+    for _ in range(60):
+        await asyncio.to_thread(redis.call, "CLIENT", "KILL", "TYPE", "pubsub")
+        await asyncio.sleep(0.05)
+
+
+async def _failover(scene: Scene) -> None:
+    setup = scene.servers.sentinel
+    assert setup is not None
+    await scene.moment()
+    await asyncio.to_thread(setup.fail_over)
+
+
+async def _failover_without_the_tail(scene: Scene) -> None:
+    """The replica stops, the master goes on and dies; the replica is the master then, and lacks what came last."""
+    setup = scene.servers.sentinel
+    assert setup is not None
+    await scene.moment()
+    setup.replica.pause()
+    await scene.load.events(20)
+    setup.master.kill()
+    setup.replica.resume()
+    await asyncio.to_thread(setup.fail_over)
+
+
+async def _postgres_restarts(scene: Scene) -> None:
+    postgres = scene.servers.postgres
+    assert postgres is not None
+    for turn in range(4):
+        await asyncio.sleep(scene.random.uniform(0.5, 2.0))
+        if turn % 2:
+            await asyncio.to_thread(postgres.kill)
+        else:
+            await asyncio.to_thread(postgres.stop)
+        await asyncio.to_thread(postgres.start)
+
+
+async def _postgres_stops(scene: Scene) -> None:
+    postgres = scene.servers.postgres
+    assert postgres is not None
+    await scene.moment()
+    postgres.signal_all(signal.SIGSTOP)
+    await asyncio.sleep(4)
+    postgres.signal_all(signal.SIGCONT)
+
+
+def _copy(service: str, act: Callable[[str], Act]) -> Act:
+    """One of two copies, chosen by the seed."""
+
+    async def chosen(scene: Scene) -> None:
+        await act(scene.random.choice(scene.stack.copies(service)))(scene)
+
+    return chosen
+
+
+async def _rolling_copies(scene: Scene) -> None:
+    for service in reversed(SERVICES):
+        for name in scene.stack.copies(service):
+            await scene.moment(5, 20)
+            await scene.restart(name, signal.SIGTERM)
+
+
 def _cells() -> list[Cell]:
     cells = [Cell(f"kill {service}", _kill(service), "kill") for service in SERVICES]
     cells += [Cell(f"kill {service} three times", _kill_again(service), "kill") for service in SERVICES]
@@ -319,4 +427,61 @@ def _cells() -> list[Cell]:
     return cells
 
 
-CELLS: Final = tuple(_cells())
+def _shared_cells() -> list[Cell]:
+    """On a Redis and a PostgreSQL."""
+    acts: dict[str, Act] = {
+        "Redis restarts with its data, three times": _redis_restarts_with_its_data,
+        "Redis stands still for 4 s": _redis_stops,
+        "hints are lost": _hints_are_lost,
+        "PostgreSQL restarts every few seconds": _postgres_restarts,
+        "PostgreSQL stands still for 4 s": _postgres_stops,
+        "kill bridge": _kill("bridge"),
+        "kill execution": _kill("execution"),
+        "kill bridge between commit and ack": _unacknowledged("emitter-bridge", "bridge"),
+    }
+    cells = [Cell(name, act, "stores", "shared") for name, act in acts.items()]
+    for edge in ("bridge-redis", "execution-postgres"):
+        modes = {
+            "is slow (50 ms)": Mode.delay(0.05),
+            "holds everything": Mode.hold(BOTH),
+            "is one-way up": Mode.hold(DOWN),
+            "is a blackhole": Mode.blackhole(),
+            "resets": Mode.reset(),
+        }
+        cells += [Cell(f"{edge} {w}", _network(edge, mode, 3.0), "stores", "shared") for w, mode in modes.items()]
+        cells.append(Cell(f"{edge} flaps", _flapping(edge), "stores", "shared"))
+        cells += [
+            Cell(f"{edge} is cut going {way}", _cut(edge, direction), "stores", "shared")
+            for way, direction in (("up", UP), ("down", DOWN))
+        ]
+    cells += [
+        Cell("Redis restarts without its data", _redis_restarts_empty, "stores", "shared", lossy=True),
+        Cell("Redis is flushed", _redis_is_flushed, "stores", "shared", lossy=True),
+        Cell("Redis fails over", _failover, "failover", "sentinel", lossy=True),
+        Cell(
+            "Redis fails over to a replica without the tail",
+            _failover_without_the_tail,
+            "failover",
+            "sentinel",
+            lossy=True,
+        ),
+    ]
+    return cells
+
+
+def _copies_cells() -> list[Cell]:
+    """On two copies of everything."""
+    cells = [Cell(f"kill a copy of {each}", _copy(each, _kill), "copies", "copies") for each in SERVICES]
+    cells += [
+        Cell(f"stop a copy of {each} for 5 s", _copy(each, lambda name: _stop(name, 5.0)), "copies", "copies")
+        for each in SERVICES
+    ]
+    cells += [
+        Cell("rolling restart of both copies of everything", _rolling_copies, "copies", "copies", long=True),
+        Cell("hints are lost", _hints_are_lost, "copies", "copies"),
+        Cell("PostgreSQL restarts every few seconds", _postgres_restarts, "copies", "copies"),
+    ]
+    return cells
+
+
+CELLS: Final = (*_cells(), *_shared_cells(), *_copies_cells())

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from carrel.cli.state import StateFolder
 from tests.faults.up import SETTINGS
@@ -56,6 +58,15 @@ class Net:
         """Where clients connect, through their edge."""
         return f"http://{self._proxies.address('client-gateway')}"
 
+    def address(self, edge: str) -> str:
+        """Where an edge's client dials."""
+        return self._proxies.address(edge)
+
+    @property
+    def edges(self) -> list[str]:
+        """The edges that have a proxy."""
+        return list(self._proxies.proxies)
+
     def set(self, edge: str, mode: Mode) -> None:
         """Let an edge behave so."""
         self._proxies.set(edge, mode)
@@ -83,6 +94,9 @@ class Net:
         self._proxies.heal()
 
 
+Url = Callable[[Net], str]
+
+
 @contextlib.contextmanager
 def edged_stack(
     folder: Path,
@@ -90,7 +104,9 @@ def edged_stack(
     agents: Sequence[str],
     environment: Mapping[str, str] | None = None,
     servers: Mapping[str, Address] | None = None,
-    **options: Any,
+    redis: Url | None = None,
+    postgres: Url | None = None,
+    replicas: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[RunningStack, Net]]:
     """A stack for the length of the block, and the network between its processes.
 
@@ -99,29 +115,47 @@ def edged_stack(
         agents: As ``running_stack``.
         environment: More settings of every process.
         servers: Further proxies by name, to servers that are no process of the stack's.
-        options: More of ``running_stack``'s.
+        redis: The URL of the Redis, given the network.
+        postgres: The URL of the PostgreSQL, given the network.
+        replicas: Copies by service. With any, only the clients' edge has a proxy: it spreads them over the gateways.
     """
     state = StateFolder(folder / "state")
-
-    def leads_to(service: str) -> Any:
-        def address() -> Address | None:
-            try:
-                host, _, port = str((state.read_stack() or {})["addresses"][service]).rpartition(":")
-            except (KeyError, OSError, ValueError):
-                return None
-            return host, int(port)
-
-        return address
-
-    targets = {edge.name: leads_to(edge.server) for edge in EDGES}
-    targets |= {name: (lambda at=at: at) for name, at in (servers or {}).items()}
+    targets = {edge.name: _leads_to(state, edge.server) for edge in EDGES if not (replicas and edge.setting)}
+    targets |= {name: partial(_always, at) for name, at in (servers or {}).items()}
     with ProxyThread(targets) as proxies:
-        through = {edge.setting: proxies.address(edge.name) for edge in EDGES if edge.setting}
-        own = {SETTINGS: json.dumps(through), **(environment or {})}
-        with running_stack(folder, agents=agents, environment=own, program="tests.faults.up", **options) as stack:
-            net = Net(proxies)
+        net = Net(proxies)
+        through = {edge.setting: net.address(edge.name) for edge in EDGES if edge.setting and edge.name in targets}
+        with running_stack(
+            folder,
+            agents=agents,
+            environment={SETTINGS: json.dumps(through), **(environment or {})},
+            program="tests.faults.up",
+            redis=redis(net) if redis else "",
+            postgres=postgres(net) if postgres else "",
+            replicas=replicas,
+        ) as stack:
             try:
                 yield stack, net
             finally:
                 # A stack that ends says its last words to whom it can reach.
                 net.heal()
+
+
+def _always(address: Address) -> Address | None:
+    return address
+
+
+def _leads_to(state: StateFolder, service: str) -> Callable[[], Address | None]:
+    """Any copy of the service that runs now, as the supervisor's file tells it; none before there is that file."""
+
+    def address() -> Address | None:
+        try:
+            facts = state.read_stack() or {}
+            names = facts.get("copies", {}).get(service, [service])
+            ready = [name for name in names if facts["processes"][name]["ready"]]
+            host, _, port = str(facts["addresses"][random.choice(ready or names)]).rpartition(":")
+        except (KeyError, OSError, ValueError):
+            return None
+        return host, int(port)
+
+    return address

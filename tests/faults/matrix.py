@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
@@ -20,24 +21,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.chaos.recovery import AGENTS, wait_whole
+from _pytest.outcomes import Skipped
+
 from tests.faults.cells import CELLS, Cell, Scene
-from tests.faults.edges import Net, edged_stack
 from tests.faults.load import Load
 from tests.faults.oracle import Verdict
+from tests.faults.stores import PLANTS, Plant
+from tests.support.processes import worker_pids
 from tests.support.stack import RunningStack
 
-__all__ = ["SETTINGS", "Outcome", "run_cell", "run_cells", "sample", "table"]
+__all__ = ["Outcome", "run_cell", "run_cells", "sample", "table", "wait_whole"]
 
 USERS: Final = 4
 _CELL_S: Final = 180.0
 _RECOVERS_S: Final = 30.0
-# A reader that hears nothing for 2.5 heartbeats comes back by itself; tests have no patience for the default's 75 s.
-SETTINGS: Final = {
-    "WEBSOCKET_HEARTBEAT_INTERVAL": "1",
-    "CARREL_EXECUTION_RUNS_PER_MINUTE_PER_USER": "0",
-    "CARREL_LOG_LEVEL": "info",
-}
+_WHOLE_S: Final = 30.0
 
 
 @dataclass
@@ -102,12 +100,33 @@ def sample(count: int, seed: int, stores: str = "sqlite") -> list[Cell]:
     return chosen[:count]
 
 
-async def run_cell(stack: RunningStack, net: Net, cell: Cell, seed: str, users: int = USERS) -> Outcome:
+async def wait_whole(stack: RunningStack) -> None:
+    """Until every process says that it is ready, and agent_instance has workers.
+
+    Raises:
+        AssertionError: They are not in time.
+    """
+    deadline = time.monotonic() + _WHOLE_S
+    while not _whole(stack):
+        assert time.monotonic() < deadline, f"not whole within {_WHOLE_S:g} s: {stack.facts.get('processes')}"
+        await asyncio.sleep(0.02)
+
+
+def _whole(stack: RunningStack) -> bool:
+    processes = stack.facts.get("processes", {})
+    hosts = [stack.pid(name) for name in stack.copies("agent_instance")]
+    ready = all(process.get("ready") for process in processes.values())
+    return ready and all(pid is not None and worker_pids(pid) for pid in hosts)
+
+
+async def run_cell(plant: Plant, cell: Cell, seed: str, users: int = USERS) -> Outcome:
     """Run one cell on a stack that is whole; afterwards it is whole again, or the outcome says what is not."""
+    stack, net = plant.stack, plant.net
     await wait_whole(stack)
     name = "-".join(filter(str.isalnum, cell.name.split()))
-    load = Load(stack, net.gateway_url, f"{name}-{time.monotonic_ns() // 1_000_000}", f"{seed} {cell.name}", users)
-    scene = Scene(stack, net, load, random.Random(f"{seed} {cell.name}"))
+    prefix, seeded = f"{name}-{time.monotonic_ns() // 1_000_000}", f"{seed} {cell.name}"
+    load = Load(stack, net.gateway_url, prefix, seeded, users, lossy=cell.lossy)
+    scene = Scene(stack, net, load, random.Random(seeded), plant.servers)
     began = time.monotonic()
     problems: list[str] = []
     verdict, recovered_s = Verdict(), 0.0
@@ -133,13 +152,13 @@ async def run_cell(stack: RunningStack, net: Net, cell: Cell, seed: str, users: 
 
 
 async def run_cells(
-    stack: RunningStack, net: Net, cells: Iterable[Cell], seed: int, repeats: int = 1, users: int = USERS
+    plant: Plant, cells: Iterable[Cell], seed: int, repeats: int = 1, users: int = USERS
 ) -> list[Outcome]:
     """One after the other on one stack."""
     outcomes: list[Outcome] = []
     for cell in cells:
         for turn in range(repeats):
-            outcome = await run_cell(stack, net, cell, f"{seed}.{turn}", users)
+            outcome = await run_cell(plant, cell, f"{seed}.{turn}", users)
             outcomes.append(outcome)
             print(outcome.text(), flush=True)
             for problem in [*outcome.problems, *outcome.verdict.problems][:10]:
@@ -194,13 +213,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(chosen: Sequence[Cell], arguments: argparse.Namespace) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="carrel-faults-") as name:
-        folder = Path(name)
-        with edged_stack(folder, agents=[str(AGENTS)], environment=SETTINGS) as (stack, net):
-            outcomes += asyncio.run(run_cells(stack, net, chosen, arguments.seed, arguments.repeats, arguments.users))
-            if arguments.keep:
-                arguments.keep.write_text(stack.log(), encoding="utf-8")
+    for stores, cells in itertools.groupby(sorted(chosen, key=lambda cell: _ORDER.index(cell.stores)), _stores_of):
+        with tempfile.TemporaryDirectory(prefix="carrel-faults-") as name:
+            try:
+                with PLANTS[stores](Path(name)) as plant:
+                    print(f"== {stores}", flush=True)
+                    outcomes += asyncio.run(run_cells(plant, cells, arguments.seed, arguments.repeats, arguments.users))
+                    if arguments.keep:
+                        arguments.keep.with_suffix(f".{stores}").write_text(plant.stack.log(), encoding="utf-8")
+            except Skipped as reason:
+                print(f"== {stores}: left out, {reason}", flush=True)
     return outcomes
+
+
+_ORDER: Final = list(PLANTS)
+
+
+def _stores_of(cell: Cell) -> str:
+    return cell.stores
 
 
 if __name__ == "__main__":

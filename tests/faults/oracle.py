@@ -134,7 +134,7 @@ async def read_log(stack: RunningStack, user: str, bridge: str = "") -> LogEnd:
     last: CarrelError | None = None
     for _ in range(_READ_TRIES):
         try:
-            return await _read_once(stack, user, bridge or stack.address("bridge"))
+            return await _read_once(stack, user, bridge or stack.address(stack.copies("bridge")[0]))
         except CarrelError as error:
             last = error
             await asyncio.sleep(0.25)
@@ -169,16 +169,17 @@ def _committed(entry: Any) -> Committed:
     )
 
 
-def judge(received: Received, log: LogEnd, accepted: Iterable[str] = ()) -> Verdict:
+def judge(received: Received, log: LogEnd, accepted: Iterable[str] = (), *, lossy: bool = False) -> Verdict:
     """Compare what a user was given with what the log holds, and look at the runs in there.
 
     Args:
         received: What came, up to the log's end: whoever calls has waited for it.
         log: What the log holds now.
         accepted: Runs that were answered with ``run_accepted``: what was acknowledged must be there.
+        lossy: The store itself has lost something: runs may lack events, and only what is there must be right.
     """
     verdict = judge_delivery(received, log)
-    _judge_runs(verdict, received.user, log, set(accepted))
+    _judge_runs(verdict, received.user, log, set() if lossy else set(accepted), lossy)
     return verdict
 
 
@@ -274,22 +275,23 @@ def _judge_order(verdict: Verdict, received: Received, log: LogEnd) -> None:
     verdict.found("unexplained_gaps", wrong, f"{received.user} got events out of order, {wrong} times")
 
 
-def _judge_runs(verdict: Verdict, user: str, log: LogEnd, accepted: set[str]) -> None:
+def _judge_runs(verdict: Verdict, user: str, log: LogEnd, accepted: set[str], lossy: bool) -> None:
     by_run: dict[str, list[Committed]] = {run_id: [] for run_id in accepted}
     for entry in log.entries:
         by_run.setdefault(entry.run_id, []).append(entry)
-    excused = any(entry.event_type == "log_gap" for entry in log.entries)
+    gaps = lossy or any(entry.event_type == "log_gap" for entry in log.entries)
     for run_id, entries in by_run.items():
         ends = [entry for entry in entries if entry.event_type == TERMINAL]
-        if len(ends) != 1:
+        if len(ends) > 1 or not (ends or lossy):
             verdict.found("runs_without_end", 1, f"{user}: {run_id} has {len(ends)} ends, {len(entries)} events")
+        if len(ends) != 1:
             continue
-        if entries[-1] is not ends[0] or (entries[0].event_type != "run_accepted" and not excused):
+        if entries[-1] is not ends[0] or (entries[0].event_type != "run_accepted" and not gaps):
             verdict.problems.append(f"{user}: {run_id} goes from {entries[0].event_type} to {entries[-1].event_type}")
         end = json.loads(ends[0].data)
         code = (end.get("error") or {}).get("code", "")
         verdict.ends[f"{end['status']} {code}".strip()] += 1
-        if end["status"] == "SUCCEEDED" and not any(entry.event_type == "log_gap" for entry in entries):
+        if end["status"] == "SUCCEEDED" and not gaps:
             _judge_steps(verdict, user, run_id, entries)
 
 
