@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 import grpc
 
+from carrel.errors import CarrelError
 from carrel.v1.events_pb2 import ProducerAck, ProducerEvents
 from servicekit.addresses import has_copies
 from servicekit.logs import get_logger
@@ -199,7 +200,13 @@ class ReliableStream(Generic[Req, AckResponse]):
     async def _connection(self) -> None:
         """One connection from its opening to its end."""
         self._heard = self._was_up = self._half_close = False
-        call = self._open()
+        try:
+            call = self._open()
+        except CarrelError as nobody:  # is known at all
+            if self._up.is_set():
+                self._set_up(False)
+            self._lost(nobody)
+            return
         # In a task of its own: a call that the peer cancels raises CancelledError, which here must not mean us.
         talk = asyncio.create_task(self._talk(call))
         try:

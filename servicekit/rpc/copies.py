@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self
 
+import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from carrel.errors import CarrelError, DownstreamUnavailableError, UnavailableError
+from carrel.errors import DownstreamUnavailableError, UnavailableError
 from servicekit.addresses import addresses_of, has_copies
 from servicekit.health import READINESS
 from servicekit.logs import get_logger
@@ -24,7 +26,7 @@ from servicekit.rpc.channel import MAX_MESSAGE_BYTES, open_channel
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 
-__all__ = ["Copies", "Copy"]
+__all__ = ["Copies", "Copy", "Rotation"]
 
 _log: Final = get_logger("servicekit.rpc")
 _RESOLVE_S: Final = 5.0
@@ -38,6 +40,7 @@ class Copy:
         self.address = address
         self.channel = channel
         self.ready = False
+        self.ready_since = 0.0
         self.listed = True
         self.uses = 0
 
@@ -157,22 +160,57 @@ class Copies:
         stub = health_pb2_grpc.HealthStub(copy.channel)
         request = health_pb2.HealthCheckRequest(service=READINESS)
         while self._known.get(copy.address) is copy:
-            with suppress(aio.AioRpcError, CarrelError, aio.UsageError):
+            again_s = _AGAIN_S
+            try:
                 # The channel is found again by the library; a call that waits for it would hide that it is away.
                 async with _watching(stub, request) as call:
                     async for answer in call:
                         self._tell(copy, answer.status == health_pb2.HealthCheckResponse.SERVING)
-            self._tell(copy, False)
-            await asyncio.sleep(_AGAIN_S * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads load, guards nothing
+                self._tell(copy, False)
+            except aio.AioRpcError as error:
+                # One that answers and says nothing of its health counts as ready, as channels have it.
+                silent = error.code() is grpc.StatusCode.UNIMPLEMENTED
+                self._tell(copy, silent)
+                again_s = _RESOLVE_S if silent else _AGAIN_S
+            await asyncio.sleep(again_s * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads load, guards nothing
 
     def _tell(self, copy: Copy, ready: bool) -> None:
         if copy.ready != ready:
             copy.ready = ready
+            if ready:
+                copy.ready_since = time.monotonic()
             if self.several:
                 _log.info("a copy is ready" if ready else "a copy is away", service=self._name, address=copy.address)
             # A new event for the next change: each waiter waits for the one it saw.
             self._changed.set()
             self._changed = asyncio.Event()
+
+
+class Rotation:
+    """Goes through the copies, for a stream that is opened anew again and again: each time the one that has been left
+    alone for longest, and first of all one that has come since."""
+
+    def __init__(self, copies: Copies) -> None:
+        self._copies = copies
+        self._used: dict[Copy, float] = {}
+
+    def channel(self) -> aio.Channel:
+        """The channel of the next copy; while none is ready, of one that may be soon.
+
+        Raises:
+            UnavailableError: Nobody is listed.
+        """
+        there = self._copies.ready() or self._copies.known()
+        if not there:
+            raise UnavailableError(f"nobody is known at {self._copies.target}", advice="is the name service there?")
+        random.shuffle(there)
+        chosen = min(there, key=self._used_at)
+        self._used = {copy: at for copy, at in self._used.items() if copy in there} | {chosen: time.monotonic()}
+        return chosen.channel
+
+    def _used_at(self, copy: Copy) -> float:
+        used = self._used.get(copy, 0.0)
+        return used if used >= copy.ready_since else 0.0
 
 
 @asynccontextmanager

@@ -10,15 +10,13 @@ from functools import partial
 
 from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
-from servicekit.delivery import ProducerStream, StreamOptions, stream_age_s
+from servicekit.delivery import ProducerStream
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.lifecycle import Phase, Running, Starter
-from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
-from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_contexts import RunContexts
@@ -56,10 +54,8 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
     try:
         async with (
             Copies(settings.agent_instance, "agent_instance") as agents,
-            open_channel(settings.emitter) as emitter,
-            ProducerStream.to_emitter(
-                emitter, options=StreamOptions(max_age_s=stream_age_s(settings.emitter))
-            ) as outlet,
+            Copies(settings.emitter, "emitter") as emitters,
+            ProducerStream.to_emitters(emitters) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
             TaskOwner() as loops,
@@ -68,7 +64,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             async with start.phase(Phase.INTEGRATION, needs=f"agent_instance at {settings.agent_instance}"):
                 await agents.wait_for_start(wait_s)
             async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
-                await wait_ready(emitter, f"the emitter at {settings.emitter}", wait_s)
+                await emitters.wait_for_start(wait_s)
             contexts = RunContexts(minter)
             host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks))
             services = RunServices(

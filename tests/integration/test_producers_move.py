@@ -20,6 +20,7 @@ from carrel.v1.bridge_pb2_grpc import add_BridgeServiceServicer_to_server
 from servicekit.delivery import Producer, ProducerStream, StreamOptions
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from services.emitter.app import serve_emitter
 from services.emitter.config import EmitterSettings
@@ -89,10 +90,10 @@ class Cell:
         settings = EmitterSettings(
             listen=f"127.0.0.1:{self._emitter_ports[index]}", state_dir=self._folder, drain_seconds=2.0
         )
-        channel = await stack.enter_async_context(
-            open_channel(",".join(f"127.0.0.1:{port}" for port in self._bridge_ports))
-        )
-        server = await stack.enter_async_context(serve_emitter(settings, channel, self._verifier))
+        target = ",".join(f"127.0.0.1:{port}" for port in self._bridge_ports)
+        channel = await stack.enter_async_context(open_channel(target))
+        bridges = await stack.enter_async_context(Copies(target, "bridge"))
+        server = await stack.enter_async_context(serve_emitter(settings, channel, bridges, self._verifier))
         self._emitter_ports[index] = await server.start()
         self.servers[index : index + 1] = [server]
 
@@ -154,7 +155,7 @@ async def test_streams_move_between_copies_and_each_event_is_logged_once_in_orde
             await producer.aclose()
         # Nobody took a copy that is behind for a log that has lost something.
         assert cell.log.gaps == []
-        assert one.statistics.connections > 2
+        assert one.statistics.connections + two.statistics.connections > 2
 
 
 async def test_a_drained_emitter_hands_its_streams_to_the_other_within_a_second(

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from carrel.errors import StartupError, UnavailableError
 from carrel.v1 import execution_pb2, execution_pb2_grpc
 from servicekit.rpc.channel import open_channel
-from servicekit.rpc.copies import Copies
+from servicekit.rpc.copies import Copies, Rotation
 from tests.conftest import Eventually
 from tests.support.identity import session_context
 from tests.support.rpc import Rpc, serving, shared_settings
@@ -191,3 +191,24 @@ async def test_who_chooses_a_copy_knows_at_each_moment_which_are_ready(eventuall
         assert [copy.address for copy in await copies.wait_ready(2)] == [two.address]
         await stack.enter_async_context(copy_at(Copy(), one.address))
         await eventually(lambda: ready() == {one.address, two.address}, within=2)
+
+
+async def test_a_stream_that_moves_on_goes_to_each_copy_in_turn_and_first_to_one_that_has_come_since(
+    eventually: Eventually,
+) -> None:
+    async with AsyncExitStack() as stack:
+        rpcs = [await stack.enter_async_context(copy_at(Copy())) for _ in range(3)]
+        copies = await stack.enter_async_context(Copies(",".join(rpc.address for rpc in rpcs), "execution"))
+        await eventually(lambda: len(copies.ready()) == 3, within=2)
+        rotation = Rotation(copies)
+        address_of = {copy.channel: copy.address for copy in copies.known()}
+        first = [address_of[rotation.channel()] for _ in range(6)]
+        assert len(set(first[:3])) == 3
+        assert first[:3] == first[3:], "the one left alone for longest is next"
+        latest = next(rpc for rpc in rpcs if rpc.address == first[-1])
+        latest.server.readiness.set_open(False)
+        await eventually(lambda: len(copies.ready()) == 2, within=2)
+        assert latest.address not in {address_of[rotation.channel()] for _ in range(4)}
+        latest.server.readiness.set_open(True)
+        await eventually(lambda: len(copies.ready()) == 3, within=2)
+        assert address_of[rotation.channel()] == latest.address
