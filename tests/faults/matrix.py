@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import random
 import sys
@@ -213,24 +212,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(chosen: Sequence[Cell], arguments: argparse.Namespace) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    for stores, cells in itertools.groupby(sorted(chosen, key=lambda cell: _ORDER.index(cell.stores)), _stores_of):
+    for cells in _by_stack(chosen):
         with tempfile.TemporaryDirectory(prefix="carrel-faults-") as name:
             try:
-                with PLANTS[stores](Path(name)) as plant:
-                    print(f"== {stores}", flush=True)
+                with PLANTS[cells[0].stores](Path(name)) as plant:
+                    print(f"== {cells[0].stores}", flush=True)
                     outcomes += asyncio.run(run_cells(plant, cells, arguments.seed, arguments.repeats, arguments.users))
                     if arguments.keep:
-                        arguments.keep.with_suffix(f".{stores}").write_text(plant.stack.log(), encoding="utf-8")
+                        arguments.keep.with_suffix(f".{cells[0].stores}").write_text(
+                            plant.stack.log(), encoding="utf-8"
+                        )
+            except AssertionError as error:
+                # Of the stack itself: it did not start, or did not end.
+                outcomes.append(Outcome(cells[-1], str(arguments.seed), Verdict(), 0.0, 0.0, [str(error)]))
+                print(outcomes[-1].text(), error, sep="\n", flush=True)
             except Skipped as reason:
-                print(f"== {stores}: left out, {reason}", flush=True)
+                print(f"== {cells[0].stores}: left out, {reason}", flush=True)
     return outcomes
 
 
-_ORDER: Final = list(PLANTS)
-
-
-def _stores_of(cell: Cell) -> str:
-    return cell.stores
+def _by_stack(chosen: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that share a stack, and each that leaves its stack in no state for another by itself."""
+    together = {stores: [cell for cell in chosen if cell.stores == stores and not cell.alone] for stores in PLANTS}
+    return [cells for cells in together.values() if cells] + [[cell] for cell in chosen if cell.alone]
 
 
 if __name__ == "__main__":

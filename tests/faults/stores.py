@@ -28,6 +28,7 @@ SETTINGS: Final = {
     "WEBSOCKET_HEARTBEAT_INTERVAL": "1",
     "CARREL_EXECUTION_RUNS_PER_MINUTE_PER_USER": "0",
     "CARREL_LOG_LEVEL": "info",
+    "CARREL_DOWNSTREAM_WAIT_SECONDS": "30",
     # A store that failed is looked at again after 30 s; tests have no such patience.
     "CARREL_BRIDGE_PROBE_INTERVAL_S": "0.5",
     "CARREL_BRIDGE_FAILED_PROBE_INTERVAL_S": "0.5",
