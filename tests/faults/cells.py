@@ -6,6 +6,7 @@ A cell says what it needs (``stores``, ``own``: a stack of its own) and what it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import time
@@ -378,6 +379,40 @@ async def _rolling_copies(scene: Scene) -> None:
             await scene.restart(name, signal.SIGTERM)
 
 
+def _clock(service: str, seconds: float) -> Act:
+    """One process's wall clock is wrong for a while; what its tickets say is refused meanwhile, and told to users."""
+
+    async def act(scene: Scene) -> None:
+        clocks = scene.servers.clocks
+        assert clocks is not None
+        await scene.moment()
+        clocks.set(service, seconds)
+        try:
+            await asyncio.sleep(4)
+        finally:
+            clocks.set(service, 0.0)
+
+    return act
+
+
+async def _goaway(scene: Scene) -> None:
+    """Streams are under way on connections that are told to go away, several times."""
+    await asyncio.sleep(5)
+    await scene.moment()
+
+
+async def _full_disk(scene: Scene) -> None:
+    await scene.moment()
+    ballast = scene.stack.state.root / "ballast"
+    try:
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+        await asyncio.sleep(4)
+    finally:
+        ballast.unlink(missing_ok=True)
+
+
 def _cells() -> list[Cell]:
     cells = [Cell(f"kill {service}", _kill(service), "kill") for service in SERVICES]
     cells += [Cell(f"kill {service} three times", _kill_again(service), "kill") for service in SERVICES]
@@ -485,4 +520,17 @@ def _copies_cells() -> list[Cell]:
     return cells
 
 
-CELLS: Final = (*_cells(), *_shared_cells(), *_copies_cells())
+def _other_cells() -> list[Cell]:
+    cells = [
+        Cell(f"{service}'s clock is 10 minutes {word}", _clock(service, seconds), "clock", "clocks")
+        for service in SERVICES
+        for word, seconds in (("ahead", 600.0), ("behind", -600.0))
+    ]
+    return [
+        *cells,
+        Cell("connections between services are told to go away", _goaway, "goaway", "aging"),
+        Cell("the disk is full for a while", _full_disk, "disk", "small disk"),
+    ]
+
+
+CELLS: Final = (*_cells(), *_shared_cells(), *_copies_cells(), *_other_cells())

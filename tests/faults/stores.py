@@ -7,6 +7,7 @@ be had, entering raises pytest's ``skip``, with the reason.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
+import pytest
+
 from tests.chaos.recovery import AGENTS
+from tests.faults.clocks import Clocks
 from tests.faults.edges import Net, edged_stack
-from tests.support.postgres import OwnServer, PostgresServer, postgres_server
+from tests.support.postgres import OwnServer, PostgresServer, postgres_server, run_apart
 from tests.support.redis_servers import RedisServer, SentinelSetup, sentinel_setup, single_server
 from tests.support.stack import SERVICES, RunningStack
 from tests.support.tcp_proxy import Address
@@ -33,6 +37,7 @@ SETTINGS: Final = {
     "CARREL_BRIDGE_PROBE_INTERVAL_S": "0.5",
     "CARREL_BRIDGE_FAILED_PROBE_INTERVAL_S": "0.5",
 }
+_DISK_MIB: Final = 32
 _COPIES: Final = dict.fromkeys(SERVICES, 2)
 
 
@@ -43,6 +48,7 @@ class Servers:
     redis: RedisServer | None = None
     sentinel: SentinelSetup | None = None
     postgres: OwnServer | None = None
+    clocks: Clocks | None = None
 
 
 @dataclass
@@ -108,14 +114,50 @@ def _copies(folder: Path) -> Iterator[Plant]:
 
 
 @contextlib.contextmanager
-def _postgres() -> Iterator[tuple[OwnServer, str]]:
-    import pytest
+def _clocks(folder: Path) -> Iterator[Plant]:
+    clocks = Clocks(folder / "clocks")
+    settings = {**SETTINGS, **clocks.environment}
+    with edged_stack(folder, agents=[str(AGENTS)], environment=settings) as (stack, net):
+        yield Plant(stack, net, Servers(clocks=clocks))
 
+
+@contextlib.contextmanager
+def _aging(folder: Path) -> Iterator[Plant]:
+    """Connections between services are told to go away after a second."""
+    settings = {**SETTINGS, "CARREL_MAX_CONNECTION_AGE_SECONDS": "1"}
+    with edged_stack(folder, agents=[str(AGENTS)], environment=settings) as (stack, net):
+        yield Plant(stack, net, Servers())
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[Plant]:
+    """The stores are on a disk of their own, which can be filled."""
+    disk = folder / "state"
+    disk.mkdir(parents=True)
+    with _mounted(disk), edged_stack(folder, agents=[str(AGENTS)], environment=SETTINGS) as (stack, net):
+        yield Plant(stack, net, Servers())
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path) -> Iterator[None]:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MIB}m,mode=0700", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def _postgres() -> Iterator[tuple[OwnServer, str]]:
     with postgres_server() as server:
         if not isinstance(server, OwnServer):
             pytest.skip("needs a PostgreSQL that may be killed, and found one that is not ours")
-        from tests.support.postgres import run_apart
-
         yield server, server.url(run_apart(_create(server)))
 
 
@@ -135,4 +177,7 @@ PLANTS: Final[Mapping[str, Callable[[Path], AbstractContextManager[Plant]]]] = {
     "shared": _shared,
     "sentinel": _sentinel,
     "copies": _copies,
+    "clocks": _clocks,
+    "aging": _aging,
+    "small disk": _small_disk,
 }
