@@ -15,7 +15,7 @@ from carrel.ids import new_id
 from tests.faults.oracle import TERMINAL, LogEnd, Received, Verdict, judge, read_log
 from tests.support.stack import RunningStack
 
-__all__ = ["Load", "LoadUser"]
+__all__ = ["Load", "LoadOptions", "LoadUser"]
 
 ASK_S: Final = 60.0
 END_S: Final = 90.0
@@ -45,12 +45,22 @@ class _Done:
     ended_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How many users; whether the store may lose what it had; whether tickets may be refused meanwhile."""
+
+    users: int
+    lossy: bool = False
+    tickets_refused: bool = False
+
+
 class LoadUser:
     """One user. ``live`` works until ``finish``; then everything asked for has ended, or ``problems`` says what not."""
 
-    def __init__(self, stack: RunningStack, url: str, name: str, seed: str, *, lossy: bool = False) -> None:
+    def __init__(self, stack: RunningStack, url: str, name: str, seed: str, options: LoadOptions) -> None:
         self.name = name
-        self._lossy = lossy
+        self._lossy = options.lossy
+        self._refusals = _REFUSALS | ({Status.UNAUTHENTICATED} if options.tickets_refused else set())
         self._stack = stack
         self._random = random.Random(f"{seed} {name}")
         self.received = Received(name)
@@ -124,7 +134,7 @@ class LoadUser:
             run = await self.client.execute("go", params=params, pipeline=pipeline, client_ref=ref, timeout_s=ASK_S)
         except CarrelError as error:
             self.refused[error.code] += 1
-            if error.status not in _REFUSALS:
+            if error.status not in self._refusals:
                 self.problems.append(f"{self.name} was refused: {error.code} {error.message}")
             await asyncio.sleep(0.2)
             return
@@ -226,11 +236,9 @@ class Watcher:
 class Load:
     """Several users; ``start`` them, break something, then ``end``."""
 
-    def __init__(
-        self, stack: RunningStack, url: str, prefix: str, seed: str, users: int, *, lossy: bool = False
-    ) -> None:
+    def __init__(self, stack: RunningStack, url: str, prefix: str, seed: str, options: LoadOptions) -> None:
         self._stack = stack
-        self.users = [LoadUser(stack, url, f"{prefix}-{number}", seed, lossy=lossy) for number in range(users)]
+        self.users = [LoadUser(stack, url, f"{prefix}-{number}", seed, options) for number in range(options.users)]
         self._url = url
         self._tasks: list[asyncio.Task[None]] = []
         self._watchers: list[tuple[Watcher, asyncio.Task[None]]] = []

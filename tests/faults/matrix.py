@@ -23,7 +23,7 @@ from typing import Any, Final
 from _pytest.outcomes import Skipped
 
 from tests.faults.cells import CELLS, Cell, Scene
-from tests.faults.load import Load
+from tests.faults.load import Load, LoadOptions
 from tests.faults.oracle import Verdict
 from tests.faults.stores import PLANTS, Plant
 from tests.support.processes import worker_pids
@@ -124,7 +124,8 @@ async def run_cell(plant: Plant, cell: Cell, seed: str, users: int = USERS) -> O
     await wait_whole(stack)
     name = "-".join(filter(str.isalnum, cell.name.split()))
     prefix, seeded = f"{name}-{time.monotonic_ns() // 1_000_000}", f"{seed} {cell.name}"
-    load = Load(stack, net.gateway_url, prefix, seeded, users, lossy=cell.lossy)
+    options = LoadOptions(users, lossy=cell.lossy, tickets_refused=cell.group == "clock")
+    load = Load(stack, net.gateway_url, prefix, seeded, options)
     scene = Scene(stack, net, load, random.Random(seeded), plant.servers)
     began = time.monotonic()
     problems: list[str] = []
