@@ -14,6 +14,7 @@ from benchmarks.first_event_case import first_event
 from benchmarks.process_cases import memory, startup
 from benchmarks.recovery_case import recovery
 from benchmarks.redis_case import redis_events
+from benchmarks.replicas_case import replicas
 from benchmarks.runs_case import runs
 from benchmarks.worker_cases import memory_per_run, worker_start
 
@@ -25,6 +26,7 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "first_event": first_event,
     "events": events,
     "redis_events": redis_events,
+    "replicas": replicas,
     "memory": memory,
     "worker_start": worker_start,
     "memory_per_run": memory_per_run,

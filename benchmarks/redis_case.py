@@ -14,7 +14,7 @@ from typing import Final
 
 from benchmarks.events_case import events_under
 
-__all__ = ["redis_events"]
+__all__ = ["redis_events", "redis_server"]
 
 # BENCH_REDIS=redis://host:port/db make bench …: that server, instead of one that is started and ended here.
 _GIVEN: Final = "BENCH_REDIS"
@@ -23,12 +23,13 @@ _START_S: Final = 10.0
 
 async def redis_events() -> dict[str, float]:
     """The fields of ``events``; the server writes an append-only file, flushed each second."""
-    with _server() as url:
+    with redis_server() as url:
         return await events_under({"CARREL_BRIDGE_LOG__URL": url})
 
 
 @contextmanager
-def _server() -> Iterator[str]:
+def redis_server() -> Iterator[str]:
+    """The URL of a server for the length of the block."""
     if given := os.environ.get(_GIVEN):
         yield given
         return

@@ -63,7 +63,7 @@ class EventLog(Protocol):
     in-memory implementation promises this until its process ends; the SQLite one survives the death of the process
     (``kill -9``) always, and that of the machine with ``synchronous="FULL"``. The Redis one promises what Redis's own
     persistence and replication do; where these lose a log's tail, the epoch changes or ``ReadResult.anchor`` and
-    ``AppendResult.previous_id`` show it, and a producer meets it as a gap.
+    ``AppendResult.previous`` show it, and a producer meets it as a gap.
 
     Every method raises ``StoreUnavailableError`` when the store cannot be used. Then nothing of the call is in effect
     as far as the store could tell, other calls are not harmed, and calls work again once the cause is gone, without

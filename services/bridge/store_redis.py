@@ -238,7 +238,9 @@ class RedisEventLog:
         if len(known) > _MAX_KNOWN:
             del known[next(iter(known))]
         events = append.events if append.gap is None else (append.gap, *append.events)
-        return AppendResult(through, epoch, first, events[len(events) - stored :], None, before.decode())
+        return AppendResult(
+            through, epoch, first, events[len(events) - stored :], None, before.decode(), newest.decode()
+        )
 
     def _settled(self, cost: int) -> None:
         self.commits += 1
@@ -252,7 +254,8 @@ class RedisEventLog:
         answer = await self._call(keys, "read", (keys.stream, keys.meta), after, max(limit, 0), max(max_bytes, 1))
         position = position_of(answer)
         trimmed = bool(position.epoch) and after + 1 < position.oldest
-        return ReadResult(entries_of(answer[5:], max_bytes), position, trimmed, answer[4].decode())
+        entries, mark = entries_of(answer[6:], max_bytes)
+        return ReadResult(entries, position, trimmed, answer[5].decode(), mark)
 
     async def position(self, user: str) -> Position:
         keys = self.keys.of(user)
@@ -261,8 +264,9 @@ class RedisEventLog:
     async def check_resume(self, user: str, point: ResumePoint) -> ResumeCheck:
         keys = self.keys.of(user)
         answer = await self._look(keys, point.offset if 0 < point.offset <= _MAX_INT else "")
-        position, there = position_of(answer), answer[4]
-        return ResumeCheck(position, resume_reset(position, point, None if there is None else there.decode()))
+        position, mark, there = position_of(answer), answer[5], answer[6]
+        reset = resume_reset(position, point, None if there is None else there.decode())
+        return ResumeCheck(position, reset, mark.decode())
 
     async def _look(self, keys: Keys, offset: int | str) -> list[Any]:
         fresh = os.urandom(8).hex()

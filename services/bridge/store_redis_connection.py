@@ -98,8 +98,7 @@ class RedisConnection(asyncio.Protocol):
                     await connection.ask("SELECT", options.db)
         except (OSError, TimeoutError) as error:
             connection.abort()
-            reason = "does not answer" if isinstance(error, TimeoutError) else "cannot be reached"
-            raise unavailable(f"{host}:{port} {reason}") from error
+            raise unavailable(f"{host}:{port} {_reason(error)}", _advice(error)) from error
         except BaseException:
             connection.abort()
             raise
@@ -110,11 +109,6 @@ class RedisConnection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether commands can be sent."""
         return self._transport is not None and self._error is None
-
-    @property
-    def unanswered(self) -> int:
-        """Commands whose answers have not come."""
-        return len(self._waiting)
 
     async def ask(self, *command: Argument) -> Any:
         """One command's answer.
@@ -208,3 +202,17 @@ class RedisConnection(asyncio.Protocol):
             self._timer = self._loop.call_later(_DOUBT_S, self._check)
         else:
             self.abort(unavailable(f"{self.address[0]}:{self.address[1]} does not answer"))
+
+
+def _reason(error: OSError | TimeoutError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"shows a certificate that is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return "does not speak TLS with us"
+    return "does not answer" if isinstance(error, TimeoutError) else "cannot be reached"
+
+
+def _advice(error: OSError | TimeoutError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "set CARREL_BRIDGE_LOG__CA_FILE to who signs it, and name the host as the certificate does"
+    return "see that Redis runs, and that CARREL_BRIDGE_LOG__URL is right"

@@ -24,8 +24,15 @@ _MEANINGS: Final = {
     "MISCONF": ("Redis cannot write to its disk and takes no writes", "see Redis's own log"),
     "BUSY": ("Redis is busy with somebody's script", "see SLOWLOG and SCRIPT KILL"),
 }
-# Before 7, a script's failure is told around the reason.
-_WRAPPED: Final = ("ERR Error running script", "ERR Error compiling script")
+_TEXTS: Final = {
+    "ERR AUTH ": ("Redis has no password, and was given one", "leave the password out, or set requirepass in Redis"),
+    "ERR Client sent AUTH": ("Redis has no password, and was given one", "leave the password out, or set requirepass"),
+    "ERR max number of clients": ("Redis has as many clients as it may have", "raise maxclients in Redis"),
+    "ERR DB index": (
+        "Redis has no database of that number",
+        "correct CARREL_BRIDGE_LOG__URL, or raise databases in Redis",
+    ),
+}
 
 
 def unavailable(what: str, advice: str = "") -> StoreUnavailableError:
@@ -36,12 +43,16 @@ def unavailable(what: str, advice: str = "") -> StoreUnavailableError:
 def refused(error: BaseException) -> StoreUnavailableError:
     """An error reply, or a lost connection, as what callers get."""
     if isinstance(error, StoreUnavailableError):
-        return error
+        # A fresh one: an exception that is raised again and again keeps every place where it was.
+        return StoreUnavailableError(error.message, advice=error.advice)
     text = str(error)
     word = text.split(" ", 1)[0]
-    if text.startswith(_WRAPPED):
+    if word not in _MEANINGS:
+        # Before 7, what went wrong in a script is told around the reason.
         word = next((known for known in _MEANINGS if f"-{known} " in text), word)
     what, advice = _MEANINGS.get(word, ("", ""))
+    if not what:
+        what, advice = next((told for start, told in _TEXTS.items() if text.startswith(start)), ("", ""))
     if not what:
         # Only the code: what follows may quote a command, and so an event.
         what = f"Redis refuses with {word[:40]}" if isinstance(error, Exception) else "failed"

@@ -16,7 +16,7 @@ from carrel.errors import CarrelError
 from servicekit.tasks import TaskOwner
 from services.bridge.models import Change, Standing
 from services.bridge.store_redis_connection import RedisConnection, pack
-from services.bridge.store_redis_errors import refused, unavailable
+from services.bridge.store_redis_errors import refused
 from services.bridge.store_redis_keys import KeySpace
 from services.bridge.store_redis_nodes import Nodes, NodeSet
 
@@ -49,6 +49,8 @@ class RedisHints:
         self._told: Callable[[Change], None] = lambda change: None
         self._missed: Callable[[Sequence[str] | None], None] = lambda users: None
         self._broken = asyncio.Event()
+        # When one connection is lost, the others may be as well, and somebody has to see to it before the next append.
+        nodes.on_lost = lambda: self._broken.set()
         self._tasks = TaskOwner()
         sharded = nodes.sharded
         self._subscribe, self._unsubscribe = ("SSUBSCRIBE", "SUNSUBSCRIBE") if sharded else ("SUBSCRIBE", "UNSUBSCRIBE")
@@ -85,7 +87,7 @@ class RedisHints:
             keys = self._keys.of(user)
             connection = current.of(keys.slot).reads.connection
             _, packed, takers = parcels.setdefault(id(connection), (connection, [], []))
-            packed.append(pack("HMGET", keys.meta, "epoch", "top", "last", "open"))
+            packed.append(pack("GET", keys.meta))
             takers.append(partial(gathered.took, index))
         for connection, packed, takers in parcels.values():
             connection.send(packed, takers)
@@ -105,9 +107,11 @@ class RedisHints:
 
     async def _stay_subscribed(self) -> None:
         while True:
+            began = asyncio.get_running_loop().time()
             with contextlib.suppress(CarrelError):
                 await self._stay(await self._nodes.ready())
-            await asyncio.sleep(_AGAIN_S)
+            lasted = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(0.0 if lasted > _AGAIN_S else _AGAIN_S)
 
     async def _stay(self, current: NodeSet) -> None:
         """Subscribed at these servers, until one of the connections is lost or the servers are others."""
@@ -145,10 +149,10 @@ class RedisHints:
             return
         kind = item[0] if isinstance(item, list) else item  # PONG, before anything is subscribed to
         if kind in _MESSAGES:
-            origin, epoch, top, event_id = item[2].split(b" ", 3)
+            origin, epoch, top, mark = item[2].split(b" ", 3)
             if origin != self._origin:
                 user = self._keys.user_of_channel(item[1])
-                self._told(Change(user, epoch.decode(), int(top), event_id.decode()))
+                self._told(Change(user, epoch.decode(), int(top), mark.decode()))
         elif kind in _SUBSCRIBED:
             self._missed((self._keys.user_of_channel(item[1]),))
         elif kind in _ENDED and self._keys.user_of_channel(item[1]) in self._users:
@@ -184,10 +188,10 @@ class _Gathered:
         return self._rows
 
 
-def _standing(row: list[Any]) -> Standing:
-    epoch, top, event_id, unended = row
-    if epoch is None:
+def _standing(packed: bytes | None) -> Standing:
+    """Of a user's ``m``; see ``lua/common.lua``."""
+    if packed is None:
         return Standing("", 0, "", active=False)
-    if top is None or event_id is None:
-        raise unavailable("a user's log is not one of ours", "use another CARREL_BRIDGE_LOG__PREFIX")
-    return Standing(epoch.decode(), int(top), event_id.decode(), active=(unended or b"0") != b"0")
+    _, epoch, top, _, unended, at, _, last = packed.split(b" ", 7)
+    mark = f"{last.decode()} {at.decode()}" if last else ""
+    return Standing(epoch.decode(), int(top), mark, active=unended != b"0")

@@ -17,8 +17,8 @@ from carrel.errors import StartupError, StoreUnavailableError
 from servicekit.logs import get_logger
 from services.bridge.config_redis import RedisUrl
 from services.bridge.store_redis_connection import Address, ConnectOptions, RedisConnection, ReplyError
-from services.bridge.store_redis_errors import unavailable
-from services.bridge.store_redis_scripts import ScriptLane, load_scripts
+from services.bridge.store_redis_errors import refused, unavailable
+from services.bridge.store_redis_scripts import ScriptLane, script_texts
 from services.bridge.store_redis_wait import ReplicaWait, WaitOptions
 
 __all__ = ["Node", "NodeSet", "Nodes", "slot_of"]
@@ -49,20 +49,17 @@ class Node:
         self.reads = ScriptLane(reads)
         self.wait = wait
 
+        self.connections = [writes, reads] if wait is None else [writes, reads, wait.connection]
+
     @property
     def usable(self) -> bool:
         """Whether its connections are there."""
-        parts = [self.writes.connection, self.reads.connection]
-        if self.wait is not None:
-            parts.append(self.wait.connection)
-        return all(connection.usable for connection in parts)
+        return all(connection.usable for connection in self.connections)
 
     def abort(self) -> None:
         """Lose its connections."""
-        self.writes.connection.abort()
-        self.reads.connection.abort()
-        if self.wait is not None:
-            self.wait.connection.abort()
+        for connection in self.connections:
+            connection.abort()
 
 
 class NodeSet:
@@ -123,7 +120,7 @@ class Nodes:
         self._failed: tuple[float, StoreUnavailableError] | None = None
         self._warned = False
         self._closed = False
-        self.changed: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[], None] = lambda: None  # a connection of theirs is lost
 
     @property
     def sharded(self) -> bool:
@@ -138,7 +135,7 @@ class Nodes:
         """
         current = self._current
         if current is None or not current.usable:
-            raise self._failed[1] if self._failed else unavailable("not connected")
+            raise refused(self._failed[1] if self._failed else unavailable("not connected"))
         return current
 
     async def ready(self) -> NodeSet:
@@ -157,7 +154,7 @@ class Nodes:
             if self._current is not None and self._current.usable:
                 return self._current
             if self._failed is not None and time.monotonic() - self._failed[0] < _AGAIN_S:
-                raise self._failed[1]
+                raise refused(self._failed[1])
             self._drop()
             try:
                 self._current = await self._find()
@@ -165,7 +162,8 @@ class Nodes:
                 self._failed = (time.monotonic(), error)
                 raise
             self._failed = None
-            self.changed()
+            for connection in (c for node in self._current.nodes for c in node.connections):
+                connection.on_lost = self._lost
             return self._current
 
     async def verify(self) -> None:
@@ -184,6 +182,9 @@ class Nodes:
             if _slots(told, current.nodes[0].address) != current.layout:
                 current.stale = True
         await self.ready()
+
+    def _lost(self) -> None:
+        self.on_lost()
 
     async def close(self) -> None:
         """Lose every connection. Idempotent."""
@@ -256,8 +257,8 @@ class Nodes:
             for _ in range(2):
                 opened.append(await RedisConnection.open(address, self.options))  # noqa: PERF401 -- as above
             await self._judge(opened[1], address)
-            loads = load_scripts()
-            opened[0].send(loads, [lambda _answer: None] * len(loads))
+            for text in script_texts():
+                await opened[0].ask("SCRIPT", "LOAD", text)
             wait = await ReplicaWait.open(address, self.options, self._wait) if self._wait.replicas else None
         except BaseException:
             for connection in opened:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from services.bridge.store_redis_connection import Argument, RedisConnection, ReplyError, Taker, pack
 
-__all__ = ["ScriptLane", "digest", "load_scripts", "script_call"]
+__all__ = ["ScriptLane", "digest", "script_call", "script_texts"]
 
 _FOLDER: Final = Path(__file__).with_name("lua")
 _NAMES: Final = ("append", "look", "read", "run", "sweep")
@@ -27,9 +27,9 @@ def digest(name: str) -> str:
     return _scripts()[name][0]
 
 
-def load_scripts() -> list[bytes]:
-    """The packed commands that load every script."""
-    return [pack("SCRIPT", "LOAD", text) for _, text in _scripts().values()]
+def script_texts() -> list[bytes]:
+    """What SCRIPT LOAD takes, of every script."""
+    return [text for _, text in _scripts().values()]
 
 
 def script_call(name: str, keys: tuple[str, ...], *arguments: Argument) -> bytes:
@@ -49,6 +49,7 @@ class ScriptLane:
 
     def __init__(self, connection: RedisConnection) -> None:
         self.connection = connection
+        self._under_way = 0
         self._unknown: list[tuple[bytes, Taker]] = []
         self._held: list[tuple[bytes, Taker]] = []
 
@@ -62,8 +63,10 @@ class ScriptLane:
             self._held += zip(packed, takers, strict=True)
             return
         self.connection.send(packed, list(map(partial, (self._took,) * len(packed), packed, takers)))
+        self._under_way += len(packed)
 
     def _took(self, packed: bytes, taker: Taker, answer: Any) -> None:
+        self._under_way -= 1
         if isinstance(answer, Exception):
             if isinstance(answer, ReplyError) and str(answer).startswith("NOSCRIPT"):
                 self._unknown.append((packed, taker))
@@ -73,11 +76,12 @@ class ScriptLane:
                     self._fail(answer)
         else:
             taker(answer)
-        if self._unknown and not self.connection.unanswered and self.connection.usable:
+        if self._unknown and not self._under_way and self.connection.usable:
             again, self._unknown, self._held = self._unknown + self._held, [], []
-            loads = load_scripts()
+            loads = [pack("SCRIPT", "LOAD", text) for text in script_texts()]
             takers: list[Taker] = [_ignore] * len(loads)
             takers += (partial(self._took, packed, taker) for packed, taker in again)
+            self._under_way = len(again)
             self.connection.send([*loads, *(packed for packed, _ in again)], takers)
 
     def _fail(self, error: Exception) -> None:

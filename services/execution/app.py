@@ -100,6 +100,21 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         await store.close()
 
 
+def _start_loops(
+    loops: TaskOwner, settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory
+) -> None:
+    """What goes on by itself; where other processes are on the same store, with an ear for what they tell."""
+    options, holdings = services.options, factory.holdings
+    _ = loops.start(keep_leases(services.store, factory, settings.lease_seconds), "leases")
+    _ = loops.start(promote_for_ever(services, holdings, options.queue_poll_s), "queue")
+    if services.store.shared:
+        looks = HintedLooks(services, holdings)
+        _ = loops.start(services.wakeups.listen(looks.heard), "hints")
+        _ = loops.start(looks.look_for_ever(), "looks")
+        _ = loops.start(watch_decisions(services, DecisionWatch(services, holdings)), "decisions")
+    _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
+
+
 class _Execution:
     """The server, whose drain is also the runs'."""
 
@@ -125,21 +140,6 @@ class _Execution:
         """See ``Running``."""
         self._server.hasten()
         self._factory.hasten()
-
-
-def _start_loops(
-    loops: TaskOwner, settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory
-) -> None:
-    """What goes on as long as the service does."""
-    store, options, holdings = services.store, services.options, factory.holdings
-    _ = loops.start(keep_leases(store, factory, settings.lease_seconds / 3), "leases")
-    _ = loops.start(promote_for_ever(services, holdings, options.queue_poll_s), "queue")
-    if store.shared:
-        looks = HintedLooks(services, holdings)
-        _ = loops.start(services.wakeups.listen(looks.heard), "hints")
-        _ = loops.start(looks.look_for_ever(), "looks")
-        _ = loops.start(watch_decisions(services, DecisionWatch(services, holdings)), "decisions")
-    _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
 
 
 def _server(

@@ -5,9 +5,8 @@ Everything is keyed by the verified user: an id of another user names nothing.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from services.execution.models import (
     ArtifactRecord,
@@ -33,14 +32,13 @@ from services.execution.models_steps import (
     Checkpoint,
     Finish,
     Finished,
-    Hints,
     Question,
     Revocations,
     Step,
     Sweep,
 )
 
-__all__ = ["ArtifactFolder", "NoWakeups", "PageKey", "RunStore", "Wakeups"]
+__all__ = ["ArtifactFolder", "PageKey", "RunStore"]
 
 PageKey = tuple[int | str, ...]
 
@@ -251,6 +249,20 @@ class RunStore(Protocol):
         """The latest revocation of each user recorded after a time (the ``as_of`` of before, or 0 for all)."""
         ...
 
+    # Runs bound to their caller
+
+    async def keep(self, user: UserKey, run_id: str) -> bool:
+        """Note that this process has a caller who keeps the run alive; False when it is not bound, or has ended."""
+        ...
+
+    async def let_go(self, user: UserKey, run_id: str) -> bool:
+        """Take the note back; whether it was the last one of a run that goes on."""
+        ...
+
+    async def is_kept(self, user: UserKey, run_id: str) -> bool:
+        """Whether any process whose lease is not over has such a note."""
+        ...
+
     # Reading
 
     async def get_run(self, user: UserKey, run_id: str) -> RunRecord | None:
@@ -356,41 +368,3 @@ class ArtifactFolder(Protocol):
     async def probe(self) -> None:
         """Raises ``StoreUnavailableError`` unless the folder can be written now."""
         ...
-
-
-class Wakeups(Protocol):
-    """Hints from process to process on one store, so that none need ask all the time. A lost one costs time only."""
-
-    @property
-    def listening(self) -> bool:
-        """Whether hints of others arrive at present."""
-        ...
-
-    def changed(self, user: UserKey, run_id: str) -> None:
-        """Tell the others that a run has changed. Never waits."""
-        ...
-
-    def freed(self) -> None:
-        """Tell the others that something is free which a run may wait for. Never waits."""
-        ...
-
-    async def listen(self, heard: Callable[[Hints], None]) -> NoReturn:
-        """Send and receive for ever, connecting anew when it must; ``heard`` gets what others tell."""
-        ...
-
-
-class NoWakeups:
-    """For a store of one process: nobody else is there."""
-
-    listening = False
-
-    def changed(self, user: UserKey, run_id: str) -> None:
-        """See ``Wakeups``."""
-
-    def freed(self) -> None:
-        """See ``Wakeups``."""
-
-    async def listen(self, heard: Callable[[Hints], None]) -> NoReturn:
-        """See ``Wakeups``."""
-        while True:
-            await asyncio.Event().wait()

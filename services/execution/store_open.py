@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.execution.config import ExecutionSettings
-from services.execution.store import ArtifactFolder, NoWakeups, RunStore, Wakeups
+from services.execution.domain.ports import NoWakeups, Wakeups
+from services.execution.store import ArtifactFolder, RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_sql_open import open_sqlite_store
 

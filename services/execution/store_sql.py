@@ -15,6 +15,7 @@ from services.execution import store_sql_admission as admissions
 from services.execution import store_sql_budgets as budgets
 from services.execution import store_sql_care as care
 from services.execution import store_sql_claims as claims
+from services.execution import store_sql_keepers as keepers
 from services.execution import store_sql_leases as leases
 from services.execution import store_sql_queue as queue
 from services.execution import store_sql_reads as reads
@@ -251,6 +252,20 @@ class SqlRunStore:
     async def revocations(self, after: Micros) -> Revocations:
         """See ``RunStore``."""
         return await self._database.read(lambda c: claims.list_revocations(c, after))
+
+    # Runs bound to their caller
+
+    async def keep(self, user: UserKey, run_id: str) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: keepers.keep(c, user, run_id, owner=self._owner), user)
+
+    async def let_go(self, user: UserKey, run_id: str) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: keepers.let_go(c, user, run_id, owner=self._owner), user)
+
+    async def is_kept(self, user: UserKey, run_id: str) -> bool:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: keepers.is_kept(c, user, run_id))
 
     # Reading
 

@@ -164,7 +164,7 @@ def admit(connection: sa.Connection, admission: Admission, *, now: int, lifetime
     _insert(connection, admission, run, {"lease_expires_at": 0, "lease_owner": owner, **run_row(run, admission, place)})
     if filled != bucket:
         connection.execute(_SET_RATE, {"u": identity.user, "level": filled.level, "at": filled.at})
-    _join_thread(connection, run, row.last_seq)
+    _join_thread(connection, run, there=row.last_seq is not None)
     event = accepted_event(run)
     connection.execute(_ADD_OUTBOX, outbox_row(identity.user, identity.run_id, event))
     return Admitted(run, existing=False, thread_existed=row.last_seq is not None, events=(event,), ended=ended)
@@ -330,20 +330,19 @@ def _insert(connection: sa.Connection, admission: Admission, run: RunRecord, row
         )
 
 
-def _join_thread(connection: sa.Connection, run: RunRecord, last: int | None) -> None:
+def _join_thread(connection: sa.Connection, run: RunRecord, *, there: bool) -> None:
     user, thread_id, now = run.identity.user, run.identity.thread_id, run.created_at
     message = None
     if run.state is not RunState.QUEUED:
         message = {
             "user_id": user,
             "thread_id": thread_id,
-            "seq": (last or 0) + 1,
             "role": "user",
             "text": run.message,
             "run_id": run.identity.run_id,
             "created_at": now,
         }
-    if last is None:
+    if not there:
         add_thread(connection, user, thread_id, now, message)
     elif message is None:
         touch_thread(connection, user, thread_id, now)

@@ -62,10 +62,11 @@ def meaning_of(error: BaseException) -> Meaning:
         return _OF_CODE.get(code) or _OF_CLASS.get(code[:2]) or Meaning.FAULT
     if isinstance(error, OSError | TimeoutError | EOFError):
         return Meaning.LOST
-    if isinstance(error, exc.DBAPIError):
-        # Of the driver itself: a connection that was closed under its feet, an operation that was cut off.
-        return Meaning.LOST if error.connection_invalidated or _is_interface(error) else Meaning.FAULT
-    return Meaning.LOST if type(error).__module__.startswith("asyncpg") else Meaning.FAULT
+    of_driver = _of_driver(error)
+    if of_driver is None or isinstance(of_driver, ValueError | TypeError):  # what was to be sent can't be
+        return Meaning.FAULT
+    # The driver's own: a connection that was closed under its feet, or that lost its place in the protocol by it.
+    return Meaning.LOST
 
 
 def is_away(error: BaseException) -> bool:
@@ -83,5 +84,11 @@ def postgres_unavailable(error: BaseException) -> StoreUnavailableError:
     return StoreUnavailableError(f"the run store cannot be used: {text[:200]}", advice=advice, retry_after_s=1.0)
 
 
-def _is_interface(error: exc.DBAPIError) -> bool:
-    return isinstance(error, exc.InterfaceError) or "connection" in str(error.orig).lower()
+def _of_driver(error: BaseException) -> BaseException | None:
+    """What the driver itself raised, below what SQLAlchemy makes of it."""
+    found: BaseException | None = error
+    while found is not None:
+        if type(found).__module__.startswith("asyncpg."):
+            return found
+        found = found.orig if isinstance(found, exc.DBAPIError) and found.orig is not None else found.__cause__
+    return None

@@ -14,7 +14,7 @@ from services.execution.store_sql_admission import NEAR_LIMIT, count_engines, lo
 from services.execution.store_sql_reads import read_run
 from services.execution.store_sql_rows import engine_row
 from services.execution.store_sql_runs import attempted
-from services.execution.store_sql_threads import add_message, last_seq
+from services.execution.store_sql_threads import add_message
 from services.execution.tables import engines, runs, stages, users
 
 __all__ = ["promote"]
@@ -163,7 +163,6 @@ def _join_thread(connection: sa.Connection, key: dict[str, Any], run: Any, now: 
     message = {
         "user_id": key["u"],
         "thread_id": run.thread_id,
-        "seq": (last_seq(connection, key["u"], run.thread_id) or 0) + 1,
         "role": "user",
         "text": run.message,
         "run_id": key["run"],

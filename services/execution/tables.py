@@ -61,12 +61,39 @@ def _postgresql_now(element: DbNow, compiler: Any, **kw: Any) -> str:
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
 
 
+class Words(sa.types.TypeDecorator[str]):
+    """Text that people and agents chose, as every database takes it.
+
+    PostgreSQL refuses a NUL and what is longer than its column: then a run with such a text could not even end. SQLite
+    takes both. So a NUL becomes a replacement character, and names, which are there to be read, are cut.
+    """
+
+    impl = sa.String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """What is stored."""
+        if value is None:
+            return None
+        length: int | None = self.impl_instance.length  # type: ignore[attr-defined]  # `impl` has it
+        if "\0" in value:
+            value = value.replace("\0", "\ufffd")
+        return value if length is None or len(value) <= length else value[:length]
+
+
+class LongWords(Words):
+    """The same without a bound."""
+
+    impl = sa.Text
+    cache_ok = True
+
+
 def _id(name: str, *, key: bool = True, length: int = 128) -> sa.Column[str]:
     return sa.Column(name, sa.String(length), primary_key=key, nullable=False)
 
 
 def _text(name: str, length: int = 128) -> sa.Column[str]:
-    return sa.Column(name, sa.String(length), nullable=False, server_default="")
+    return sa.Column(name, Words(length), nullable=False, server_default="")
 
 
 def _time(name: str, *, nullable: bool = False) -> sa.Column[int]:
@@ -120,7 +147,7 @@ messages = sa.Table(
     _id("thread_id"),
     _number("seq", key=True),
     sa.Column("role", sa.String(16), nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("text", LongWords, nullable=False),
     _id("run_id", key=False),
     _time("created_at"),
 )
@@ -135,7 +162,7 @@ runs = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("outcome", sa.String(16)),
     _text("agent_name"),
-    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("message", LongWords, nullable=False),
     _json("params", nullable=False),
     _text("strategy", 16),
     _text("client_ref"),
@@ -200,7 +227,7 @@ inputs = sa.Table(
     _id("input_id"),
     _number("number"),
     _number("stage_index"),
-    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("prompt", LongWords, nullable=False),
     _json("schema_json", nullable=False),
     _text("arguments_hash", 64),
     _text("tool_name"),

@@ -546,7 +546,7 @@ async def test_reservations_leave_no_room(store: RunStore) -> None:
     assert ids(await store.promote(10)) == ["run-3"]
 
 
-# Several processes
+# Several processes; those that meet in one moment are in `test_run_store_replicas`
 
 
 @asynccontextmanager
@@ -633,3 +633,29 @@ async def test_more_orphans_than_are_taken_at_once_are_all_taken(
         taken = await again.take_over()
         assert len({run.identity.run_id for run in taken}) == len(taken) == 110
         assert await again.take_over() == ()
+
+
+async def test_a_bound_run_is_kept_by_processes_that_live(backend: Backend) -> None:
+    async with processes(backend, "one", "two") as (one, two):
+        bound = await one.admit(admission("run-1", bound=True))
+        await one.admit(admission("run-2"))
+        assert not await one.keep(ALICE, "run-2")
+        assert not await one.keep(BOB, "run-1")
+        assert not await two.is_kept(ALICE, "run-1")
+        for _ in range(2):
+            assert await one.keep(ALICE, "run-1")
+            assert await two.keep(ALICE, "run-1")
+        assert not await one.let_go(ALICE, "run-1")
+        assert not await one.let_go(ALICE, "run-1")
+        await two.release_leases()
+        assert not await one.is_kept(ALICE, "run-1")
+        await two.renew_leases()
+        assert await one.is_kept(ALICE, "run-1")
+        both = await asyncio.gather(one.keep(ALICE, "run-1"), two.keep(ALICE, "run-1"))
+        assert list(both) == [True, True]
+        last = await asyncio.gather(one.let_go(ALICE, "run-1"), two.let_go(ALICE, "run-1"))
+        assert sorted(last) == [False, True]
+        await two.keep(ALICE, "run-1")
+        await one.finish(bound.run.ref, CANCEL)
+        assert not await two.let_go(ALICE, "run-1")
+        assert not await two.keep(ALICE, "run-1")

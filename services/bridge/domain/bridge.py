@@ -74,7 +74,11 @@ class Bridge:
             QueueFullError: Too much is waiting to be written.
         """
         self.monitor.require_active()
-        future = self._log.append(appends)
+        try:
+            future = self._log.append(appends)
+        except UnavailableError as error:
+            self.monitor.note_failure(error)
+            raise
 
         def committed(done: asyncio.Future[list[AppendResult]]) -> None:
             if done.cancelled():

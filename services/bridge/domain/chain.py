@@ -1,7 +1,7 @@
 """Whether what is read follows what a reader has seen, entry on entry; and if not, where it goes on. A pure rule.
 
-An offset alone says too little: a log may lose its tail and use the offsets again. So a reader's last event_id is
-compared with what now lies at its offset, wherever the log can tell.
+An offset alone says too little: a log may lose its tail and use the offsets again. So the mark of what a reader has
+seen last is compared with that of what now lies at its offset, wherever the log can tell.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Break(NamedTuple):
 def break_of(point: ResumePoint, read: ReadResult) -> Break | None:
     """Why ``read``, which was asked for after ``point``, does not follow it; None when it does.
 
-    ``point.event_id`` may be empty: then the reader has seen nothing that could be compared.
+    ``point.mark`` may be empty: then the reader has seen nothing that could be compared.
     """
     position, anchor = read.position, read.anchor
     start = ResumePoint(position.epoch, position.oldest - 1, "")
@@ -32,7 +32,7 @@ def break_of(point: ResumePoint, read: ReadResult) -> Break | None:
         return Break(ResetReason.EPOCH_CHANGED if changed else ResetReason.BEYOND_TOP, start)
     if read.trimmed:
         return Break(ResetReason.TRIMMED, start)
-    if anchor is not None and point.offset and point.event_id and anchor != point.event_id:
+    if anchor is not None and point.offset and point.mark and anchor != point.mark:
         # Nobody can say any more what was there when it is gone: the oldest entry is the next one then.
         reason = ResetReason.TRIMMED if not anchor else ResetReason.EVENT_MISMATCH
         return Break(ResetReason.EPOCH_CHANGED if changed else reason, start)

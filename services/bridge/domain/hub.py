@@ -303,10 +303,10 @@ class Hub:
         reset: ResetReason | None = None
         if sub.resume is None:
             position = await self._log.position(sub.user)
-            point = ResumePoint(position.epoch, position.top, position.event_id)
+            point = ResumePoint(position.epoch, position.top, position.event_id, position.mark)
         else:
-            position, reset = await self._log.check_resume(sub.user, sub.resume)
-            point = sub.resume
+            position, reset, mark = await self._log.check_resume(sub.user, sub.resume)
+            point = sub.resume._replace(mark=mark)
         if sub.closed:
             return True
         sub.started = True
@@ -330,7 +330,7 @@ class Hub:
             # The log is gone. One that is there is made, so that the gateway can be told a place in it.
             _ = await self._log.position(sub.user)
             return False
-        point = ResumePoint(sub.epoch, sub.cursor, sub.event_id)
+        point = ResumePoint(sub.epoch, sub.cursor, sub.event_id, sub.mark)
         if (broken := break_of(point, read)) is not None:
             point = broken.point
             self._reset(sub, broken.reason, point)
@@ -338,7 +338,7 @@ class Hub:
             events = tuple(StoredEvent(entry.event_id, entry.blob) for entry in entries)
             item = Entries(sub.user, sub.generation, sub.epoch, entries[0].offset, events)
             sub.link.put(item, entries_size(events))
-            self._move(sub, ResumePoint(sub.epoch, entries[-1].offset, entries[-1].event_id))
+            self._move(sub, ResumePoint(sub.epoch, entries[-1].offset, entries[-1].event_id, read.mark))
         sub.live = max(position.top, sub.known_top) <= sub.cursor
         return sub.live
 
@@ -347,7 +347,7 @@ class Hub:
         self._move(sub, point)
 
     def _move(self, sub: Subscription, point: ResumePoint) -> None:
-        sub.epoch, sub.cursor, sub.event_id = point
+        sub.epoch, sub.cursor, sub.event_id, sub.mark = point
 
 
 def _too_many(limit: int) -> LimitExceededError:

@@ -88,9 +88,9 @@ class _Reading:
             start = max(position.oldest, run.first_offset if run else 1) - 1
             self.point = ResumePoint(position.epoch, start, "")
             return []
-        position, reason = await log.check_resume(query.user, query.resume)
+        position, reason, mark = await log.check_resume(query.user, query.resume)
         if reason is None:
-            self.point = query.resume
+            self.point = query.resume._replace(mark=mark)
             return []
         self.point = ResumePoint(position.epoch, position.oldest - 1, "")
         return [Reset(query.user, 0, reason, self.point)]
@@ -115,6 +115,8 @@ class _Reading:
             items.append(Reset(self._query.user, 0, broken.reason, self.point))
         if entries := following(self.point, read):
             items += self._keep(position.epoch, entries)
+            if self.point.offset == entries[-1].offset:
+                self.point = self.point._replace(mark=read.mark)
         self.at_top = self.point.offset >= position.top
         return items
 

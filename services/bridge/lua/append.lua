@@ -2,14 +2,14 @@
 -- ARGV 1 now ms or '' for the server's, 2 fresh epoch, 3 thread, 4 run, 5 producer, 6 fence, 7 first number,
 --   8 last number, 9 flags (t terminal, n notified, g gap declared), 10 max entries, 11 max age ms, 12 producer ttl ms,
 --   13 idle ttl ms, 14 run ttl ms, 15 PUBLISH or SPUBLISH, 16 channel, 17 who appends, 18-20 the newest position that
---   the appender knows (epoch, offset, event_id); then event_id and blob of the gap, if declared, and of each event.
--- Gives code, last number, epoch, first offset, events stored, event_id before them, newest event_id. Codes: 0 taken,
+--   the appender knows (epoch, offset, mark); then event_id and blob of the gap, if declared, and of each event.
+-- Gives code, last number, epoch, first offset, events stored, the mark before them and the newest. Codes: 0 taken,
 --   1 GAP, 2 STALE_FENCE, 3 FENCE, 4 SEALED, 5 MISMATCH.
 local stream, meta, run_key, producer_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, fresh, thread, run_id, producer_id = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local fence, first, flags = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[9]
 local max_entries, max_age = tonumber(ARGV[10]), tonumber(ARGV[11])
-local producer_ttl, idle_ttl, run_ttl = tonumber(ARGV[12]), ARGV[13], ARGV[14]
+local producer_ttl, idle_ttl, run_ttl = tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14]
 local EVENTS = 21
 local declared = string.find(flags, 'g', 1, true)
 local count = (#ARGV - EVENTS + 1) / 2
@@ -18,15 +18,15 @@ if declared then count = count - 1 end
 local m = load_meta(stream, meta, fresh)
 
 local function tell()
-  redis.call(ARGV[15], ARGV[16], ARGV[17] .. ' ' .. m.epoch .. ' ' .. int(m.top) .. ' ' .. m.last)
+  redis.call(ARGV[15], ARGV[16], ARGV[17] .. ' ' .. m.epoch .. ' ' .. int(m.top) .. ' ' .. mark_of(m.last, m.at))
 end
 
 -- The appender has seen an entry that is not there: the log lost its tail, and its offsets will be used again.
 if not m.created and ARGV[18] == m.epoch then
   local known = tonumber(ARGV[19])
-  if known > m.top or (known == m.top and ARGV[20] ~= m.last) then
+  if known > m.top or (known == m.top and ARGV[20] ~= mark_of(m.last, m.at)) then
     m.epoch = fresh
-    redis.call('HSET', meta, 'epoch', fresh)
+    redis.call('SET', meta, pack_meta(m), 'KEEPTTL')
     tell()
   end
 end
@@ -49,7 +49,8 @@ local function refuse(code)
 end
 
 local function save_run(ttl)
-  redis.call('HSET', run_key, 'i', table.concat({m.born, run.fence, int(run.first), int(run.last), int(run.sealed), run.thread}, ' '))
+  local info = string.format('%s %s %d %d %d %s', m.born, run.fence, run.first, run.last, run.sealed, run.thread)
+  redis.call('HSET', run_key, 'i', info)
   if ttl then redis.call('PEXPIRE', run_key, ttl) end
 end
 
@@ -86,28 +87,27 @@ local done = add(m.top + 1, from)
 if type(done) == 'table' and done.err then
   if not string.find(done.err, 'equal or smaller', 1, true) then return done end
   -- The stream is ahead of what is known of it: nobody may take its entries for others.
-  m.top, m.last = newest(stream)
+  m.top, m.last, m.at = newest(stream)
   m.epoch = fresh
   done = add(m.top + 1, from)
   if type(done) == 'table' and done.err then return done end
 end
-local before, first_offset = m.last, m.top + 1
+local before, first_offset = mark_of(m.last, m.at), m.top + 1
 for at = from + 2, #ARGV, 2 do
   redis.call('XADD', stream, int(first_offset + (at - from) / 2) .. '-' .. int(now), 'i', ARGV[at], 'b', ARGV[at + 1])
 end
 local stored = (#ARGV - from + 1) / 2
-m.top, m.last = m.top + stored, ARGV[#ARGV - 1]
+m.top, m.last, m.at = m.top + stored, ARGV[#ARGV - 1], now
 
-local length = redis.call('XLEN', stream)
--- Not at each append: to take a few at a time costs less.
-if length > max_entries + 64 then redis.call('XTRIM', stream, 'MAXLEN', int(max_entries)) end
-if length == stored then
-  m.due = now + max_age
-elseif now > m.due then
+-- Not at each append, and a few at a time: that costs less.
+if math.floor(m.top / 32) ~= math.floor((first_offset - 1) / 32) and redis.call('XLEN', stream) > max_entries + 32 then
+  redis.call('XTRIM', stream, 'MAXLEN', int(max_entries))
+end
+if now > m.due then
   local _
   _, m.due = expire(stream, now, max_age, 8)
 end
-redis.call('PEXPIRE', stream, int(max_age))
+if lapsing(m, now) then redis.call('PEXPIRE', stream, int(max_age + SLACK)) end
 
 if not run then
   run = {fence = ARGV[6], first = first_offset, sealed = 0, thread = thread}
@@ -116,7 +116,7 @@ elseif fence > tonumber(run.fence) then
   run.fence = ARGV[6]
 end
 run.last = m.top
-redis.call('SET', producer_key, m.born .. ' ' .. ARGV[8] .. ' ' .. run_id, 'PX', idle_ttl)
+redis.call('SET', producer_key, m.born .. ' ' .. ARGV[8] .. ' ' .. run_id, 'PX', ARGV[13])
 if string.find(flags, 't', 1, true) then
   run.sealed = now
   m.open = math.max(0, m.open - 1)
@@ -131,8 +131,8 @@ if string.find(flags, 't', 1, true) then
   save_run(run_ttl)
 else
   if not producer then redis.call('HSET', run_key, 'p:' .. producer_id, '') end
-  save_run(idle_ttl)
+  save_run(ARGV[13])
 end
 save_meta(meta, m, now, idle_ttl)
 tell()
-return {0, ARGV[8], m.epoch, first_offset, stored, before, m.last}
+return {0, ARGV[8], m.epoch, first_offset, stored, before, mark_of(m.last, m.at)}

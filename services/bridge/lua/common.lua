@@ -1,12 +1,16 @@
 -- What the scripts of the Redis log share; put before each of them. Keys of one user lie in one slot: {tag}.
 --   s          stream: one entry per event, id <offset>-<time in ms>, fields i (event_id) and b (blob)
---   m          hash: born, epoch, top, last (event_id at top), due (when the oldest entry expires), open (unended runs),
---              touched
+--   m          string: "<born> <epoch> <top> <due> <open> <at> <kept> <last>", where due is when the oldest entry
+--              expires, open the number of unended runs, at the time of the entry at top (of the making when there is
+--              none), kept when s and m were last given their time to live, last the event_id at top
 --   r:<run>    hash: i = "<born> <fence> <first offset> <last offset> <sealed at ms or 0> <thread>", and a field
 --              p:<producer> for each producer until the run is sealed
 --   p:<id>     string: "<born> <last number> <run>"
 -- `born` is drawn when m is made: a run or producer of an earlier m is as good as unknown, so that nothing goes on
 -- silently when a part of a user's keys is lost.
+
+-- How far a time to live may be behind, in ms: giving it anew at each append would cost a tenth of the append.
+local SLACK = 60000
 
 local function clock(given)
   if given ~= '' then return tonumber(given) end
@@ -15,33 +19,63 @@ local function clock(given)
 end
 
 local function int(n)
-  return string.format('%.0f', n)
+  return string.format('%d', n)
 end
 
 local function offset_of(id)
   return tonumber(string.match(id, '^(%d+)-'))
 end
 
--- The newest entry that is really there: its offset and event_id, or 0 and ''.
+-- The newest entry that is really there: its offset, event_id and time; or 0, '' and 0.
 local function newest(stream)
   local tail = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-  if not tail then return 0, '' end
-  return offset_of(tail[1]), tail[2][2]
+  if not tail then return 0, '', 0 end
+  local offset, at = string.match(tail[1], '^(%d+)-(%d+)$')
+  return tonumber(offset), tail[2][2], tonumber(at)
+end
+
+-- What tells this writing of an entry from another one, also of the same event at the same offset; '' for none.
+local function mark_of(event_id, at)
+  if event_id == '' then return '' end
+  return event_id .. ' ' .. int(at)
+end
+
+local function mark_at(stream, offset)
+  local entry = redis.call('XRANGE', stream, offset, offset, 'COUNT', 1)[1]
+  if not entry then return '', false end
+  return entry[2][2] .. ' ' .. string.match(entry[1], '-(%d+)$'), entry[2][2]
+end
+
+local function parse_meta(packed)
+  local born, epoch, top, due, open, at, kept, last =
+    string.match(packed, '^(%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
+  return {born = born, epoch = epoch, top = tonumber(top), due = tonumber(due), open = tonumber(open),
+    at = tonumber(at), kept = tonumber(kept), last = last}
 end
 
 local function load_meta(stream, meta, fresh)
-  local m = redis.call('HMGET', meta, 'born', 'epoch', 'top', 'last', 'due', 'open')
-  if m[1] then
-    return {born = m[1], epoch = m[2], top = tonumber(m[3]), last = m[4], due = tonumber(m[5]), open = tonumber(m[6])}
-  end
-  local top, last = newest(stream)
-  return {born = fresh, epoch = fresh, top = top, last = last, due = 0, open = 0, created = true}
+  local packed = redis.call('GET', meta)
+  if packed then return parse_meta(packed) end
+  local top, last, at = newest(stream)
+  return {born = fresh, epoch = fresh, top = top, last = last, due = 0, open = 0, at = at, kept = 0, created = true}
+end
+
+-- Whether the times to live of s and m are to be given anew.
+local function lapsing(m, now)
+  return m.created or now - m.kept >= SLACK
+end
+
+local function pack_meta(m)
+  return string.format('%s %s %d %d %d %d %d %s', m.born, m.epoch, m.top, m.due, m.open, m.at, m.kept, m.last)
 end
 
 local function save_meta(meta, m, now, ttl)
-  redis.call('HSET', meta, 'born', m.born, 'epoch', m.epoch, 'top', int(m.top), 'last', m.last, 'due', int(m.due),
-    'open', int(m.open), 'touched', int(now))
-  redis.call('PEXPIRE', meta, ttl)
+  if lapsing(m, now) then
+    m.kept = now
+    redis.call('SET', meta, pack_meta(m), 'PX', int(ttl + SLACK))
+  else
+    redis.call('SET', meta, pack_meta(m), 'KEEPTTL')
+  end
 end
 
 -- No entry is ever removed but from the old end, so the length says where that is.

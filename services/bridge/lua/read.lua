@@ -1,18 +1,18 @@
 -- EventLog.read. KEYS: s, m. ARGV 1 after, 2 limit, 3 max bytes.
--- Gives epoch, top, oldest, newest event_id, event_id at `after` ('' when it is gone), then entries in chunks as XRANGE
--- gives them, possibly a few more than max bytes allow.
+-- Gives epoch, top, oldest, newest event_id and mark, mark at `after` ('' when it is gone), then entries in chunks as
+-- XRANGE gives them, possibly a few more than max bytes allow.
 local stream, meta = KEYS[1], KEYS[2]
-local m = redis.call('HMGET', meta, 'epoch', 'top', 'last')
-if not m[1] then return {'', 0, 1, '', ''} end
-local top, after, left, room = tonumber(m[2]), tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local packed = redis.call('GET', meta)
+if not packed then return {'', 0, 1, '', '', ''} end
+local m = parse_meta(packed)
+local top, after, left, room = m.top, tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local anchor = ''
 if after == top then
-  anchor = m[3]
+  anchor = mark_of(m.last, m.at)
 elseif after > 0 and after < top then
-  local entry = redis.call('XRANGE', stream, ARGV[1], ARGV[1], 'COUNT', 1)[1]
-  if entry then anchor = entry[2][2] end
+  anchor = mark_at(stream, ARGV[1])
 end
-local reply = {m[1], top, oldest_of(stream, top), m[3], anchor}
+local reply = {m.epoch, top, oldest_of(stream, top), m.last, mark_of(m.last, m.at), anchor}
 local from = after < top and after + 1 or nil
 while from and left > 0 and room > 0 do
   local chunk = redis.call('XRANGE', stream, int(from), '+', 'COUNT', math.min(left, 50))

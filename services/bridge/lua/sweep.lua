@@ -2,10 +2,15 @@
 -- Gives the number of entries removed.
 local stream, meta = KEYS[1], KEYS[2]
 local now = clock(ARGV[1])
-if redis.call('EXISTS', meta) == 0 then return 0 end
+local packed = redis.call('GET', meta)
+if not packed then return 0 end
+local m = parse_meta(packed)
 local removed = redis.call('XTRIM', stream, 'MAXLEN', ARGV[2])
-local expired, due = expire(stream, now, tonumber(ARGV[3]), 1000)
-redis.call('HSET', meta, 'due', int(due))
-local touched = tonumber(redis.call('HGET', meta, 'touched'))
-if redis.call('XLEN', stream) == 0 and touched < now - tonumber(ARGV[4]) then redis.call('DEL', stream, meta) end
+local expired
+expired, m.due = expire(stream, now, tonumber(ARGV[3]), 1000)
+if redis.call('XLEN', stream) == 0 and m.at < now - tonumber(ARGV[4]) then
+  redis.call('DEL', stream, meta)
+else
+  redis.call('SET', meta, pack_meta(m), 'KEEPTTL')
+end
 return removed + expired

@@ -13,6 +13,7 @@ from typing import Final
 
 from carrel.errors import CancelledRunError, CarrelError, EngineTimeoutError, UnknownRunError
 from services.execution.domain.bound import BoundRuns
+from services.execution.domain.bound_shared import SharedBoundRuns
 from services.execution.domain.budgets import Budgets
 from services.execution.domain.driver import RunDriver
 from services.execution.domain.relay import Relays
@@ -39,7 +40,11 @@ class Holdings:
         self.idle = asyncio.Event()
         self.idle.set()
         self.draining = False
-        self.bound = BoundRuns(services.options.keeper_s, self._lapsed, lambda: self.draining)
+        self.bound: BoundRuns | SharedBoundRuns
+        if services.store.shared:
+            self.bound = SharedBoundRuns(services, self._lapsed, lambda: self.draining)
+        else:
+            self.bound = BoundRuns(services.options.keeper_s, self._lapsed, lambda: self.draining)
         self._services = services
         self._roster = roster
         self.relays = Relays(services)

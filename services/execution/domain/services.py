@@ -13,11 +13,11 @@ from services.execution.domain.admission import UserLimits
 from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.limits import ModelLimits, RateLimits
 from services.execution.domain.metrics import FactoryMetrics
-from services.execution.domain.ports import AgentHost, EventSink
+from services.execution.domain.ports import AgentHost, EventSink, NoWakeups, Wakeups
 from services.execution.domain.uploads import ArtifactLimits
 from services.execution.domain.watch import Changes
 from services.execution.models import Micros
-from services.execution.store import ArtifactFolder, NoWakeups, RunStore, Wakeups
+from services.execution.store import ArtifactFolder, RunStore
 
 __all__ = ["RunOptions", "RunServices"]
 
