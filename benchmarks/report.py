@@ -31,6 +31,11 @@ TARGETS: Final[Mapping[tuple[str, str], str]] = {
     ("recovery", "agent_instance_first_event_s"): "≤ 5",
     ("recovery", "execution_first_event_s"): "≤ 5",
     ("fairness", "p99_ratio"): "≤ 2",
+    ("connections", "kb_per_idle_connection"): "≤ 20",
+    ("connections", "idle_cpu_percent"): "≤ 5",
+    ("reconnect_storm", "caught_up_s"): "≤ 10",
+    ("active_users", "active_at_once"): "≥ 1000",
+    ("active_users", "not_succeeded"): "≤ 0",
     ("memory_per_run", "worker_private_mb"): "≤ 3",
 }
 _TARGET: Final = re.compile(r"([≤≥]) ([0-9.]+)")

@@ -1,30 +1,32 @@
 """TCP connections from their accept on: counted, and closed unless a request's head comes in time.
 
-aiohttp times what happens between requests; what a peer does before its first one is bounded here. Not what follows an
-upgrade: that is the handshake's and the session's.
+aiohttp times what happens between requests; what a peer does before its first one is bounded here. After an upgrade the
+connection is passed on to its socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 import orjson
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from carrel.errors import CarrelError, http_status
+from gateway.held import Held, Taken
 from gateway.limits import AcceptLimits
+from gateway.sockets import Socket
 
-__all__ = ["Accepted", "note_request", "upgraded"]
+__all__ = ["Accepted", "Detached", "accepted_of", "note_request", "upgraded"]
 
 _REASONS: Final = {429: "Too Many Requests", 503: "Service Unavailable"}
 
 
 class Accepted(asyncio.Protocol):
-    """One TCP connection, around aiohttp's protocol of it.
+    """One TCP connection, around aiohttp's protocol of it, or the socket that has taken it over.
 
     Args:
         serve: Makes aiohttp's protocol.
@@ -32,11 +34,13 @@ class Accepted(asyncio.Protocol):
         head_s: How long the head of the first request may take.
     """
 
+    __slots__ = ("_counted", "_head_s", "_inner", "_late", "_limits", "_serve", "address")
+
     def __init__(self, serve: Callable[[], asyncio.Protocol], limits: AcceptLimits, head_s: float) -> None:
         self._serve = serve
         self._limits = limits
         self._head_s = head_s
-        self._held = ExitStack()
+        self._counted = Held()
         self._inner: asyncio.Protocol | None = None
         self._late: asyncio.TimerHandle | None = None
         self.address = ""
@@ -48,7 +52,7 @@ class Accepted(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else ""
         try:
-            self._held.enter_context(self._limits.accepted(self.address))
+            self._counted.enter(self._limits.accepted(self.address))
         except CarrelError as error:
             transport.write(_refusal(error))
             transport.close()
@@ -75,7 +79,7 @@ class Accepted(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.in_time()
-        self._held.close()
+        self._counted.close()
         if self._inner is not None:
             self._inner.connection_lost(exc)
 
@@ -85,11 +89,40 @@ class Accepted(asyncio.Protocol):
             self._late.cancel()
             self._late = None
 
-    @contextmanager
-    def upgraded(self) -> Iterator[None]:
-        """While the block lasts it counts for its address as a socket, which the handshake has counted."""
-        with self._limits.upgraded(self.address):
-            yield
+    def upgraded(self) -> Taken[None]:
+        """It counts for its address as a socket from now on, which the handshake has counted."""
+        return self._limits.upgraded(self.address)
+
+    def take_over(self, request: web.BaseRequest, response: bytes, socket: Socket) -> None:
+        """Answer the request, and let the socket be the connection's protocol instead of aiohttp's, which ends.
+
+        aiohttp's objects and tasks of the connection are let go: they are most of what an idle socket would cost.
+        """
+        inner, transport = self._inner, socket.transport
+        assert inner is not None
+        serving: Any = inner
+        # What came behind the request is the socket's; aiohttp would take it for the next request.
+        early, serving._message_tail = serving._message_tail, b""  # noqa: SLF001 -- it has no public way
+        # Without a transport it closes none when its handler returns; then it is told that its connection has ended.
+        serving.transport = None
+        request.task.add_done_callback(lambda _: inner.connection_lost(None))
+        self._counted.enter(self.upgraded())
+        self._inner = socket
+        transport.write(response)
+        if early:
+            asyncio.get_running_loop().call_soon(socket.data_received, early)
+
+
+class Detached(web.StreamResponse):
+    """What a handler returns whose connection has been taken over: aiohttp sends nothing for it."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Nothing: the response has been sent."""
+        self.force_close()
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing."""
 
 
 @web.middleware
@@ -103,16 +136,20 @@ async def note_request(
     return await handler(request)
 
 
-@contextmanager
-def upgraded(request: web.Request) -> Iterator[None]:
-    """The request's connection is a socket while the block lasts."""
-    with ExitStack() as held:
-        if (accepted := _accepted(request)) is not None:
-            held.enter_context(accepted.upgraded())
-        yield
+def upgraded(request: web.Request) -> Taken[None]:
+    """The request's connection counts as a socket from now on, though aiohttp goes on serving it."""
+    found = _accepted(request)
+    return found.upgraded() if found is not None else Taken(None, lambda: None)
 
 
-def _accepted(request: web.Request) -> Accepted | None:
+def accepted_of(request: web.BaseRequest) -> Accepted:
+    """The connection of a request."""
+    found = _accepted(request)
+    assert found is not None
+    return found
+
+
+def _accepted(request: web.BaseRequest) -> Accepted | None:
     protocol: Any = request.transport.get_protocol() if request.transport is not None else None
     return protocol if isinstance(protocol, Accepted) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from aiohttp import web
 from grpc import aio
@@ -15,6 +16,7 @@ from gateway.attachment import Attachment
 from gateway.config import GatewaySettings
 from gateway.connections import Connections
 from gateway.downstream import Downstream
+from gateway.file_limit import raise_file_limit
 from gateway.handshake import Handshake
 from gateway.hub import Hub
 from gateway.limits import AcceptLimits, ConnectionLimits
@@ -30,6 +32,7 @@ from gateway.runs import Runs
 from gateway.server import GatewayServer
 from gateway.shared_state import Once, Revocations
 from gateway.socket_tokens import SignedSocketTokens, SocketTokens
+from gateway.tally import Tally
 from gateway.tickets import ISSUER, TicketDesk
 from gateway.upstream import Upstream
 from servicekit.contracts import Phase
@@ -44,6 +47,9 @@ from servicekit.tasks import TaskOwner
 
 __all__ = ["app", "web_application"]
 
+# Beside sockets: requests over the limit that are told so, calls to other services, keys.
+_OTHER_FILES: Final = 1_100
+
 
 @asynccontextmanager
 async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[GatewayServer]:
@@ -52,6 +58,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         key = load_signing_key(settings.ticket_key)
         desk = TicketDesk(TicketMinter(key, ISSUER), settings.run_ticket_seconds)
         logins = _logins(settings)
+    _ = raise_file_limit(settings.limits.connections + _OTHER_FILES)
     wait_s = settings.downstream_wait_seconds
     async with (
         open_channel(settings.bridge) as bridge,
@@ -129,6 +136,7 @@ def _parts(
         socket_tokens=socket_tokens,
         desk=desk,
         connections=Connections(),
+        tally=Tally(),
         hub=Hub(settings.max_events_per_user, settings.ring_bytes),
         log=BridgeLogReader(BridgeServiceStub(bridge), desk),
         runs=Runs(execution, desk),

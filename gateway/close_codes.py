@@ -23,6 +23,7 @@ class CloseCode(enum.IntEnum):
     EXPIRED = 4002
     UPSTREAM = 4003
     INTERNAL = 4004
+    ACK_TIMEOUT = 4005
     BAD_TOKEN = 4500
     BAD_FRAME = 4501
     FORBIDDEN = 4503

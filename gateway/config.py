@@ -14,6 +14,7 @@ from gateway.login import ClaimNames
 from gateway.origins import normal_origin
 from gateway.outflow import Flow
 from gateway.session import SessionOptions
+from gateway.terms import Terms
 from gateway.upstream import UpstreamOptions
 from servicekit.settings import PeerAddress, Section, SharedSettings, TcpListenAddress, alias_env
 
@@ -100,6 +101,18 @@ class GatewaySettings(SharedSettings):
     enable_batching: Annotated[
         bool, Field(description="clients that ask for batches get them"), alias_env("WEBSOCKET_ENABLE_BATCHING")
     ] = True
+    enable_compression: Annotated[
+        bool,
+        Field(description="clients that ask for compressed batches, or for permessage-deflate, get them"),
+        alias_env("WEBSOCKET_ENABLE_COMPRESSION"),
+    ] = True
+    ack_window_events: int = Field(
+        1000, ge=1, le=10_000, description="events that a client which acknowledges may leave unacknowledged; at most"
+    )
+    ack_window_bytes: int = Field(1 << 20, ge=64 << 10, description="the same in bytes")
+    ack_seconds: float | None = Field(
+        None, gt=0, le=3600, description="how long a full window may go unacknowledged; the delivery timeout if unset"
+    )
     send_buffer_bytes: int = Field(64 << 10, ge=4096, description="unsent bytes of a connection at which writing waits")
 
     @field_validator("allowed_origins")
@@ -142,11 +155,19 @@ class GatewaySettings(SharedSettings):
         """How connections are received, served and written to."""
         return HandshakeOptions(
             connect_s=self.connect_seconds,
-            flow=Flow(stall_s=self.delivery_timeout, full_bytes=self.send_buffer_bytes),
+            terms=self.terms(),
             session=SessionOptions(heartbeat_s=self.heartbeat_interval),
             trusted_proxies=self.proxies,
-            allow_batch=self.enable_batching,
         )
+
+    def terms(self) -> Terms:
+        """How connections are written to, and what they may ask for."""
+        flow = Flow(
+            stall_s=self.delivery_timeout,
+            full_bytes=self.send_buffer_bytes,
+            ack_s=self.ack_seconds or self.delivery_timeout,
+        )
+        return Terms(flow, self.enable_batching, self.enable_compression, self.ack_window_events, self.ack_window_bytes)
 
     def upstream_options(self) -> UpstreamOptions:
         """How the stream from the bridge is kept."""

@@ -1,23 +1,29 @@
 """Every open connection, so that a drain can tell them all to go, spread over time, and wait until they have gone.
 
-Not limits, and not what users' connections listen to.
+Owns the short tasks that connections need at their beginning and end. Not limits, and not what users' connections
+listen to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final, Protocol
+from collections.abc import Collection, Coroutine
+from typing import Any, Final, Protocol
 
 from gateway.close_codes import CloseCode
-from gateway.sockets import Socket
+from gateway.held import Taken
+from gateway.tally import Lane
+from servicekit.tasks import TaskOwner
 
-__all__ = ["Connections", "Endable"]
+__all__ = ["Connections", "Cuttable", "Endable"]
 
-_BATCH: Final = 200
-_SPREAD_MS_PER_CONNECTION: Final = 2
+_SPREAD_S_PER_CONNECTION: Final = 0.002
+# Of the time that a drain has; the rest is for closing.
+_SPREAD_SHARE: Final = 0.5
+_TICK_S: Final = 0.02
+_CUT_S: Final = 1.0
 _LEAST_MS: Final = 250
 _MOST_MS: Final = 15_000
 
@@ -28,14 +34,25 @@ class Endable(Protocol):
     def end(self, code: CloseCode, *, retry_ms: int = 0) -> None: ...
 
 
+class Cuttable(Protocol):
+    """A connection that is open, as far as a drain needs it."""
+
+    @property
+    def transport(self) -> asyncio.Transport: ...
+
+
 class Connections:
     """``WebSocketConnectionPool`` of the documents, with ``Hub``: open connections, with a session or shaking hands."""
 
     def __init__(self) -> None:
         self._sessions: set[Endable] = set()
-        self._sockets: set[Socket] = set()
+        self._sockets: set[Cuttable] = set()
+        self._lanes: set[Lane] = set()
         self._gone = asyncio.Event()
         self._gone.set()
+        # One connection's fault, which the log says, is no reason to end everybody's.
+        self._tasks = TaskOwner(on_failure=lambda name, error: None)
+        self._spread_ms = _LEAST_MS
         self.drain_begun = asyncio.Event()
 
     @property
@@ -46,49 +63,76 @@ class Connections:
     def __len__(self) -> int:
         return len(self._sockets)
 
-    @contextmanager
-    def opened(self, socket: Socket) -> Iterator[None]:
-        """A connection is open while the block lasts."""
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Do a connection's work as a task.
+
+        Raises:
+            RuntimeError: All has ended.
+        """
+        return self._tasks.start(work, name)
+
+    def opened(self, socket: Cuttable) -> Taken[None]:
+        """A connection is open from now on."""
         self._sockets.add(socket)
         self._gone.clear()
-        try:
-            yield
-        finally:
-            self._sockets.discard(socket)
-            if not self._sockets:
-                self._gone.set()
+        return Taken(None, self._closed, socket)
 
-    @contextmanager
-    def session(self, session: Endable) -> Iterator[None]:
-        """A session lives while the block lasts. One that begins while a drain goes on is told at once."""
+    def _closed(self, socket: Cuttable) -> None:
+        self._sockets.discard(socket)
+        if not self._sockets:
+            self._gone.set()
+
+    def session(self, session: Endable) -> Taken[None]:
+        """A session lives from now on. One that begins while a drain goes on is told at once."""
         self._sessions.add(session)
         if self.draining:
             self._tell(session)
-        try:
-            yield
-        finally:
-            self._sessions.discard(session)
+        return Taken(None, self._sessions.discard, session)
+
+    def lane(self, lane: Lane) -> Taken[None]:
+        """A session sends from now on; for statistics."""
+        self._lanes.add(lane)
+        return Taken(None, self._lanes.discard, lane)
+
+    def lanes(self) -> Collection[Lane]:
+        """The sending sides of all sessions."""
+        return self._lanes
 
     async def drain(self, within_s: float) -> None:
-        """Tell every session to go, and wait; what is still there after ``within_s`` is cut."""
+        """Tell every session to go, evenly over half of the time at most, and wait; what is left then is cut."""
         self.drain_begun.set()
         try:
             async with asyncio.timeout(within_s):
-                for number, session in enumerate(list(self._sessions), 1):
-                    self._tell(session)
-                    if number % _BATCH == 0:
-                        # Closing ten thousand in one turn of the loop would stall those that are being served.
-                        await asyncio.sleep(0.01)
+                await self._tell_all(within_s * _SPREAD_SHARE)
                 await self._gone.wait()
         except TimeoutError:
             self.cut()
 
+    async def _tell_all(self, most_s: float) -> None:
+        """Not all at once: closing ten thousand would stall those that are served, and fall on the next gateway."""
+        sessions = list(self._sessions)
+        spread_s = min(most_s, _SPREAD_S_PER_CONNECTION * len(sessions))
+        self._spread_ms = min(_MOST_MS, max(_LEAST_MS, int(_SPREAD_S_PER_CONNECTION * 1000 * len(sessions))))
+        at_once = max(1, int(len(sessions) * _TICK_S / spread_s)) if spread_s else len(sessions)
+        for number, session in enumerate(sessions, 1):
+            if session in self._sessions:
+                self._tell(session)
+            if number % at_once == 0 and number < len(sessions):
+                await asyncio.sleep(_TICK_S)
+
+    async def aclose(self) -> None:
+        """Cut what is left, and wait until its tasks have ended."""
+        self.cut()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CUT_S):
+                await self._gone.wait()
+        await self._tasks.aclose()
+
     def cut(self) -> None:
         """Cut every connection now."""
-        for socket in self._sockets:
+        for socket in list(self._sockets):
             socket.transport.abort()
 
     def _tell(self, session: Endable) -> None:
-        # Whoever takes over should not get everybody in the same moment.
-        spread = min(_MOST_MS, _SPREAD_MS_PER_CONNECTION * len(self._sessions))
-        session.end(CloseCode.DRAIN, retry_ms=_LEAST_MS + random.randrange(spread + 1))  # noqa: S311 -- jitter
+        # Full jitter: whoever takes over should not get everybody in the same moment.
+        session.end(CloseCode.DRAIN, retry_ms=random.randrange(self._spread_ms + 1))  # noqa: S311 -- jitter

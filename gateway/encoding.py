@@ -8,16 +8,17 @@ write for each message, and joined frames take one write for all. Measured with 
 
 from __future__ import annotations
 
+import gzip
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
 from servicekit.logs import get_logger, hash_user
 
-__all__ = ["Frame", "control", "encode_entry", "event_batch", "iso_time", "ws_text"]
+__all__ = ["Frame", "control", "encode_entry", "event_batch", "iso_time", "packed_batch", "ws_text"]
 
 _TEXT: Final = 0x81
 _SHORT: Final = struct.Struct("!BB").pack
@@ -28,6 +29,8 @@ _PREFIXES: dict[int, str] = {}
 _FIRST_S: Final = -62_135_596_800
 _LAST_S: Final = 253_402_300_799
 _KNOWN_BAD: Final = 1000
+# A compressed batch is a fifth smaller at least, or it is sent as it is.
+_LEAST_SAVING: Final = 0.2
 
 _log: Final = get_logger("gateway.encoding")
 _bad: set[tuple[str, str]] = set()
@@ -158,6 +161,23 @@ def event_batch(frames: Iterable[Frame]) -> bytes:
     return ws_text(
         b'{"event_type":"event_batch","batch_size":%d,"compressed":false,"events":[%b]}'
         % (len(parts), b",".join(parts))
+    )
+
+
+def packed_batch(frames: Sequence[Frame]) -> bytes | None:
+    """Several entries as one ``event_batch`` frame whose events are compressed; None when that does not save enough.
+
+    What is compared is what goes out: the hexadecimal form takes two characters for each byte. Level 1, since the loop
+    waits for it: 64 KiB take 0.4 ms, and higher levels save a tenth more in five times as long.
+    """
+    events = b"[%b]" % b",".join([frame.wire[frame.head :] for frame in frames])
+    packed = gzip.compress(events, compresslevel=1, mtime=0)
+    text = packed.hex().encode()
+    if len(text) > len(events) * (1 - _LEAST_SAVING):
+        return None
+    return ws_text(
+        b'{"event_type":"event_batch","batch_size":%d,"compressed":true,"original_size":%d,"compressed_size":%d,'
+        b'"events_compressed":"%b"}' % (len(frames), len(events), len(packed), text)
     )
 
 

@@ -30,6 +30,7 @@ _RESUME: Final[Mapping[str, Rule]] = {
     "offset": Rule(int, required=True),
     "event_id": Rule(str, longest=128),
 }
+_ACK: Final[Mapping[str, Rule]] = {"window": Rule(int, least=1)}
 _FLAG: Final = Rule(bool)
 _TOKEN: Final = Rule(str, longest=_MAX_TOKEN, least=1)
 _NAMED: Final = Rule(str, required=True, longest=128, least=1)
@@ -43,7 +44,8 @@ _RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
         "thread_id": ID,
         "resume": Rule(dict),
         "batch": _FLAG,
-        "ack": _FLAG,
+        "compress": _FLAG,
+        "ack": Rule(object),
     },
     "agent_execute": EXECUTE_RULES,
     "agent_cancel": {"run_id": _NAMED, "reason": Rule(str, longest=512), **_REF},
@@ -87,13 +89,16 @@ class Inbound:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """What a ``connect`` frame asks for."""
+    """What a ``connect`` frame asks for. ``window`` is the send window that it wishes, 0 for the usual one."""
 
     token: str = ""
     socket_token: str = ""
     thread_id: str = ""
     resume: Place | None = None
     batch: bool = False
+    compress: bool = False
+    ack: bool = False
+    window: int = 0
 
 
 def parse_frame(text: str) -> Inbound:
@@ -144,13 +149,30 @@ def connect_options(frame: Inbound) -> Connect:
                 advice="send what the last event and `connected` said, or offset 0 for everything that is kept",
                 fields={"resume": "is incomplete"},
             )
+    ack, window = _ack_option(fields.get("ack", False))
     return Connect(
         token=fields.get("token", ""),
         socket_token=fields.get("socket_token", ""),
         thread_id=check_minted_id(fields["thread_id"], "thread_id") if "thread_id" in fields else "",
         resume=resume,
         batch=fields.get("batch", False),
+        compress=fields.get("compress", False),
+        ack=ack,
+        window=window,
     )
+
+
+def _ack_option(value: object) -> tuple[bool, int]:
+    """Whether the client acknowledges, and the window that it wishes."""
+    if isinstance(value, bool):
+        return value, 0
+    if not isinstance(value, dict):
+        raise FrameError(
+            "the frame connect: ack must be true, false or an object",
+            advice='send "ack": true, or "ack": {"window": 100} for a window of your own',
+            fields={"ack": "must be true, false or an object"},
+        )
+    return True, check_fields(value, _ACK, "ack", FrameError).get("window", 0)
 
 
 def _refuse_twins(pairs: list[tuple[str, object]]) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from carrel.errors import ConnectionsLimitError, UnavailableError
+from gateway.held import Taken
 
 __all__ = ["AcceptLimits", "ConnectionLimits", "Network", "client_address"]
 
@@ -22,7 +22,7 @@ _RESERVE: Final = 1_000
 
 
 class ConnectionLimits:
-    """The counts. Each is taken by a ``with`` block, so that none outlives its connection."""
+    """The counts. Each is given back by what it returns, once, so that none outlives its connection."""
 
     def __init__(self, total: int, per_address: int, per_user: int) -> None:
         self._total = total
@@ -32,9 +32,8 @@ class ConnectionLimits:
         self._users: Counter[str] = Counter()
         self.connections = 0
 
-    @contextmanager
-    def connection(self, address: str) -> Iterator[None]:
-        """A connection from an address.
+    def connection(self, address: str) -> Taken[None]:
+        """Count a connection from an address.
 
         Raises:
             UnavailableError: This gateway has as many as it may.
@@ -44,25 +43,21 @@ class ConnectionLimits:
         _check(self._addresses[address], self._per_address, "max_connections_per_address", "this address")
         self.connections += 1
         self._addresses[address] += 1
-        try:
-            yield
-        finally:
-            self.connections -= 1
-            _take_one(self._addresses, address)
+        return Taken(None, self._gone, address)
 
-    @contextmanager
-    def user(self, user_id: str) -> Iterator[None]:
-        """A user's connection.
+    def user(self, user_id: str) -> Taken[None]:
+        """Count a user's connection.
 
         Raises:
             ConnectionsLimitError: The user has as many as allowed.
         """
         _check(self._users[user_id], self._per_user, "max_connections_per_user", "this user")
         self._users[user_id] += 1
-        try:
-            yield
-        finally:
-            _take_one(self._users, user_id)
+        return Taken(None, _take_one, self._users, user_id)
+
+    def _gone(self, address: str) -> None:
+        self.connections -= 1
+        _take_one(self._addresses, address)
 
     def of_user(self, user_id: str) -> int:
         """How many connections the user has."""
@@ -85,9 +80,8 @@ class AcceptLimits:
         self._addresses: Counter[str] = Counter()
         self.connections = 0
 
-    @contextmanager
-    def accepted(self, peer: str) -> Iterator[None]:
-        """A TCP connection from a peer.
+    def accepted(self, peer: str) -> Taken[None]:
+        """Count a TCP connection from a peer.
 
         Raises:
             UnavailableError: This gateway has as many as it may.
@@ -99,28 +93,23 @@ class AcceptLimits:
             _check(self._addresses[address], self._per_address, "max_connections_per_address", "this address")
             self._add(address, 1)
         self.connections += 1
-        try:
-            yield
-        finally:
-            self.connections -= 1
-            if address:
-                self._add(address, -1)
+        return Taken(None, self._gone, address)
 
-    @contextmanager
-    def upgraded(self, peer: str) -> Iterator[None]:
-        """An accepted connection is a socket meanwhile, and not counted here for its address."""
-        if _within(peer, self._trusted):
-            yield
-            return
-        address = _normal(peer)
+    def upgraded(self, peer: str) -> Taken[None]:
+        """An accepted connection is a socket from now on, and not counted here for its address."""
+        address = "" if _within(peer, self._trusted) else _normal(peer)
+        if address:
+            self._add(address, -1)
+        return Taken(None, self._add, address, 1)
+
+    def _gone(self, address: str) -> None:
+        self.connections -= 1
         self._add(address, -1)
-        try:
-            yield
-        finally:
-            self._add(address, 1)
 
     def _add(self, address: str, number: int) -> None:
-        # Below 0 for a moment when a connection is lost before its socket's handler has ended.
+        if not address:
+            return
+        # Below 0 for a moment when a connection is lost before its socket has ended.
         self._addresses[address] += number
         if not self._addresses[address]:
             del self._addresses[address]

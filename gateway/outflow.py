@@ -1,25 +1,28 @@
 """What one connection is sent: its control frames, and its user's events from the cursor on, by one writer.
 
 Everything goes out through here, so frames never interleave and their order is one. Bounded: a piece of the log, a few
-control frames, and what the transport holds. A peer that takes nothing for the delivery timeout raises ``Stalled``.
+control frames, what the transport holds, and, for a client that acknowledges, its window. A peer that takes nothing for
+the delivery timeout raises ``Stalled``. How a socket is written to without a task of its own is socket_outflow's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from carrel.errors import CarrelError
-from gateway.encoding import Frame, control, event_batch
+from gateway.encoding import Frame, control
+from gateway.flow import Flow, Pipe, Rest, Stalled, Waker
 from gateway.hub import Feed
 from gateway.log_reader import LogReader, Piece
 from gateway.ring import Cursor, Place, Taken
+from gateway.tally import Tally
+from gateway.window import Window
 from servicekit.logs import get_logger
 
-__all__ = ["Flow", "Outflow", "Pipe", "Stalled"]
+__all__ = ["Flow", "Outflow", "Pipe", "Stalled", "Waker", "nothing"]
 
 _log = get_logger("gateway.outflow")
 
@@ -27,35 +30,8 @@ _EVENTS: Final = 256
 _BYTES: Final = 64 * 1024
 _CONTROLS: Final = 64
 _RETRY_S: Final = 0.25
-# A full buffer is looked at this often: there is no public way to be told, and only peers that are slow pay for it.
+# A full buffer is looked at this often where nobody tells of its emptying, and only for peers that are slow.
 _LOOK_S: Final = 0.01
-
-
-class Stalled(Exception):  # noqa: N818 -- an outcome, and no error of ours
-    """The peer has taken nothing for the delivery timeout."""
-
-
-class Pipe(Protocol):
-    """The way to the peer; asyncio's transports are one."""
-
-    def write(self, data: bytes) -> None: ...
-    def get_write_buffer_size(self) -> int: ...
-    def is_closing(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """How a connection is written to.
-
-    Args:
-        batch: Several events that are due together go as one ``event_batch``.
-        stall_s: How long a full buffer may go without shrinking.
-        full_bytes: What the transport may hold before writing waits.
-    """
-
-    batch: bool = False
-    stall_s: float = 5.0
-    full_bytes: int = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,46 +47,109 @@ class Outflow:
     """One connection's writer. ``wake`` and ``say`` may be called at any time; ``run`` does the writing.
 
     ``on_reset`` is called for each ``reset`` that the client is sent.
+
+    Args:
+        pipe: Where it writes.
+        feed: The user's newest entries.
+        log: Where the others are read.
+        cursor: Where it begins.
+        flow: How it writes.
+        tally: Where it counts.
+        window: Bounds what is unacknowledged; None for a client that does not acknowledge.
     """
 
-    def __init__(self, pipe: Pipe, feed: Feed, log: LogReader, cursor: Cursor, flow: Flow) -> None:
+    __slots__ = (
+        "_controls", "_cursor", "_feed", "_flow", "_log", "_pipe", "_reading", "_rest", "_said", "_tally", "_window",
+        "_woken", "on_reset",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        pipe: Pipe,
+        feed: Feed,
+        log: LogReader,
+        cursor: Cursor,
+        flow: Flow,
+        *,
+        tally: Tally | None = None,
+        window: Window | None = None,
+    ) -> None:
         self._pipe = pipe
         self._feed = feed
         self._log = log
         self._cursor = cursor
         self._flow = flow
-        self._controls: deque[bytes] = deque()
-        self._woken = asyncio.Event()
-        self._said = asyncio.Event()
+        self._tally = tally or Tally()
+        self._window = window
+        self._controls: list[bytes] = []
+        self._said: asyncio.Future[None] | None = None
         self._reading: _Reading | None = None
-        self.on_reset: Callable[[], None] = lambda: None
-        self.wake = self._woken.set
+        self._rest: Rest | None = None
+        self._woken: Waker = self._waker()
+        self.on_reset: Callable[[], None] = nothing
+
+    def _waker(self) -> Waker:
+        return asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be something new in the feed."""
+        self._woken.set()
 
     @property
     def place(self) -> Place:
         """Where the connection is."""
         return self._cursor.place
 
+    @property
+    def lag(self) -> int:
+        """How many entries of the log have not been sent."""
+        return max(0, self._feed.ring.top_offset - self._cursor.place.offset)
+
     def say(self, kind: str, **fields: Any) -> None:
         """Send a control frame after those said before."""
         self._controls.append(control(kind, fields))
         self._woken.set()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether few control frames are unsent."""
+        return len(self._controls) < _CONTROLS
+
     async def room(self) -> None:
         """Wait until few control frames are unsent: nobody may go on answering a peer that does not read."""
-        while len(self._controls) >= _CONTROLS:
-            self._said.clear()
-            await self._said.wait()
+        while not self.has_room:
+            if self._said is None:
+                self._said = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._said)
 
-    def move(self, cursor: Cursor, *, batch: bool) -> None:
-        """Go on from another cursor: the client has said where it is."""
+    def move(self, cursor: Cursor, flow: Flow, window: Window | None) -> None:
+        """Go on from another cursor, on other terms: the client has said where it is, and what it wants."""
         self._cursor = cursor
-        self._flow = Flow(batch, self._flow.stall_s, self._flow.full_bytes)
+        self._flow = flow
+        self._window = window
+        self._rest = None
 
     def begin(self, piece: Piece, version: int) -> None:
         """Send a piece that has been read already, while the ring was of this version."""
         self._controls.extend(self._from_piece(piece, version))
         self._woken.set()
+
+    def acknowledge(self, offset: int) -> bool:
+        """The client has taken in everything up to ``offset``; nothing for one that did not ask to acknowledge.
+
+        Returns:
+            Whether that made room in the window.
+
+        Raises:
+            FrameError: It cannot have.
+        """
+        if self._window is None:
+            return False
+        self._tally.acks += 1
+        roomier = self._window.acknowledge(offset, self._cursor.place.offset)
+        if roomier:
+            self._woken.set()
+        return roomier
 
     async def run(self) -> None:
         """Write until cancelled.
@@ -118,16 +157,17 @@ class Outflow:
         Raises:
             Stalled: The peer takes nothing.
         """
+        woken = self._woken
+        assert isinstance(woken, asyncio.Event)
         try:
             while not self._pipe.is_closing():
-                self._woken.clear()
-                parts = [*self._take_controls(), *self._next()]
-                if parts:
+                woken.clear()
+                if parts := self._parts():
                     self._pipe.write(parts[0] if len(parts) == 1 else b"".join(parts))
                     if self._pipe.get_write_buffer_size() > self._flow.full_bytes:
                         await self._drained()
-                elif not self._woken.is_set():
-                    await self._woken.wait()
+                elif not woken.is_set():
+                    await woken.wait()
         finally:
             if self._reading is not None:
                 self._reading.task.cancel()
@@ -137,42 +177,109 @@ class Outflow:
         """Control frames that are still unsent, for whoever closes."""
         return b"".join(self._take_controls())
 
+    def _parts(self) -> list[bytes]:
+        """What is to be written next."""
+        return [*self._take_controls(), *self._next()]
+
     def _take_controls(self) -> list[bytes]:
-        taken = list(self._controls)
-        if taken:
-            self._controls.clear()
-            self._said.set()
+        if not self._controls:
+            return []
+        taken, self._controls = self._controls, []
+        if self._said is not None:
+            self._said.set_result(None)
+            self._said = None
         return taken
 
     # Events.
 
     def _next(self) -> Sequence[bytes]:
+        events, size = _EVENTS, _BYTES
+        if (window := self._window) is not None:
+            if window.full:
+                return ()
+            events = min(events, window.most_events - window.events)
+            size = min(size, window.most_bytes - window.bytes)
+        parts: list[bytes] = []
         if self._reading is not None:
-            return self._from_log(self._reading) if self._reading.task.done() else ()
+            if not self._reading.task.done():
+                return ()
+            parts = self._from_log(self._reading)
+        items = self._due(events, size)
+        if isinstance(items, bytes):
+            return [*parts, items]
+        self._count(items)
+        return [*parts, *self._wires(items)] if items else parts
+
+    def _due(self, events: int, size: int) -> Sequence[Frame | Place] | bytes:
+        """Items that come next, up to so many and so large; or the ``reset`` that does."""
         cursor, ring = self._cursor, self._feed.ring
-        taken = cursor.take(ring, _EVENTS, _BYTES)
+        if (rest := self._rest) is not None:
+            if cursor.version == ring.version:
+                frames = rest.take(events, size)
+                if rest.at == len(rest.frames):
+                    self._rest = None
+                self._woken.set()
+                return cursor.advance(frames)
+            self._rest = None
+        if self._reading is not None:
+            return ()
+        taken = cursor.take(ring, events, size)
         if isinstance(taken, list):
+            self._tally.ring_reads += 1
             if cursor.place.offset < ring.top_offset:
                 # There is more: come round again after this has been written.
                 self._woken.set()
-            return self._wires(taken)
+            return taken
         if taken is Taken.NEW_EPOCH:
             cursor.move(Place(ring.epoch, cursor.place.offset, cursor.place.event_id), ring.version)
             self._woken.set()
-            return [self._reset("epoch_changed")]
+            return self._reset("epoch_changed")
         if taken is Taken.READ_LOG:
             self._read_log()
         return ()
 
+    def _count(self, items: Sequence[Frame | Place]) -> None:
+        window = self._window
+        for item in items:
+            if isinstance(item, Frame):
+                self._tally.events_sent += 1
+                if window is not None:
+                    window.sent(item.offset, len(item.wire))
+
     def _wires(self, items: Sequence[Frame | Place]) -> list[bytes]:
         if not self._flow.batch:
             return [item.wire if isinstance(item, Frame) else _through(item) for item in items]
-        return list(_batched(items))
+        return list(self._batched(items))
+
+    def _batched(self, items: Sequence[Frame | Place]) -> Iterator[bytes]:
+        pending: list[Frame] = []
+        for item in items:
+            if isinstance(item, Frame):
+                pending.append(item)
+                continue
+            yield from self._batch(pending)
+            pending = []
+            yield _through(item)
+        yield from self._batch(pending)
+
+    def _batch(self, frames: list[Frame]) -> Iterator[bytes]:
+        if len(frames) > 1:
+            batch, tally = self._feed.batch(frames, compress=self._flow.compress), self._tally
+            tally.batches_sent += 1
+            tally.batches_compressed += batch.saved > 0
+            tally.bytes_saved += batch.saved
+            yield batch.wire
+        elif frames:
+            yield frames[0].wire
 
     def _reset(self, reason: str) -> bytes:
         self.on_reset()
+        self._tally.resets += 1
         place = self._cursor.place
         return control("reset", {"reason": reason, "epoch": place.epoch, "offset": place.offset})
+
+    def _gap(self, first: int, last: int) -> bytes:
+        return control("gap", {"from": first, "to": last})
 
     # Off the ring.
 
@@ -184,22 +291,24 @@ class Outflow:
     async def _piece(self, after_s: float) -> Piece:
         if after_s:
             await asyncio.sleep(after_s)
+        self._tally.log_reads += 1
         return await self._log.read(self._feed.login, self._cursor.place)
 
-    def _from_log(self, reading: _Reading) -> Sequence[bytes]:
+    def _from_log(self, reading: _Reading) -> list[bytes]:
         self._reading = None
         self._woken.set()
         if reading.cursor is not self._cursor:
-            return ()
+            return []
         try:
             piece = reading.task.result()
         except CarrelError as error:
             # The connection stays: what is missing is in the log, and comes when the log can be read again.
             _log.info("the log cannot be read", code=error.code)
+            self._tally.log_read_failures += 1
             self._read_log(_RETRY_S)
-            return ()
+            return []
         parts = self._from_piece(piece, reading.version)
-        if not parts and self._cursor.take(self._feed.ring, 1, 1) is Taken.READ_LOG:
+        if not parts and self._rest is None and self._cursor.off(self._feed.ring):
             # Neither has what comes next: ask again, but not in a circle.
             self._read_log(_RETRY_S)
         return parts
@@ -208,15 +317,20 @@ class Outflow:
         cursor, parts = self._cursor, list[bytes]()
         if piece.reset:
             cursor.move(piece.place, version)
+            if self._window is not None:
+                self._window.restart()
             parts.append(self._reset(piece.reset))
         else:
             cursor.version = version
         if not piece.frames:
             return parts
+        self._tally.log_entries_read += len(piece.frames)
         due, first = cursor.place.offset + 1, piece.frames[0].offset
         if first > due:
-            parts.append(control("gap", {"from": due, "to": first - 1}))
-        return parts + self._wires(cursor.advance(piece.frames))
+            self._tally.gaps += 1
+            parts.append(self._gap(due, first - 1))
+        self._rest = Rest(piece.frames)
+        return parts
 
     # The peer.
 
@@ -239,20 +353,5 @@ def _through(place: Place) -> bytes:
     return control("through", {"epoch": place.epoch, "offset": place.offset, "event_id": place.event_id})
 
 
-def _batched(items: Sequence[Frame | Place]) -> Iterator[bytes]:
-    pending: list[Frame] = []
-    for item in items:
-        if isinstance(item, Frame):
-            pending.append(item)
-            continue
-        yield from _batch(pending)
-        pending = []
-        yield _through(item)
-    yield from _batch(pending)
-
-
-def _batch(frames: list[Frame]) -> Iterator[bytes]:
-    if len(frames) > 1:
-        yield event_batch(frames)
-    elif frames:
-        yield frames[0].wire
+def nothing() -> None:
+    """What a callback does that nobody has set."""

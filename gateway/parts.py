@@ -13,6 +13,7 @@ from gateway.login import LoginVerifier
 from gateway.origins import Origins
 from gateway.runs import Runs
 from gateway.socket_tokens import SocketTokens
+from gateway.tally import GatewayStatistics, Tally
 from gateway.tickets import TicketDesk
 
 __all__ = ["Parts"]
@@ -28,7 +29,18 @@ class Parts:
     socket_tokens: SocketTokens
     desk: TicketDesk
     connections: Connections
+    tally: Tally
     hub: Hub
     log: LogReader
     runs: Runs
     agents: Agents
+
+    def statistics(self) -> GatewayStatistics:
+        """What operators may know of this moment."""
+        return GatewayStatistics.of(
+            self.tally,
+            self.connections.lanes(),
+            connections=len(self.connections),
+            users=len(self.hub),
+            ring_bytes=self.hub.ring_bytes,
+        )

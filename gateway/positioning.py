@@ -6,7 +6,9 @@ What a client sees of it is ``connected``, and ``reset`` where its position is u
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 from carrel.errors import CarrelError, UnavailableError
 from gateway.hub import Feed
@@ -17,6 +19,8 @@ from gateway.ring import Cursor, Place
 
 __all__ = ["Positioning", "Start"]
 
+_NOTHING: Final[Mapping[str, Any]] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -26,8 +30,10 @@ class Start:
     recovered: bool
     piece: Piece | None = None
 
-    def announce(self, out: Outflow, connection_id: str, heartbeat_s: float) -> None:
-        """Say ``connected``, then give what has been read."""
+    def announce(
+        self, out: Outflow, connection_id: str, heartbeat_s: float, granted: Mapping[str, Any] = _NOTHING
+    ) -> None:
+        """Say ``connected``, with what was granted of what the client asked for, then give what has been read."""
         place = self.piece.place if self.piece is not None else self.cursor.place
         out.say(
             "connected",
@@ -37,6 +43,7 @@ class Start:
             event_id=place.event_id,
             recovered=self.recovered,
             heartbeat=heartbeat_s,
+            **granted,
         )
         if self.piece is not None:
             out.begin(self.piece, self.cursor.version)

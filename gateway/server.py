@@ -123,6 +123,7 @@ class GatewayServer:
         self._readiness.set_open(False)
         _log.info("draining", connections=len(self._connections))
         await self._connections.drain(self._drain_s)
+        await self._connections.aclose()
         if self._listener is not None:
             self._listener.close()
         await self._runner.cleanup()

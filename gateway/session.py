@@ -1,6 +1,7 @@
 """One connection from its login to its end: frames in, acted on; the outflow; the reasons to close.
 
-Not the handshake before it, nor what is sent and how (outflow).
+It has a task only while something has to be waited for, and a timer only when its token is about to end. Not the
+handshake before it, nor what is sent and how (outflow).
 """
 
 from __future__ import annotations
@@ -8,35 +9,39 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
-from aiohttp import web
-
 from carrel.errors import CarrelError, FrameError, InternalError, TokenError, TooLargeError
-from gateway.bound import BoundRuns
 from gateway.close_codes import CloseCode
+from gateway.commands import Commands
+from gateway.connections import Connections
 from gateway.frames import Inbound, connect_options
+from gateway.held import Held
 from gateway.hub import Feed
+from gateway.log_reader import LogReader
 from gateway.login import Login
-from gateway.outflow import Outflow, Stalled
+from gateway.outflow import Flow
 from gateway.positioning import Positioning, Start
-from gateway.requests import Answer, ExecuteRequest, answer_of, execute_request
-from gateway.run_json import run_json, run_status
-from gateway.runs import TERMINAL, Runs
-from gateway.sockets import Ending, Socket, close_socket, error_fields, read_frame
+from gateway.requests import answer_of, execute_request
+from gateway.runs import Runs
+from gateway.socket_outflow import SocketOutflow
+from gateway.sockets import Ending, Socket, error_fields, read_frame
+from gateway.tally import Tally
+from gateway.terms import Terms
+from gateway.wheel import Wheel
+from gateway.window import Window
 from servicekit.logs import get_logger
 
-__all__ = ["Session", "SessionOptions"]
+__all__ = ["Session", "SessionOptions", "SessionParts"]
 
 _log = get_logger("gateway.session")
 
 Command: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+Waiting: TypeAlias = Coroutine[Any, Any, None]
 
 _BAD_IN_A_ROW: Final = 10
-_RECENT_S: Final = 86_400
 _AT_ONCE: Final = 8
 
 
@@ -57,35 +62,47 @@ class SessionOptions:
     close_s: float = 2.0
 
 
-class Session:
-    """A connection that is logged in. Its owner calls ``run`` once; ``end`` may be called at any time."""
+@dataclass(frozen=True, slots=True)
+class SessionParts:
+    """What all sessions share."""
 
-    def __init__(
-        self,
-        connection_id: str,
-        login: Login,
-        thread_id: str,
-        *,
-        logins: Logins,
-        runs: Runs,
-        positioning: Positioning,
-        options: SessionOptions,
-    ) -> None:
+    logins: Logins
+    runs: Runs
+    log: LogReader
+    positioning: Positioning
+    connections: Connections
+    terms: Terms
+    wheel: Wheel
+    tally: Tally
+    options: SessionOptions
+
+
+class Session:
+    """A connection that is logged in. Its owner calls ``begin`` once; ``end`` may be called at any time."""
+
+    __slots__ = (
+        "_bad_in_a_row", "_commands", "_ending", "_expiry", "_feed", "_finishing", "_held", "_may_connect", "_out",
+        "_parts", "_reading", "_socket", "_tasks", "_thread_id", "connection_id", "login",
+    )  # fmt: skip
+
+    def __init__(self, connection_id: str, login: Login, thread_id: str, parts: SessionParts) -> None:
         self.connection_id = connection_id
         self.login = login
         self._thread_id = thread_id
-        self._logins = logins
-        self._runs = runs
-        self._bound = BoundRuns(runs, lambda: self.login)
-        self._positioning = positioning
-        self._options = options
-        self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._parts = parts
+        self._ending: Ending | None = None
+        self._finishing = False
         self._may_connect = False
+        self._reading = False
         self._bad_in_a_row = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        # Most connections never need one of these.
+        self._tasks: set[asyncio.Task[None]] | None = None
+        self._commands: Commands | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._feed: Feed | None = None
-        self._out: Outflow | None = None
+        self._out: SocketOutflow | None = None
+        self._socket: Socket | None = None
+        self._held: Held | None = None
 
     # A listener of the hub.
 
@@ -96,67 +113,118 @@ class Session:
 
     def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int = 0) -> None:
         """Close, for the first of the reasons that are given."""
-        if not self._ending.done():
-            self._ending.set_result(Ending(code, error, retry_ms))
+        if self._ending is None:
+            self._ending = Ending(code, error, retry_ms)
+            if self._socket is not None:
+                self._finish()
 
     # Life.
 
-    async def run(self, socket: Socket, feed: Feed, out: Outflow, start: Start, *, may_connect: bool) -> None:
-        """Serve the connection until it ends, and close it.
+    def begin(
+        self, socket: Socket, feed: Feed, start: Start, flow: Flow, window: Window | None, held: Held, *,
+        may_connect: bool,
+    ) -> None:  # fmt: skip
+        """Serve the connection from now on, until it ends.
 
         Args:
-            socket: The connection, upgraded.
+            socket: The connection, upgraded and alive.
             feed: The user's feed; this session listens to it.
-            out: What writes to the socket, from the start on.
             start: Where it begins.
+            flow: How it is written to.
+            window: The send window of a client that acknowledges.
+            held: What is to be given back when it has ended.
             may_connect: Whether the first frame may still be ``connect``.
         """
-        self._feed, self._out, self._may_connect = feed, out, may_connect
-        out.on_reset = partial(self._after_reset, out)
-        start.announce(out, self.connection_id, self._options.heartbeat_s)
-        self._beat()
+        parts = self._parts
+        out = SocketOutflow(socket, feed, parts.log, start.cursor, flow, tally=parts.tally, window=window)
+        self._socket, self._feed, self._out, self._held, self._may_connect = socket, feed, out, held, may_connect
+        out.on_reset, out.on_end = self._after_reset, self.end
+        socket.on_inbox, socket.on_lost = self._arrived, self._lost
+        held.enter(parts.wheel.add(self))
+        held.enter(parts.connections.lane(out))
+        start.announce(out, self.connection_id, parts.options.heartbeat_s, Terms.granted(flow, window))
         self._watch_expiry()
-        reader = asyncio.create_task(self._read(socket.ws, out), name=f"reader of {self.connection_id}")
-        writer = asyncio.create_task(self._write(out), name=f"writer of {self.connection_id}")
+        if self._ending is not None:
+            self._finish()
+        elif socket.inbox:
+            self._arrived()
+
+    def _lost(self) -> None:
+        """The connection has ended, by the peer, the network or us."""
+        self._parts.tally.ended["lost" if self._ending is None else self._ending.code.name.lower()] += 1
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._finishing:
+            return
+        self._finishing = True
+        assert self._socket is not None
+        if self._socket.lost and not self._tasks and self._commands is None:
+            self._release()
+            return
+        closing = self._close()
         try:
-            waited: set[asyncio.Future[Any]] = {reader, writer, self._ending}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            _ = self._parts.connections.start(closing, f"end of {self.connection_id}")
+        except RuntimeError:
+            # The gateway has ended meanwhile; the connection is cut, and nobody is left to be told.
+            closing.close()
+            self._release()
+
+    async def _close(self) -> None:
+        assert self._socket is not None
+        assert self._out is not None
+        try:
+            if self._tasks:
+                await _stop(*self._tasks)
+            if self._commands is not None:
+                await self._commands.aclose()
+            if self._ending is not None:
+                await self._socket.close(self._ending, self._out.take_rest(), self._parts.options.close_s)
         finally:
-            for timer in self._timers.values():
-                timer.cancel()
-            await _stop(reader, writer, *self._tasks)
-            await self._bound.aclose()
-        if self._ending.done() and not socket.ws.closed:
-            await close_socket(socket, self._ending.result(), out, self._options.close_s)
-        elif socket.transport.is_closing():
-            # aiohttp gave up on a silent peer: what is unsent would be held until TCP gives up, too.
-            socket.transport.abort()
+            if not self._socket.lost:
+                self._socket.abort()
+            self._release()
 
-    async def _write(self, out: Outflow) -> None:
-        try:
-            await out.run()
-        except Stalled:
-            _log.info("a reader stalled and was cut off", connection=self.connection_id)
-            self.end(CloseCode.SLOW)
-        except Exception as error:  # noqa: BLE001 -- one connection's fault must not pass in silence, nor reach others
-            _log.error("writing failed", error=error, connection=self.connection_id)
-            self.end(CloseCode.INTERNAL)
-
-    def _beat(self) -> None:
+    def _release(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
         if self._out is not None:
-            place = self._out.place
-            if "beat" in self._timers:
-                self._out.say("ping", epoch=place.epoch, offset=place.offset)
-        self._timers["beat"] = asyncio.get_running_loop().call_later(self._options.heartbeat_s, self._beat)
+            self._out.close()
+        if self._held is not None:
+            self._held.close()
+
+    # Of the wheel.
+
+    def beat(self) -> None:
+        """A heartbeat is due."""
+        socket, out = self._socket, self._out
+        if self._finishing or socket is None or out is None:
+            return
+        self._watch_expiry()
+        if not socket.full:
+            # Of one whose transport is full the outflow knows better whether it lives.
+            socket.heard = False
+            out.beat()
+
+    def check(self) -> None:
+        """Whoever has not answered the heartbeat by now is gone."""
+        socket = self._socket
+        if self._finishing or socket is None:
+            return
+        self._watch_expiry()
+        if not socket.heard:
+            _log.info("a silent peer was cut off", connection=self.connection_id)
+            self._parts.tally.silent += 1
+            socket.abort()
 
     def _watch_expiry(self) -> None:
-        if "expiry" in self._timers:
-            self._timers["expiry"].cancel()
+        """Set a timer for a token that ends before this is asked again."""
         left = self.login.expires_at - time.time()
-        # A timer beyond a day or so is of no use to anybody, and loops refuse very long ones.
-        self._timers["expiry"] = asyncio.get_running_loop().call_later(min(max(left, 0.0), 86_400.0), self._expire)
+        if self._expiry is None and left < self._parts.options.heartbeat_s:
+            self._expiry = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire)
 
     def _expire(self) -> None:
+        self._expiry = None
         if self.login.expires_at > time.time():
             self._watch_expiry()
         else:
@@ -164,68 +232,128 @@ class Session:
 
     # Frames in.
 
-    async def _read(self, ws: web.WebSocketResponse, out: Outflow) -> None:
-        async for message in ws:
-            await out.room()
+    def _arrived(self) -> None:
+        """Messages wait: act on them here as far as nothing has to be waited for, on the rest in a task."""
+        if self._reading or self._finishing:
+            return
+        try:
+            waiting = self._advance()
+        except Exception as error:  # noqa: BLE001 -- one connection's fault must not pass in silence, nor reach others
+            _log.error("reading failed", error=error, connection=self.connection_id)
+            self.end(CloseCode.INTERNAL)
+            return
+        if waiting is not None:
+            self._reading = True
+            self._beside(self._read(waiting), f"reader of {self.connection_id}")
+
+    async def _read(self, waiting: Waiting | None) -> None:
+        try:
+            while waiting is not None:
+                await waiting
+                waiting = self._advance()
+        except Exception as error:  # noqa: BLE001 -- as in _arrived
+            _log.error("reading failed", error=error, connection=self.connection_id)
+            self.end(CloseCode.INTERNAL)
+        finally:
+            self._reading = False
+
+    def _advance(self) -> Waiting | None:
+        """Act on messages in their order, until there are none, or something has to be waited for."""
+        socket, out = self._socket, self._out
+        assert socket is not None
+        assert out is not None
+        while self._ending is None:
+            if not out.has_room:
+                return out.room()
+            message = socket.next_message()
+            if message is None:
+                break
             frame: Inbound | None = None
             try:
                 frame = read_frame(message)
-                await self._handle(frame, out)
-                self._bad_in_a_row = 0
+                waiting = self._handle(frame, out)
             except CarrelError as error:
-                out.say("error", client_ref=frame.client_ref if frame else None, **error_fields(error))
-                self._bad_in_a_row += 1
-                if isinstance(error, TooLargeError) or self._bad_in_a_row >= _BAD_IN_A_ROW:
-                    self.end(CloseCode.BAD_FRAME)
-                    return
+                self._refuse(error, frame, out)
+                continue
+            if waiting is not None:
+                return self._awaited(waiting, frame, out)
+            self._bad_in_a_row = 0
+        return None
 
-    async def _handle(self, frame: Inbound, out: Outflow) -> None:
+    async def _awaited(self, waiting: Waiting, frame: Inbound, out: SocketOutflow) -> None:
+        try:
+            await waiting
+            self._bad_in_a_row = 0
+        except CarrelError as error:
+            self._refuse(error, frame, out)
+
+    def _refuse(self, error: CarrelError, frame: Inbound | None, out: SocketOutflow) -> None:
+        out.say("error", client_ref=frame.client_ref if frame else None, **error_fields(error))
+        self._bad_in_a_row += 1
+        if isinstance(error, TooLargeError) or self._bad_in_a_row >= _BAD_IN_A_ROW:
+            self.end(CloseCode.BAD_FRAME)
+
+    def _handle(self, frame: Inbound, out: SocketOutflow) -> Waiting | None:
+        """Act on a frame; what has to be waited for before the next one."""
         may_connect, self._may_connect = self._may_connect, False
         if frame.type == "agent_execute":
             asked = execute_request(frame.body, "agent_execute", thread_id=self._thread_id)
-            await self._start(frame, out, partial(self._execute, asked, out))
-            return
+            return self._start(frame, out, partial(self._commanded().execute, asked))
         fields = frame.checked()
         match frame.type:
             case "agent_cancel":
-                await self._start(frame, out, partial(self._cancel, fields, out))
+                return self._start(frame, out, partial(self._commanded().cancel, fields))
             case "input_provide":
                 answer = answer_of(fields, frame.body, fields["run_id"])
-                await self._start(frame, out, partial(self._provide, answer, frame.client_ref, out))
+                return self._start(frame, out, partial(self._commanded().provide, answer, frame.client_ref))
+            case "ack":
+                out.acknowledge(fields["offset"])
             case "ping":
                 out.say("pong", client_ref=frame.client_ref)
             case "refresh":
                 self._refresh(fields["token"], out)
             case "connect":
-                await self._connect(frame, out, may_connect)
+                return self._connect(frame, out, may_connect)
+        return None
 
-    async def _start(self, frame: Inbound, out: Outflow, command: Command) -> None:
+    def _start(self, frame: Inbound, out: SocketOutflow, command: Command) -> Waiting | None:
         # Beside the reader, so that a slow admission does not hold up a ping; a few at once, so that nobody floods.
-        while len(self._tasks) >= _AT_ONCE:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self._tasks is not None and len(self._tasks) - self._reading >= _AT_ONCE:
+            return self._start_later(frame, out, command)
+        self._beside(self._answer(command, frame.client_ref, out), f"{frame.type} command")
+        return None
+
+    async def _start_later(self, frame: Inbound, out: SocketOutflow, command: Command) -> None:
+        while self._tasks is not None and len(self._tasks) > _AT_ONCE:
+            # One of them is this one, the reader.
+            others = [task for task in self._tasks if task is not asyncio.current_task()]
+            await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
         self._beside(self._answer(command, frame.client_ref, out), f"{frame.type} command")
 
-    def _beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _beside(self, work: Waiting, name: str) -> None:
+        if self._tasks is None:
+            self._tasks = set()
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
 
-    def _after_reset(self, out: Outflow) -> None:
-        self._beside(self._tell_runs(out), "run states after a reset")
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if self._tasks is not None:
+            self._tasks.discard(task)
+            if not self._tasks:
+                self._tasks = None
 
-    async def _tell_runs(self, out: Outflow) -> None:
-        """A client that lost its place learns how its runs stand: those unended, or ended within a day."""
-        try:
-            page = await self._runs.list(self.login, page_size=200)
-        except CarrelError as error:
-            _log.info("run states are not known", code=error.code, connection=self.connection_id)
-            return
-        since = time.time() - _RECENT_S
-        for run in page.runs:
-            if not run.HasField("ended_at") or run.ended_at.seconds >= since:
-                out.say("run_state", **run_json(run))
+    def _after_reset(self) -> None:
+        if self._out is not None and not self._finishing:
+            self._beside(self._commanded().tell_runs(), "run states after a reset")
 
-    async def _answer(self, command: Command, client_ref: str | None, out: Outflow) -> None:
+    def _commanded(self) -> Commands:
+        if self._commands is None:
+            assert self._out is not None
+            self._commands = Commands(self._parts.runs, lambda: self.login, self.connection_id, self._out)
+        return self._commands
+
+    async def _answer(self, command: Command, client_ref: str | None, out: SocketOutflow) -> None:
         try:
             await command()
         except CarrelError as error:
@@ -234,53 +362,33 @@ class Session:
             _log.error("a command failed", error=error, connection=self.connection_id)
             out.say("error", client_ref=client_ref, **error_fields(InternalError("the gateway failed at this frame")))
 
-    async def _execute(self, asked: ExecuteRequest, out: Outflow) -> None:
-        with self._bound.place() if asked.bound else nullcontext() as keep:
-            run, existing = await self._runs.execute(
-                self.login, asked, connection_id=self.connection_id, audit={"source": "websocket"}
-            )
-            if keep is not None and run.state not in TERMINAL:
-                keep(run.run_id)
-        out.say(
-            "run_accepted",
-            run_id=run.run_id,
-            thread_id=run.thread_id,
-            request_id=run.request_id,
-            agent_name=run.agent_name,
-            status=run_status(run),
-            client_ref=asked.client_ref or None,
-            existing=True if existing else None,
-        )
-
-    async def _cancel(self, fields: dict[str, Any], out: Outflow) -> None:
-        run = await self._runs.cancel(self.login, fields["run_id"], fields.get("reason", ""))
-        out.say("cancel_accepted", run_id=run.run_id, status=run_status(run), client_ref=fields.get("client_ref"))
-
-    async def _provide(self, answer: Answer, ref: str | None, out: Outflow) -> None:
-        run = await self._runs.provide_input(self.login, answer)
-        out.say("input_accepted", run_id=run.run_id, input_id=answer.input_id, status=run_status(run), client_ref=ref)
-
-    def _refresh(self, token: str, out: Outflow) -> None:
-        login = self._logins.verify(token)
+    def _refresh(self, token: str, out: SocketOutflow) -> None:
+        login = self._parts.logins.verify(token)
         if login.user_id != self.login.user_id:
             raise TokenError("the token is another user's", advice="open another connection for another user")
         self.login = login
         if self._feed is not None:
             self._feed.renew(login)
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         self._watch_expiry()
         out.say("refreshed", expires_at=int(login.expires_at))
 
-    async def _connect(self, frame: Inbound, out: Outflow, may_connect: bool) -> None:
+    async def _connect(self, frame: Inbound, out: SocketOutflow, may_connect: bool) -> None:
         options = connect_options(frame)
         if not may_connect:
             raise FrameError("connect is the first frame or none", advice="open another connection")
         if options.token or options.socket_token:
             raise FrameError("this connection is logged in by its header", advice="use refresh for a fresh token")
         assert self._feed is not None
+        parts, socket = self._parts, self._socket
+        assert socket is not None
         self._thread_id = options.thread_id or self._thread_id
-        start = await self._positioning.find(self.login, self._feed, options.resume, self._thread_id)
-        out.move(start.cursor, batch=options.batch)
-        start.announce(out, self.connection_id, self._options.heartbeat_s)
+        start = await parts.positioning.find(self.login, self._feed, options.resume, self._thread_id)
+        flow, window = parts.terms.flow_for(options, socket.deflate_bits), parts.terms.window_for(options)
+        out.move(start.cursor, flow, window)
+        start.announce(out, self.connection_id, parts.options.heartbeat_s, Terms.granted(flow, window))
 
 
 async def _stop(*tasks: asyncio.Task[None]) -> None:

@@ -1,35 +1,30 @@
-"""An upgraded connection: how a message is read as a frame, and how the connection is closed within a known time.
+"""An upgraded connection: the protocol of its transport. Messages in, bytes out, and an end within a known time.
 
-aiohttp's own close waits for a peer that may never answer, behind a buffer that it may never empty; here it is bounded.
+It has no task and no timer while nothing happens. What messages mean, and what is sent, is the session's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
-
-from aiohttp import WSMessage, WSMsgType, web
+from typing import Any, Final
 
 from carrel.errors import CarrelError, FrameError
 from gateway.close_codes import CloseCode
 from gateway.encoding import control
 from gateway.frames import Inbound, parse_frame
+from gateway.wire import Message, MessageReader, Opcode, WireError, close_frame, deflated, pong_frame
 
-__all__ = ["MAX_MESSAGE_BYTES", "SUBPROTOCOL", "Ending", "Socket", "close_socket", "error_fields", "read_frame"]
+__all__ = ["MAX_MESSAGE_BYTES", "Ending", "Socket", "error_fields", "read_frame"]
 
-SUBPROTOCOL: Final = "carrel.v1"
 # Above our own bound, so that a frame that is too large gets an answer that says where it belongs.
 MAX_MESSAGE_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Socket:
-    """aiohttp's view of the connection, and the transport below it, which takes frames that are encoded already."""
-
-    ws: web.WebSocketResponse
-    transport: asyncio.Transport
+# Messages that wait to be acted on; beyond it nothing more is read from the peer.
+_MOST_WAITING: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +36,15 @@ class Ending:
     retry_ms: int = 0
 
 
-class Unsent(Protocol):
-    """Frames that were said and not yet written."""
-
-    def take_rest(self) -> bytes: ...
-
-
-def read_frame(message: WSMessage) -> Inbound:
+def read_frame(message: Message) -> Inbound:
     """A message of the socket as a frame.
 
     Raises:
         CarrelError: It is binary, too large, or no frame of the protocol.
     """
-    if message.type is not WSMsgType.TEXT:
+    if message.opcode is not Opcode.TEXT:
         raise FrameError("binary messages are not part of the protocol", advice="send JSON as text")
-    return parse_frame(message.data)
+    return parse_frame(message.text)
 
 
 def error_fields(error: CarrelError) -> dict[str, Any]:
@@ -63,21 +52,186 @@ def error_fields(error: CarrelError) -> dict[str, Any]:
     return error.to_dict()
 
 
-async def close_socket(socket: Socket, ending: Ending, unsent: Unsent | None = None, within_s: float = 2.0) -> None:
-    """Say why, close, and cut the connection if the peer does not answer in time. A stalled peer is cut at once."""
-    transport = socket.transport
-    if ending.code is not CloseCode.SLOW and not transport.is_closing():
-        transport.write((unsent.take_rest() if unsent else b"") + _last_words(ending))
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(within_s):
-                await socket.ws.close(code=int(ending.code), message=ending.code.name.lower().encode())
-    transport.abort()
+def _nothing() -> None:
+    pass
 
 
-def _last_words(ending: Ending) -> bytes:
+class Socket(asyncio.Protocol):
+    """One connection.
+
+    ``on_inbox``, ``on_lost``, ``on_full`` and ``on_room`` are called when messages wait in ``inbox``, when the
+    connection has ended, when the transport holds more than ``full_bytes``, and when it has room again. ``heard`` is
+    set by whatever the peer sends.
+
+    Args:
+        transport: The way to the peer, whose protocol this is to become.
+        full_bytes: What the transport may hold before writing should wait.
+        deflate_bits: The window of permessage-deflate, 0 without it.
+    """
+
+    __slots__ = (
+        "_close_sent", "_deaf", "_gone", "_held_back", "_reader", "_timer", "deflate_bits", "full", "heard", "inbox",
+        "lost", "on_full", "on_inbox", "on_lost", "on_room", "transport",
+    )  # fmt: skip
+
+    def __init__(self, transport: asyncio.Transport, full_bytes: int, deflate_bits: int = 0) -> None:
+        self.transport = transport
+        transport.set_write_buffer_limits(high=full_bytes)
+        bound_unsent(transport, full_bytes)
+        self.deflate_bits = deflate_bits
+        self._reader = MessageReader(MAX_MESSAGE_BYTES, deflate=bool(deflate_bits))
+        self.inbox: deque[Message] | None = None
+        self.on_inbox: Callable[[], None] = _nothing
+        self.on_lost: Callable[[], None] = _nothing
+        self.on_full: Callable[[], None] = _nothing
+        self.on_room: Callable[[], None] = _nothing
+        self.full = False
+        self.heard = True
+        self.lost = False
+        self._close_sent = False
+        self._deaf = False
+        self._held_back = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._gone: asyncio.Future[None] | None = None
+
+    # Of asyncio.Protocol.
+
+    def data_received(self, data: bytes) -> None:
+        """What the peer has sent."""
+        self.heard = True
+        if self._deaf:
+            return
+        try:
+            for message in self._reader.feed(data):
+                if not self._take(message):
+                    break
+        except WireError as error:
+            self._hang_up(error.code, error.reason)
+        if self.inbox:
+            if len(self.inbox) > _MOST_WAITING and not self._held_back:
+                self._held_back = True
+                self.transport.pause_reading()
+            self.on_inbox()
+
+    def pause_writing(self) -> None:
+        """The transport holds more than ``full_bytes``."""
+        self.full = True
+        self.on_full()
+
+    def resume_writing(self) -> None:
+        """It holds little again."""
+        self.full = False
+        self.on_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended."""
+        self.lost = self._deaf = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+        self.on_lost()
+        # They hold the session, which holds this.
+        self.on_inbox = self.on_lost = self.on_full = self.on_room = _nothing
+
+    # Messages in.
+
+    def next_message(self) -> Message | None:
+        """The message that has waited longest; None when none waits, and then the peer may send more."""
+        if self.inbox:
+            return self.inbox.popleft()
+        self.inbox = None
+        if self._held_back and not self.lost:
+            self._held_back = False
+            self.transport.resume_reading()
+        return None
+
+    async def first_message(self) -> Message | None:
+        """The next message, waited for; None when the connection ends before."""
+        come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not come.done():
+                come.set_result(None)
+
+        self.on_inbox = self.on_lost = wake
+        try:
+            if not self.inbox and not self._deaf:
+                await come
+        finally:
+            self.on_inbox = self.on_lost = _nothing
+        return None if self.lost else self.next_message()
+
+    def _take(self, message: Message) -> bool:
+        """Act on it, or leave it for ``inbox``; whether anything can follow it."""
+        match message.opcode:
+            case Opcode.PING:
+                # A peer that does not read gets no more of them than fit.
+                if not self.full and not self.transport.is_closing():
+                    self.transport.write(pong_frame(message.data))
+            case Opcode.PONG:
+                pass
+            case Opcode.CLOSE:
+                self._hang_up(message.code)
+                return False
+            case _ if not self._close_sent:
+                if self.inbox is None:
+                    self.inbox = deque()
+                self.inbox.append(message)
+        return True
+
+    # The end.
+
+    def _hang_up(self, code: int, reason: str = "") -> None:
+        self._deaf = True
+        if not self._close_sent and not self.transport.is_closing():
+            self._close_sent = True
+            self.transport.write(close_frame(code, reason))
+        self.transport.close()
+        # Closing waits for what is unsent, which the peer may never take.
+        self._cut_after(2.0)
+
+    def _cut_after(self, seconds: float) -> None:
+        if self._timer is None and not self.lost:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.abort)
+
+    def abort(self) -> None:
+        """Cut the connection now; what is unsent is dropped."""
+        self.transport.abort()
+
+    async def close(self, ending: Ending, unsent: bytes = b"", within_s: float = 2.0) -> None:
+        """Say why, close, and cut the connection if the peer does not answer in time. A stalled peer is cut at once."""
+        if self.lost:
+            return
+        if ending.code is CloseCode.SLOW or self.transport.is_closing():
+            self.abort()
+        else:
+            words = _last_words(ending)
+            if self.deflate_bits:
+                words = [deflated(word, self.deflate_bits) for word in words]
+            self._close_sent = True
+            self.transport.write(b"".join((unsent, *words, close_frame(ending.code, ending.code.name.lower()))))
+            self._cut_after(within_s)
+        if self._gone is None:
+            self._gone = asyncio.get_running_loop().create_future()
+        await self._gone
+
+
+def bound_unsent(transport: asyncio.Transport, most_bytes: int) -> None:
+    """Let the kernel hold no more than so much that is not on its way, where it can: 4 MB a connection otherwise.
+
+    What is on its way is bounded by the peer's window, so this slows nobody down.
+    """
+    raw = transport.get_extra_info("socket")
+    if raw is not None:
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, most_bytes)
+
+
+def _last_words(ending: Ending) -> list[bytes]:
     code = ending.code
-    error = control("error", error_fields(ending.error)) if ending.error else b""
+    error = [control("error", error_fields(ending.error))] if ending.error else []
     retry_ms = ending.retry_ms if code.reconnect else None
-    return error + control(
-        "bye", {"code": int(code), "reason": code.name.lower(), "reconnect": code.reconnect, "retry_ms": retry_ms}
-    )
+    bye = {"code": int(code), "reason": code.name.lower(), "reconnect": code.reconnect, "retry_ms": retry_ms}
+    return [*error, control("bye", bye)]

@@ -13,6 +13,7 @@ from gateway.login import Login
 from gateway.parts import Parts
 from gateway.rest.health import HealthHandlers
 from gateway.rest.http import Handler, authenticated
+from gateway.rest.operator import OperatorHandlers
 from gateway.rest.runs import RunHandlers
 from gateway.rest.threads import ThreadHandlers
 from gateway.rest.tickets import TicketHandlers
@@ -70,6 +71,7 @@ def _routes(parts: Parts, wait_s: float) -> list[_Route]:
         _Route("DELETE", "/api/threads/{thread_id}", threads.delete),
         _Route("POST", "/api/tickets", tickets.ticket),
         _Route("POST", "/api/socket-tokens", tickets.socket_token),
+        _Route("GET", "/api/operator/gateway", OperatorHandlers(parts).gateway),
         _Route("POST", "/ag-ui", _ag_ui),
     ]
 

@@ -210,7 +210,7 @@ async def test_a_drain_says_bye_refuses_newcomers_and_waits_for_nobody(tmp_path:
         for socket in polite:
             frames, code = await socket.closed()
             assert code == 4000
-            assert frames[-1]["retry_ms"] >= 250
+            assert 0 <= frames[-1]["retry_ms"] <= 250
         with contextlib.suppress(aiohttp.ClientError):
             status, error = await _refused(g, headers=_bearer(token()))
             assert (status, error["code"]) == (503, "DRAINING")

@@ -40,6 +40,7 @@ _ANSWERS: Final[Mapping[str, int]] = {
     "DELETE /api/threads/{thread_id}": 404,
     "POST /api/tickets": 200,
     "POST /api/socket-tokens": 201,
+    "GET /api/operator/gateway": 403,
     "POST /ag-ui": 501,
 }
 _OPEN: Final = {"GET /", "GET /healthz", "GET /readyz"}

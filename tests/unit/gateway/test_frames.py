@@ -202,6 +202,7 @@ def test_close_codes_keep_their_ranges() -> None:
         "EXPIRED": (4002, True),
         "UPSTREAM": (4003, True),
         "INTERNAL": (4004, True),
+        "ACK_TIMEOUT": (4005, True),
         "BAD_TOKEN": (4500, False),
         "BAD_FRAME": (4501, False),
         "FORBIDDEN": (4503, False),

@@ -167,7 +167,7 @@ async def test_a_reader_that_moves_gets_nothing_of_what_was_read_for_its_old_pla
     log.hold.clear()
     async with writing(out := _out(pipe, feed, log, 3)):
         await eventually(lambda: log.reads == 1)
-        out.move(Cursor(Place("e", 18, "evt-18"), feed.ring.version), batch=False)
+        out.move(Cursor(Place("e", 18, "evt-18"), feed.ring.version), Flow(), None)
         log.hold.set()
         await eventually(lambda: len(pipe.offsets()) >= 2)
     assert pipe.offsets() == [19, 20]
@@ -234,3 +234,17 @@ async def test_who_answers_a_stuck_peer_waits_for_room(eventually: Eventually) -
     assert not waiting.done()
     async with writing(out):
         await waiting
+
+
+async def test_what_comes_live_while_the_log_has_nothing_new_is_not_lost(eventually: Eventually) -> None:
+    pipe, feed, log = Pipe(), _feed(20), Log(20)
+    log.hold.clear()
+    out = _out(pipe, feed, log, 20)
+    feed.ring.restart(Place("e", 20, "evt-20"))
+    async with writing(out):
+        await eventually(lambda: log.reads == 1)
+        # The log was read before this entry was appended, and answers after it has come.
+        feed.extend("e", entries(21, 22))
+        log.hold.set()
+        await eventually(lambda: len(pipe.offsets()) >= 2)
+    assert pipe.offsets() == [21, 22]

@@ -1,0 +1,33 @@
+"""What operators read of the gateway itself: its connections, how far they lag, what it has sent. Nobody's events.
+
+``/readyz`` says whether it wants work; this says how it does what it has.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from carrel.errors import PermissionDeniedError
+from gateway.login import Login
+from gateway.parts import Parts
+from gateway.rest.http import json_response
+from servicekit.identity.principals import OPERATOR_READ
+
+__all__ = ["OperatorHandlers"]
+
+_ADVICE: Final = f"use a token with the permission {OPERATOR_READ}"
+
+
+class OperatorHandlers:
+    """``/api/operator/…``, for tokens with ``operator:read``."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def gateway(self, _request: web.Request, login: Login) -> web.StreamResponse:
+        """``GET /api/operator/gateway``: this gateway's connections and what it has counted since its start."""
+        if OPERATOR_READ not in login.permissions:
+            raise PermissionDeniedError("only operators may read this", advice=_ADVICE)
+        return json_response(self._parts.statistics().to_json())
