@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 # -P keeps a folder of the caller's called `services` from hiding ours.
 RUN := $(BIN)/python -P
 STAMP := $(VENV)/.complete
-WRITTEN := $(wildcard carrel servicekit services gateway examples tests benchmarks tools)
+WRITTEN := $(wildcard carrel servicekit services gateway examples tests benchmarks conformance tools)
 
 .PHONY: help
 help: ## what there is to make (this list)

@@ -26,6 +26,7 @@ from gateway.login_keys import LoginKeys
 from gateway.origins import Origins
 from gateway.parts import Parts
 from gateway.positioning import Positioning
+from gateway.rest.events import EventHandlers
 from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
 from gateway.rest.routes import add_routes
 from gateway.runs import Runs
@@ -100,10 +101,12 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
 def web_application(parts: Parts, readiness: Readiness, settings: GatewaySettings) -> web.Application:
     """Routes, middleware and bounds over the parts."""
     positioning = Positioning(parts.log, settings.position_seconds)
-    handshake = Handshake(parts, positioning, settings.handshake_options())
+    options = settings.handshake_options()
+    handshake = Handshake(parts, positioning, options)
+    events = EventHandlers(parts, positioning, options)
     application = web.Application(middlewares=[edge(parts.origins)], client_max_size=MAX_BODY_BYTES)
     application.on_response_prepare.append(on_prepare(parts.origins))
-    add_routes(application, parts, readiness, handshake.handle, settings.execute_wait_seconds)
+    add_routes(application, parts, readiness, handshake.handle, events, settings.execute_wait_seconds)
     return application
 
 
@@ -129,6 +132,7 @@ def _parts(
 ) -> Parts:
     bridge, execution, agents = channels
     limits = settings.limits
+    log = BridgeLogReader(BridgeServiceStub(bridge), desk)
     return Parts(
         origins=Origins(settings.allowed_origins, allow_local=not settings.production),
         limits=ConnectionLimits(limits.connections, limits.per_address, limits.per_user),
@@ -138,7 +142,8 @@ def _parts(
         connections=Connections(),
         tally=Tally(),
         hub=Hub(settings.max_events_per_user, settings.ring_bytes),
-        log=BridgeLogReader(BridgeServiceStub(bridge), desk),
+        log=log,
+        run_log=log,
         runs=Runs(execution, desk),
         agents=Agents(agents, desk),
     )

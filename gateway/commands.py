@@ -5,10 +5,9 @@ Errors are the caller's to tell. Not REST's requests, which rest/runs answers.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from carrel.errors import CarrelError
 from gateway.bound import BoundRuns
@@ -21,8 +20,6 @@ from servicekit.logs import get_logger
 __all__ = ["Commands"]
 
 _log = get_logger("gateway.session")
-
-_RECENT_S: Final = 86_400
 
 
 class Says(Protocol):
@@ -88,11 +85,9 @@ class Commands:
     async def tell_runs(self) -> None:
         """A client that lost its place learns how its runs stand: those unended, or ended within a day."""
         try:
-            page = await self._runs.list(self._login(), page_size=200)
+            runs = await self._runs.recent(self._login())
         except CarrelError as error:
             _log.info("run states are not known", code=error.code, connection=self._connection_id)
             return
-        since = time.time() - _RECENT_S
-        for run in page.runs:
-            if not run.HasField("ended_at") or run.ended_at.seconds >= since:
-                self._out.say("run_state", **run_json(run))
+        for run in runs:
+            self._out.say("run_state", **run_json(run))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
@@ -37,13 +38,18 @@ _bad: set[tuple[str, str]] = set()
 
 
 class Frame(NamedTuple):
-    """One log entry, ready to be sent: ``wire[head:]`` is its JSON, ``wire`` the whole WebSocket frame."""
+    """One log entry, ready to be sent: ``wire[head:]`` is its JSON, ``wire`` the whole WebSocket frame.
+
+    ``event_type`` and ``run_id`` are for readers of one run, who end with its terminal event.
+    """
 
     offset: int
     event_id: str
     thread_id: str
     head: int
     wire: bytes
+    event_type: str = ""
+    run_id: str = ""
 
 
 class TimestampLike(Protocol):
@@ -115,13 +121,15 @@ def encode_entry(user_id: str, entry: EntryLike) -> Frame:
 def _encode(user_id: str, entry: EntryLike) -> Frame:
     moment = entry.timestamp
     offset, event_id, thread_id = entry.offset, entry.event_id, entry.thread_id
+    # One object for each kind, whatever a ring holds of it.
+    event_type, run_id = sys.intern(entry.event_type), entry.run_id
     body: dict[str, Any] = {
-        "event_type": entry.event_type,
+        "event_type": event_type,
         "event_id": event_id,
         "offset": offset,
         "user_id": user_id,
         "thread_id": thread_id,
-        "run_id": entry.run_id,
+        "run_id": run_id,
         "request_id": entry.request_id,
         "agent_name": entry.agent_name,
         "attempt": entry.attempt,
@@ -132,7 +140,7 @@ def _encode(user_id: str, entry: EntryLike) -> Frame:
         body["parent_request_id"] = parent
     payload = orjson.dumps(body)
     header = _header(len(payload))
-    return Frame(offset, event_id, thread_id, len(header), header + payload)
+    return Frame(offset, event_id, thread_id, len(header), header + payload, event_type, run_id)
 
 
 class _Unreadable:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from carrel.errors import NotFoundError
 from carrel.v1 import bridge_pb2, events_pb2
 from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from gateway.encoding import Frame, encode_entry
@@ -18,7 +19,7 @@ from gateway.ring import Place
 from gateway.tickets import TicketDesk
 from servicekit.rpc.channel import responses
 
-__all__ = ["BridgeLogReader", "LogReader", "Piece", "reset_reason"]
+__all__ = ["BridgeLogReader", "Extent", "LogReader", "Piece", "RunLog", "reset_reason"]
 
 _ENTRIES: Final = 200
 _BYTES: Final = 1 << 20
@@ -32,7 +33,7 @@ class Piece:
     Args:
         place: Where reading began: the place that was asked for, or where it went on after a reset.
         reset: Why the place that was asked for is unusable; empty when it is not.
-        frames: Consecutive entries after ``place``.
+        frames: Entries after ``place``, consecutive unless they are one run's.
     """
 
     place: Place
@@ -52,6 +53,26 @@ class LogReader(Protocol):
         ...
 
 
+class Extent(NamedTuple):
+    """How far a run goes in its user's log, and whether its terminal event is in."""
+
+    epoch: str
+    last_offset: int
+    sealed: bool
+
+
+class RunLog(Protocol):
+    """What is in the log of one run. Both raise ``CarrelError`` when the log cannot be read now."""
+
+    async def first(self, login: Login, run_id: str) -> Piece | None:
+        """The run's first entries, with ``reset`` set when older ones are not kept; None: the log knows no such run."""
+        ...
+
+    async def extent(self, login: Login, run_id: str) -> Extent | None:
+        """Where the run ends, as of now; None: the log knows no such run."""
+        ...
+
+
 class BridgeLogReader:
     """Reads from the bridge, ``at_once`` pieces at a time."""
 
@@ -66,13 +87,35 @@ class BridgeLogReader:
             request = bridge_pb2.ReadEventsRequest(context=self._desk.session(login), limit=_ENTRIES)
             if place is not None:
                 request.position.CopyFrom(position_of(place))
-            piece = Piece(place or Place("", 0))
-            call = self._stub.ReadEvents(request, timeout=_CALL_S)
+            return await self._piece(request, login.user_id, place)
+
+    async def first(self, login: Login, run_id: str) -> Piece | None:
+        """See ``RunLog``."""
+        async with self._turn:
+            context = self._desk.session(login)
+            request = bridge_pb2.ReadEventsRequest(context=context, limit=_ENTRIES, run_id=run_id)
             try:
-                await _collect(call, login.user_id, piece, from_oldest=place is None)
-            finally:
-                call.cancel()
-            return piece
+                return await self._piece(request, login.user_id, None)
+            except NotFoundError:
+                return None
+
+    async def extent(self, login: Login, run_id: str) -> Extent | None:
+        """See ``RunLog``."""
+        request = bridge_pb2.ResolveRunRequest(context=self._desk.session(login), run_id=run_id)
+        try:
+            found = await self._stub.ResolveRun(request)
+        except NotFoundError:
+            return None
+        return Extent(found.epoch, found.last_offset, found.sealed)
+
+    async def _piece(self, request: bridge_pb2.ReadEventsRequest, user_id: str, place: Place | None) -> Piece:
+        piece = Piece(place or Place("", 0))
+        call = self._stub.ReadEvents(request, timeout=_CALL_S)
+        try:
+            await _collect(call, user_id, piece, from_oldest=place is None)
+        finally:
+            call.cancel()
+        return piece
 
 
 async def _collect(call: object, user_id: str, piece: Piece, from_oldest: bool) -> None:

@@ -15,7 +15,7 @@ __all__ = ["Origins", "normal_origin"]
 
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _METHODS: Final = "GET, POST, DELETE, OPTIONS"
-_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, Prefer, thread-id"
+_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, Prefer, thread-id, Last-Event-ID"
 _EXPOSED: Final = "Location, Retry-After, Content-Disposition, Preference-Applied"
 
 

@@ -8,7 +8,7 @@ from gateway.agents import Agents
 from gateway.connections import Connections
 from gateway.hub import Hub
 from gateway.limits import ConnectionLimits
-from gateway.log_reader import LogReader
+from gateway.log_reader import LogReader, RunLog
 from gateway.login import LoginVerifier
 from gateway.origins import Origins
 from gateway.runs import Runs
@@ -32,6 +32,7 @@ class Parts:
     tally: Tally
     hub: Hub
     log: LogReader
+    run_log: RunLog
     runs: Runs
     agents: Agents
 

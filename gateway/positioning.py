@@ -6,19 +6,20 @@ What a client sees of it is ``connected``, and ``reset`` where its position is u
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from carrel.errors import CarrelError, UnavailableError
 from gateway.hub import Feed
-from gateway.log_reader import LogReader, Piece
+from gateway.log_reader import LogReader, Piece, RunLog
 from gateway.login import Login
 from gateway.outflow import Outflow
 from gateway.ring import Cursor, Place
 
 __all__ = ["Positioning", "Start"]
 
+T = TypeVar("T")
 _NOTHING: Final[Mapping[str, Any]] = {}
 
 
@@ -80,19 +81,52 @@ class Positioning:
         except TimeoutError:
             raise _unreachable() from None
 
+    async def of_run(self, login: Login, feed: Feed, run_id: str, run_log: RunLog) -> Start:
+        """The start of a connection that reads one run from its first event on.
+
+        Args:
+            login: Whose log.
+            feed: The user's feed; this waits until it is ready.
+            run_id: The run, which exists. The log may not have anything of it yet, or not any more.
+            run_log: What reads it.
+
+        Raises:
+            UnavailableError: The log could not be reached in time.
+        """
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await feed.ready.wait()
+                # Taken before the log is asked: whatever it does not know of the run then comes after this place.
+                top, version = feed.ring.top, feed.ring.version
+                piece = await _patiently(lambda: run_log.first(login, run_id))
+        except TimeoutError:
+            raise _unreachable() from None
+        if piece is None:
+            return Start(Cursor(top, version, run_id=run_id), recovered=True)
+        return Start(Cursor(piece.place, version, run_id=run_id), recovered=not piece.reset, piece=piece)
+
     async def _from_log(self, login: Login, feed: Feed, resume: Place, thread_id: str) -> Start:
         everything = resume.offset == 0 and not resume.epoch
-        while True:
+        version = feed.ring.version
+
+        async def read() -> Piece:
+            nonlocal version
             version = feed.ring.version
-            try:
-                piece = await self._log.read(login, None if everything else resume)
-            except CarrelError as error:
-                if not error.retryable:
-                    raise
-                await asyncio.sleep(0.1)
-                continue
-            cursor = Cursor(piece.place, version, thread_id)
-            return Start(cursor, recovered=not piece.reset, piece=piece)
+            return await self._log.read(login, None if everything else resume)
+
+        piece = await _patiently(read)
+        return Start(Cursor(piece.place, version, thread_id), recovered=not piece.reset, piece=piece)
+
+
+async def _patiently(read: Callable[[], Awaitable[T]]) -> T:
+    """Read, and again while the log cannot be read now. Whoever calls bounds the time."""
+    while True:
+        try:
+            return await read()
+        except CarrelError as error:
+            if not error.retryable:
+                raise
+        await asyncio.sleep(0.1)
 
 
 def _unreachable() -> UnavailableError:

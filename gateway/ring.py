@@ -143,7 +143,7 @@ class Taken(enum.Enum):
 
 @dataclass(slots=True)
 class Cursor:
-    """How far one connection has got. ``thread_id`` narrows it to a thread: entries of others are passed over.
+    """How far one connection has got. ``thread_id`` or ``run_id`` narrow it: entries of others are passed over.
 
     ``version`` is the ring's when the place was last known to be one of the log. ``passed_over`` is where the last such
     entry is, until the connection has been told.
@@ -153,6 +153,7 @@ class Cursor:
     version: int
     thread_id: str = ""
     passed_over: Place | None = None
+    run_id: str = ""
 
     def take(self, ring: Ring, max_events: int, max_bytes: int) -> list[Frame | Place] | Taken:
         """What comes next from the ring, moving the cursor past it (``advance``), or why there is nothing."""
@@ -174,16 +175,16 @@ class Cursor:
     def advance(self, frames: Sequence[Frame]) -> list[Frame | Place]:
         """Move past frames that follow the cursor, and return what the connection is to get.
 
-        That is every frame; or, under a filter, the thread's frames, each with the place before it when others were
-        passed over in between, so that offsets remain explainable. May be empty then.
+        That is every frame; or, under a filter, those that it lets pass, each with the place before it when others
+        were passed over in between, so that offsets remain explainable. May be empty then.
         """
         last = frames[-1]
         self.place = Place(self.place.epoch, last.offset, last.event_id)
-        if not self.thread_id:
+        if not self.thread_id and not self.run_id:
             return list(frames)
         wanted: list[Frame | Place] = []
         for frame in frames:
-            if frame.thread_id != self.thread_id:
+            if not self._wants(frame):
                 self.passed_over = Place(self.place.epoch, frame.offset, frame.event_id)
                 continue
             if self.passed_over is not None:
@@ -191,6 +192,9 @@ class Cursor:
                 self.passed_over = None
             wanted.append(frame)
         return wanted
+
+    def _wants(self, frame: Frame) -> bool:
+        return self.thread_id in {"", frame.thread_id} and self.run_id in {"", frame.run_id}
 
     def move(self, place: Place, version: int) -> None:
         """Go on after another place, which is one of the log as the ring of this version knows it."""

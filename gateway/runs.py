@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
@@ -47,6 +48,7 @@ _STRATEGIES: Final = {
     "rollback": execution_pb2.THREAD_STRATEGY_ROLLBACK,
 }
 _EXECUTE_S: Final = 15.0
+_RECENT_S: Final = 86_400
 _WATCH_AGAIN_S: Final = 0.2
 # What a stream ends with when execution restarts.
 _PASSING: Final = frozenset({Status.UNAVAILABLE, Status.CANCELLED, Status.UNKNOWN})
@@ -124,6 +126,17 @@ class Runs:
             page_token=page_token,
         )
         return await self._stub.ListRuns(request)
+
+    async def recent(self, login: Login, run_id: str = "") -> Sequence[execution_pb2.Run]:
+        """How the login's runs stand, for a client that lost its place: those unended, or ended within a day.
+
+        With ``run_id`` that run alone, whenever it ended.
+        """
+        if run_id:
+            return [await self.get(login, run_id)]
+        since = time.time() - _RECENT_S
+        page = await self.list(login, page_size=200)
+        return [run for run in page.runs if not run.HasField("ended_at") or run.ended_at.seconds >= since]
 
     async def ended(
         self, login: Login, run_id: str, within_s: float, *, keeps_alive: bool = False

@@ -67,6 +67,8 @@ class GatewayServer:
             keepalive_timeout=_KEEPALIVE_S,
             shutdown_timeout=min(drain_s, 5.0),
             max_field_size=_MAX_HEADER_BYTES,
+            # A socket token may be a part of the address, and holds all of its login.
+            max_line_size=_MAX_HEADER_BYTES,
         )
         self._started = False
         self._draining: asyncio.Task[None] | None = None

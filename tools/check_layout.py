@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("carrel", "servicekit", "services", "gateway", "examples", "benchmarks", "tools")
+OURS = ("carrel", "servicekit", "services", "gateway", "examples", "benchmarks", "conformance", "tools")
 MAX_LINES = 400
 MAX_TEST_LINES = 800
 MAX_MAIN_LINES = 15

@@ -247,6 +247,17 @@ def watch(
     run: Annotated[str, typer.Option("--run", help="Only this run, from its first event to its end.")] = "",
     thread: Annotated[str, typer.Option("--thread", help="Only this thread.")] = "",
     all_kept: Annotated[bool, typer.Option("--all", help="Begin with everything that the log keeps.")] = False,
+    start: Annotated[
+        str, typer.Option("--from", help="Begin after this position, or with oldest, as --all.", metavar="POSITION")
+    ] = "",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-position",
+            help="Keep the position of the last event shown in this file, and begin after it the next time.",
+            metavar="FILE",
+        ),
+    ] = None,
     url: UrlOption = "",
     token: TokenOption = "",
     user: UserOption = "alice",
@@ -255,14 +266,17 @@ def watch(
 ) -> None:
     """Show a user's events as they come, until Ctrl-C.
 
-    A lost connection is made again; WEBSOCKET_MAX_RECONNECT_ATTEMPTS [3] attempts in a row may fail.
+    A lost connection is made again; WEBSOCKET_MAX_RECONNECT_ATTEMPTS [3] attempts in a row may fail. What cannot be
+    had any more is said, never left out in silence.
     """
-    from carrel.cli.watch import watch_events
+    from carrel.cli.watch import OLDEST, Watched, watch_events
 
     if run and thread:
         raise typer.BadParameter("give --run or --thread, not both", param_hint="--thread")
-    target = _target(url, token, user, state)
-    _finish(watch_events(target, run_id=run, thread_id=thread, everything=all_kept, as_json=as_json))
+    if all_kept and start:
+        raise typer.BadParameter("give --all or --from, not both", param_hint="--from")
+    watched = Watched(run, thread, OLDEST if all_kept else start, save)
+    _finish(watch_events(_target(url, token, user, state), watched, as_json=as_json))
 
 
 @app.command()

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from carrel.client.models import Event
+from carrel.client.notices import Gap, Notice, Reset
 
-__all__ = ["Line", "clean", "describe"]
+__all__ = ["Line", "clean", "describe", "notice_text"]
 
 _SHORT: Final = 100
 _DIM, _BOLD, _GOOD, _BAD, _PLAIN = "2", "1", "32", "1;31", ""
@@ -33,6 +34,26 @@ def clean(text: object, longest: int = 0) -> str:
     """
     kept = "".join(c for c in str(text) if c in "\n\t" or c.isprintable())
     return kept if not longest or len(kept) <= longest else kept[: longest - 1] + "…"
+
+
+_RESETS: Final[Mapping[str, str]] = {
+    "trimmed": "the place to go on from is older than what the event log keeps: the events in between are gone",
+    "epoch_changed": "the event log lost something or was made anew: what follows is what it has now",
+    "beyond_top": "the event log lost its newest events: some of those above may not be in it any more",
+    "event_mismatch": "the event log lost its newest events and went on: some of those above may not be in it any more",
+}
+
+
+def notice_text(notice: Notice) -> str:
+    """What a notice means for whoever reads the events; empty when that is nothing."""
+    if isinstance(notice, Reset):
+        return "… " + _RESETS.get(notice.reason, f"the event log begins anew here ({clean(notice.reason, _SHORT)})")
+    if isinstance(notice, Gap):
+        which = (
+            f"event {notice.first} is" if notice.first == notice.last else f"events {notice.first} to {notice.last} are"
+        )
+        return f"… {which} missing" + ("" if notice.announced else "; the gateway does not say why")
+    return ""
 
 
 def describe(event: Event) -> Line:

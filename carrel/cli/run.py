@@ -20,20 +20,21 @@ from carrel.cli.keyboard import find_keyboard
 from carrel.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_WAITING, Printer
 from carrel.cli.questions import question_text
 from carrel.cli.reconnect import reconnect_backoff
-from carrel.cli.render import clean, describe
+from carrel.cli.render import clean, describe, notice_text
 from carrel.cli.result import Said, result_text
 from carrel.cli.signals import Stop, on_signals
 from carrel.cli.target import Target
-from carrel.client import Event, Notice, SocketClient
+from carrel.client import ConnectionState, Event, Notice, Phase, SocketClient
 from carrel.client.http import GatewayHttp, file_name
 from carrel.client.models import Question
 from carrel.errors import CarrelError
 
-__all__ = ["Show", "Wish", "how_to_answer", "run_message"]
+__all__ = ["Show", "Wish", "how_to_answer", "run_message", "show_lost_end"]
 
 _CANCEL_S: Final = 20.0
 # Ids begin with the time: it is their ends that differ.
 _LABEL: Final = 8
+_REASON: Final = 200
 # Of the options: what need not be typed.
 _DEFAULT_USER: Final = "alice"
 _DEFAULT_STATE: Final = ".carrel"
@@ -68,6 +69,7 @@ class Show:
         self.printer = Printer()
         self._labels = labels
         self._said = Said()
+        self._lost = False
         self._began = time.monotonic()
 
     def item(self, item: Event | Notice) -> None:
@@ -77,8 +79,26 @@ class Show:
             self.json(body)
         elif isinstance(item, Event):
             self._event(item)
-        elif item.kind in {"reset", "gap"}:
-            self.text(f"… some events are gone ({clean(item.body.get('reason', item.kind))})")
+        elif text := notice_text(item):
+            self.text(text)
+
+    def connection(self, state: ConnectionState) -> None:
+        """The connection was lost, or is there again."""
+        if state.phase is Phase.WAITING:
+            self._lost = True
+            again = f"trying again in {state.retry_s:.1f} s"
+            self._note(state, f"connection lost: {clean(state.reason, _REASON)}; {again}")
+        elif state.phase is Phase.CONNECTED and self._lost:
+            self._lost = False
+            self._note(state, "connected again")
+
+    def _note(self, state: ConnectionState, text: str) -> None:
+        if self.as_json:
+            body = {"phase": state.phase.value, "reason": state.reason, "retry_s": round(state.retry_s, 3)}
+            self.json({"type": "connection", **body, "failures": state.failures})
+        else:
+            # Beside the events, not among them.
+            print(f"carrel: {text}", file=sys.stderr, flush=True)  # noqa: T201 -- for the person
 
     def text(self, text: str, label: str = "") -> None:
         """Lines for a person."""
@@ -112,7 +132,7 @@ async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
     with on_signals() as stop:
         async with (
             GatewayHttp(target.url, target.token) as http,
-            SocketClient(target.url, target.token, backoff=reconnect_backoff()) as socket,
+            SocketClient(target.url, target.token, backoff=reconnect_backoff(), on_state=show.connection) as socket,
         ):
             accepted = await socket.execute(
                 wish.message,
@@ -128,7 +148,7 @@ async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
         if end is None:
             print("carrel: the run was left running", file=sys.stderr)  # noqa: T201 -- for the person
             return EXIT_INTERRUPTED
-        succeeded = end.data.get("status") == "SUCCEEDED"
+        succeeded = end == "SUCCEEDED"
         async with GatewayHttp(target.url, target.token) as http:
             folder = wish.save or target.state / "saved" / accepted.run_id
             await _save(http, accepted.run_id, folder, show, failed=not succeeded)
@@ -162,8 +182,8 @@ class _Run:
 
 async def _answered(
     socket: SocketClient, http: GatewayHttp, run: _Run, show: Show, stop: Stop
-) -> Event | Question | None:
-    """Follow the run, and answer its questions at the keyboard; the question when there is nobody to answer it."""
+) -> str | Question | None:
+    """Follow the run to its last status, and answer its questions at the keyboard; the question if nobody is there."""
     left: asyncio.Future[Question] = asyncio.get_running_loop().create_future()
 
     def leave(question: Question) -> None:
@@ -184,9 +204,9 @@ async def _answered(
 
 
 async def _follow(
-    socket: SocketClient, run_id: str, following: asyncio.Task[Event], left: asyncio.Future[Question], stop: Stop
-) -> Event | Question | None:
-    """Wait for the run's end. A signal cancels the run; a second one, or silence after it, leaves it."""
+    socket: SocketClient, run_id: str, following: asyncio.Task[str], left: asyncio.Future[Question], stop: Stop
+) -> str | Question | None:
+    """Wait for the run's last status. A signal cancels the run; a second one, or silence after it, leaves it."""
     asked = asyncio.create_task(stop.requested.wait(), name="wait for a signal")
     hastened = asyncio.create_task(stop.hasten.wait(), name="wait for another signal")
     try:
@@ -206,16 +226,23 @@ async def _follow(
         await asyncio.gather(asked, hastened, return_exceptions=True)
 
 
-async def _to_the_end(socket: SocketClient, run_id: str, show: Show, questions: RunQuestions) -> Event:
-    async for item in socket.items():
-        if isinstance(item, Event) and item.run_id != run_id:
-            continue
+async def _to_the_end(socket: SocketClient, run_id: str, show: Show, questions: RunQuestions) -> str:
+    async for item in socket.run_items(run_id):
         show.item(item)
         if isinstance(item, Event):
             questions.take(item)
             if item.terminal:
-                return item
-    raise AssertionError("items() ends by raising only")
+                return str(item.data.get("status"))
+    return show_lost_end(socket, run_id, show)
+
+
+def show_lost_end(socket: SocketClient, run_id: str, show: Show, status: str = "") -> str:
+    """Say how a run ended whose last event is not in the log any more; its status."""
+    told = socket.run_status(run_id)
+    status = told.status if told is not None else status
+    if not show.as_json:
+        show.text(f"… the run has ended ({clean(status)}); its last events are not in the event log any more")
+    return status
 
 
 async def _save(http: GatewayHttp, run_id: str, folder: Path, show: Show, *, failed: bool) -> None:

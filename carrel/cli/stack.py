@@ -341,6 +341,7 @@ def _own_environments(
         "execution": {
             "CARREL_EXECUTION_AGENT_INSTANCE": peers["agent_instance"],
             "CARREL_EXECUTION_EMITTER": peers["emitter"],
+            "CARREL_EXECUTION_BRIDGE": peers["bridge"],
             "CARREL_EXECUTION_TICKET_KEY": str(state.execution_key),
             **{name: stores[name] for name in (STORE_URL,) if name in stores},
         },

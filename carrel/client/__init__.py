@@ -2,7 +2,7 @@
 
     async with SocketClient("http://127.0.0.1:8080", token) as socket:
         run = await socket.execute("Write a report")
-        async for event in socket.events():
+        async for event in socket.run_events(run.run_id):
             ...
 
 Not here: the command line, nor anything that serves.
@@ -28,10 +28,16 @@ if TYPE_CHECKING:
     from carrel.client.models import Run as Run
     from carrel.client.models import RunState as RunState
     from carrel.client.models import Stage as Stage
+    from carrel.client.notices import Bye as Bye
+    from carrel.client.notices import Gap as Gap
+    from carrel.client.notices import Notice as Notice
+    from carrel.client.notices import Reset as Reset
+    from carrel.client.notices import RunStatus as RunStatus
+    from carrel.client.states import ConnectionState as ConnectionState
+    from carrel.client.states import Phase as Phase
     from carrel.client.tickets import GatewayTickets as GatewayTickets
     from carrel.client.tickets import Ticket as Ticket
     from carrel.client.tickets import TicketSource as TicketSource
-    from carrel.client.websocket import Notice as Notice
     from carrel.client.websocket import SocketClient as SocketClient
 
 _HOME: Final = {
@@ -49,10 +55,16 @@ _HOME: Final = {
     "Run": "carrel.client.models",
     "RunState": "carrel.client.models",
     "Stage": "carrel.client.models",
+    "Bye": "carrel.client.notices",
+    "Gap": "carrel.client.notices",
+    "Notice": "carrel.client.notices",
+    "Reset": "carrel.client.notices",
+    "RunStatus": "carrel.client.notices",
     "GatewayTickets": "carrel.client.tickets",
     "Ticket": "carrel.client.tickets",
     "TicketSource": "carrel.client.tickets",
-    "Notice": "carrel.client.websocket",
+    "ConnectionState": "carrel.client.states",
+    "Phase": "carrel.client.states",
     "SocketClient": "carrel.client.websocket",
 }
 

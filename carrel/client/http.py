@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,7 +19,11 @@ import aiohttp
 import orjson
 
 from carrel.client.asking import execute_fields
-from carrel.client.models import Artifact, Question
+from carrel.client.backoff import Backoff
+from carrel.client.models import Artifact, Event, Position, Question
+from carrel.client.notices import Notice
+from carrel.client.reading import Reader
+from carrel.client.sse import last_event_id, read_stream
 from carrel.error_base import from_dict
 from carrel.errors import CarrelError, CorruptStoreError, ProtocolError, UnavailableError
 
@@ -28,6 +33,7 @@ _PIECE: Final = 256 * 1024
 _TIMEOUT_S: Final = 30.0
 # The longest that a gateway of any settings should let a request wait for its run.
 _WAIT_S: Final = 3600.0
+_ENDED: Final = frozenset({"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"})
 
 
 class GatewayHttp:
@@ -174,6 +180,74 @@ class GatewayHttp:
         if len(data) != artifact.size or (artifact.sha256 and hashlib.sha256(data).hexdigest() != artifact.sha256):
             raise CorruptStoreError(f"the artifact {artifact.name} arrived damaged", advice="read it again")
         return data
+
+    async def run_events(
+        self, run_id: str, *, resume: Position | None = None, backoff: Backoff | None = None
+    ) -> AsyncIterator[Event | Notice]:
+        """One run's events as Server-Sent Events, from its first, or after ``resume``, to its last.
+
+        Lost connections are made again from where they were lost, and nothing is given twice. Ends without a terminal
+        event only when the log has lost it: ``run`` then says how the run ended.
+
+        Args:
+            run_id: The run.
+            resume: A position in the user's log, from any transport.
+            backoff: How often and how fast to come back.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            CarrelError: It was refused, or could not be opened again.
+        """
+        path = f"/api/runs/{quote(run_id, safe='')}/events"
+
+        async def over() -> bool:
+            return str((await self.run(run_id)).get("status")) in _ENDED
+
+        reader = Reader(resume, filtered=True, explained=False)
+        async for item in self._stream(path, {}, reader, backoff, over):
+            yield item
+
+    async def events(
+        self, *, thread_id: str = "", resume: Position | None = None, backoff: Backoff | None = None
+    ) -> AsyncIterator[Event | Notice]:
+        """All of the user's events as Server-Sent Events, or a thread's, from now on or after ``resume``; never ends.
+
+        Args:
+            thread_id: Only this thread's.
+            resume: A position in the user's log, from any transport; ``Position()`` for everything that is kept.
+            backoff: How often and how fast to come back.
+
+        Raises:
+            CarrelError: It was refused, or could not be opened again.
+        """
+
+        async def over() -> bool:
+            return False
+
+        reader = Reader(resume, filtered=bool(thread_id))
+        query = {"thread_id": thread_id} if thread_id else {}
+        async for item in self._stream("/api/events", query, reader, backoff, over):
+            yield item
+
+    async def _stream(
+        self, path: str, query: Mapping[str, str], reader: Reader, backoff: Backoff | None, over: Any
+    ) -> AsyncIterator[Event | Notice]:
+        first = last_event_id(reader.position) if reader.resume() else ""
+
+        @asynccontextmanager
+        async def opened(asked: str) -> AsyncIterator[aiohttp.ClientResponse]:
+            place = asked or first
+            headers = {"Accept": "text/event-stream", **({"Last-Event-ID": place} if place else {})}
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout.total)
+            async with self._client().get(self._url + path, params=query, headers=headers, timeout=timeout) as response:
+                await _raise_for(response)
+                if response.status != 204 and response.content_type != "text/event-stream":
+                    raise ProtocolError(f"{self._url} answered no stream of events; is it a gateway?")
+                yield response
+
+        ends = path.startswith("/api/runs/")
+        async for item in read_stream(opened, reader, backoff or Backoff(), over, ends=ends):
+            yield item
 
     async def _json(
         self,

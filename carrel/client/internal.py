@@ -17,6 +17,7 @@ import orjson
 from grpc import aio
 
 from carrel.client.backoff import Backoff
+from carrel.client.calls import open_channel, stream
 from carrel.client.convert import artifact_of, audit_of, event_of, position_of, position_to_proto, reset_of, run_of
 from carrel.client.keeping import kept
 from carrel.client.models import Artifact, AuditRecord, Event, LogReset, Position, Run, RunState
@@ -33,7 +34,6 @@ __all__ = ["Endpoints", "InternalClient"]
 
 T = TypeVar("T")
 
-_MAX_MESSAGE: Final = 4 * 1024 * 1024
 _STREAM_S: Final = 60.0
 _STRATEGIES: Final[Mapping[str, execution_pb2.ThreadStrategy.ValueType]] = {
     "": execution_pb2.THREAD_STRATEGY_UNSPECIFIED,
@@ -42,17 +42,6 @@ _STRATEGIES: Final[Mapping[str, execution_pb2.ThreadStrategy.ValueType]] = {
     "interrupt": execution_pb2.THREAD_STRATEGY_INTERRUPT,
     "rollback": execution_pb2.THREAD_STRATEGY_ROLLBACK,
 }
-_OPTIONS: Final = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", _MAX_MESSAGE),
-    ("grpc.max_send_message_length", _MAX_MESSAGE),
-    # Above the 10 s that the servers permit: pinging faster ends in too_many_pings.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +76,7 @@ class InternalClient:
         self._tickets = tickets
         self._timeout_s = timeout_s
         self._backoff = backoff or Backoff(attempts=4, first_s=0.05, longest_s=1.0)
-        self._channels = [_channel(at, tls) for at in (endpoints.execution, endpoints.emitter, endpoints.bridge)]
+        self._channels = [open_channel(at, tls) for at in (endpoints.execution, endpoints.emitter, endpoints.bridge)]
         self._execution = ExecutionServiceStub(self._channels[0])
         self._emitter = EmitterServiceStub(self._channels[1])
         self._bridge = BridgeServiceStub(self._channels[2])
@@ -218,11 +207,41 @@ class InternalClient:
         async for run in self._watch(run_id, keeps_alive=False):
             yield run
 
+    async def watch_run_events(
+        self, run_id: str, position: Position | None = None
+    ) -> AsyncIterator[Run | Event | LogReset]:
+        """``WatchRun`` with events: the run at each change, and its events as the log has them, in one stream.
+
+        The terminal state comes last, after the terminal event.
+
+        Args:
+            run_id: The run.
+            position: The last event seen, on any transport; from the run's first event when None.
+
+        Raises:
+            CarrelError: There is no such run, or the stream broke; watch again from the last event's ``position``.
+        """
+        request = execution_pb2.WatchRunRequest(
+            context=(await self._tickets.session()).context(),
+            run_id=run_id,
+            events=True,
+            position=position_to_proto(position) if position is not None else None,
+        )
+        async for response in stream(self._execution.WatchRun(request)):
+            match response.WhichOneof("log"):
+                case "entries":
+                    for entry in response.entries.entries:
+                        yield event_of(entry, response.entries.user_id, response.entries.epoch)
+                case "reset":
+                    yield reset_of(response.reset)
+                case None:
+                    yield run_of(response.run)
+
     async def _watch(self, run_id: str, *, keeps_alive: bool) -> AsyncIterator[Run]:
         request = execution_pb2.WatchRunRequest(
             context=(await self._tickets.session()).context(), run_id=run_id, keeps_alive=keeps_alive
         )
-        async for response in _stream(self._execution.WatchRun(request)):
+        async for response in stream(self._execution.WatchRun(request)):
             yield run_of(response.run)
 
     async def cancel_run(self, run_id: str, reason: str = "") -> Run:
@@ -287,7 +306,7 @@ class InternalClient:
         request = execution_pb2.GetArtifactRequest(context=context, run_id=run_id, name=name)
         artifact: Artifact | None = None
         data = bytearray()
-        async for piece in _stream(self._execution.GetArtifact(request, timeout=_STREAM_S)):
+        async for piece in stream(self._execution.GetArtifact(request, timeout=_STREAM_S)):
             if piece.WhichOneof("item") == "artifact":
                 artifact = artifact_of(piece.artifact)
             else:
@@ -304,12 +323,13 @@ class InternalClient:
         """``ReadEvents``: entries after a position, oldest first; all that is kept when it is None.
 
         Args:
-            position: The last entry seen.
-            run_id: Only this run's; with ``follow`` it ends after the terminal event.
+            position: The last entry seen, on any transport.
+            run_id: Only this run's, from its first; with ``follow`` it ends after the terminal event.
             thread_id: Only this thread's.
             follow: Go on with new ones.
 
         Raises:
+            NotFoundError: The log has nothing of the run; with ``follow`` it is waited for, 10 s.
             CarrelError: It was refused, or the stream broke; read again from the last event's ``position``.
         """
         request = bridge_pb2.ReadEventsRequest(
@@ -317,7 +337,7 @@ class InternalClient:
         )
         if position is not None:
             request.position.CopyFrom(position_to_proto(position))
-        async for response in _stream(self._bridge.ReadEvents(request, timeout=None if follow else _STREAM_S)):
+        async for response in stream(self._bridge.ReadEvents(request, timeout=None if follow else _STREAM_S)):
             match response.WhichOneof("item"):
                 case "entries":
                     for entry in response.entries.entries:
@@ -366,19 +386,3 @@ class InternalClient:
             if problem.status is not Status.UNAVAILABLE or late or delay is None:
                 raise problem
             await asyncio.sleep(delay)
-
-
-def _channel(target: str, tls: grpc.ChannelCredentials | None) -> aio.Channel:
-    if tls is None:
-        return aio.insecure_channel(target, options=_OPTIONS)
-    return aio.secure_channel(target, tls, options=_OPTIONS)
-
-
-async def _stream(call: Any) -> AsyncIterator[Any]:
-    try:
-        async for response in call:
-            yield response
-    except aio.AioRpcError as error:
-        raise from_rpc_error(error) from None
-    finally:
-        call.cancel()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from carrel.errors import CarrelError, ProtocolError
+from carrel.errors import CarrelError, InvalidPositionError, ProtocolError
 
 __all__ = [
     "Accepted",
@@ -70,6 +70,32 @@ class Position:
     def usable(self) -> bool:
         """Whether the log can compare it: past the beginning it needs the entry's event_id."""
         return bool(self.epoch) and (self.offset == 0 or bool(self.event_id))
+
+    def __str__(self) -> str:
+        """``epoch:offset:event_id``, as in the ids of Server-Sent Events; ``parse`` reads it."""
+        return f"{self.epoch}:{self.offset}:{self.event_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """The position that ``str`` made; ``:0:`` is the beginning of whatever is kept.
+
+        Raises:
+            InvalidPositionError: It is no such text.
+        """
+        # Only the event_id may hold colons.
+        epoch, _, rest = text.strip().partition(":")
+        offset, colon, event_id = rest.partition(":")
+        if not (colon and offset.isascii() and offset.isdigit() and len(offset) <= 18):
+            raise InvalidPositionError(
+                f"{text[:80]!r} is no position", advice="write epoch:offset:event_id as it was saved, or :0: for all"
+            )
+        position = cls(epoch, int(offset), event_id)
+        if position.offset and not epoch:
+            raise InvalidPositionError(
+                f"the position {text[:80]!r} lacks its epoch",
+                advice="save whole positions, epoch:offset:event_id: an offset alone cannot be compared with the log",
+            )
+        return position
 
 
 @dataclass(frozen=True, slots=True)

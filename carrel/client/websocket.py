@@ -1,51 +1,56 @@
 """A user's WebSocket client: runs, and events that survive a lost connection, each once and in order.
 
 It reconnects by itself with its position (full jitter, a bounded number of times in a row), drops what it has given
-already, and repeats unanswered commands, which are idempotent by their ``client_ref``. What the frames mean is
-``frames.py``'s; the protocol is docs/protocol.md. Not for internal services: they use ``InternalClient``.
+already, and repeats unanswered commands, which are idempotent by their ``client_ref``. It holds at most a window of
+events that the application has not taken: it acknowledges what was *worked on* (taken, and the next one asked for), and
+a gateway that counts (``ack``) sends no more than the window meanwhile; with one that does not, the client stops
+reading. Nothing is ever dropped.
+
+**At least once, or exactly once.** Within one client each event is given once. An application that may die keeps a
+position: saved after an event was worked on, the event may come again after a crash (at least once). Saved together
+with what the event changed, in one transaction, ``event.position`` makes its effect happen exactly once: what comes
+after a restart with ``resume`` begins right after it.
+
+**What is wrong on the wire** is never passed over. Messages that break the protocol, offsets that jump unexplained and
+heartbeats that tell another position than the client's end the connection, and the log decides when the client comes
+back: what is missing comes, or a ``Reset`` or ``Gap`` says that it does not. Three times in a row raises ProtocolError.
+
+The protocol is docs/protocol.md. Not for internal services: they use ``InternalClient``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import aiohttp
 import orjson
 
 from carrel.client.asking import accepted_of, execute_fields
 from carrel.client.backoff import Backoff
+from carrel.client.commands import Commands
+from carrel.client.following import follow
+from carrel.client.http import GatewayHttp
+from carrel.client.inbox import Inbox
+from carrel.client.link import Link, LinkOptions, LostError
+from carrel.client.login import Login, TokenSource
 from carrel.client.models import Accepted, Event, Position
-from carrel.client.reading import Notice, Reader
-from carrel.error_base import from_dict
-from carrel.errors import CarrelError, DeadlineError, Status, TokenError, UnavailableError
+from carrel.client.notices import Notice, Reset, RunStatus
+from carrel.client.reading import Reader
+from carrel.client.states import ConnectionState, Phase
+from carrel.error_base import InternalError
+from carrel.errors import CarrelError, InvalidPositionError, ProtocolError, UnavailableError
 from carrel.ids import new_id
 
-__all__ = ["Notice", "SocketClient"]
+__all__ = ["SocketClient", "TokenSource"]
 
-SUBPROTOCOL: Final = "carrel.v1"
-_QUEUED: Final = 1000
-_MAX_MESSAGE: Final = 8 * 1024 * 1024
 _STEADY_AFTER_S: Final = 5.0
-_NEVER_RECONNECT: Final = 4500
-_RETRY_HTTP: Final = frozenset({429, 500, 502, 503, 504})
-_CONNECT_S: Final = 15.0
-_SILENCES: Final = 2.5
-
-TokenSource = str | Callable[[], str | Awaitable[str]]
-
-
-@dataclass(slots=True)
-class _Command:
-    """A frame that waits for its answer."""
-
-    text: str
-    answer: asyncio.Future[dict[str, Any]]
+_BROKEN_IN_A_ROW: Final = 3
+_BYTES: Final = 16 * 1024 * 1024
 
 
 class SocketClient:
@@ -53,44 +58,75 @@ class SocketClient:
 
     Args:
         url: The gateway, ``http://host:port`` or ``https://…``.
-        token: The user's token, or what gives a fresh one for each connection.
+        token: The user's token, or what gives a fresh one: for each connection, and before the present one ends.
+        user_id: The user that the token must be of; not checked when empty.
         thread_id: Only events of this thread; also the thread of runs that name none.
         resume: Where to go on reading; ``Position()`` for everything that is kept; None for what comes from now on.
         batch: Ask for ``event_batch`` frames.
+        compress: Ask for compressed ones.
+        window: Events that may wait for the application; the gateway is asked to send no more. 0 asks it for nothing.
+        repeat: Give again after a reset what was given before it.
         backoff: How often and how fast to reconnect.
         patient: Whether the first connection is tried again, too, when it fails.
+        on_reset: Called, and awaited, when the stream comes to a reset: after the events before it were taken.
+        on_state: Called when the connection's state changes; must not block.
+
+    Raises:
+        InvalidPositionError: ``resume`` lacks its epoch.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is a choice of the application's, and has a default
         self,
         url: str,
         token: TokenSource,
         *,
+        user_id: str = "",
         thread_id: str = "",
         resume: Position | None = None,
-        batch: bool = False,
+        batch: bool = True,
+        compress: bool = True,
+        window: int = 1000,
+        repeat: bool = False,
         backoff: Backoff | None = None,
         patient: bool = False,
+        on_reset: Callable[[Reset], Awaitable[None] | None] | None = None,
+        on_state: Callable[[ConnectionState], None] | None = None,
     ) -> None:
-        self._url = url.rstrip("/") + "/ws"
-        self._token = token
-        self._options = {name: value for name, value in (("thread_id", thread_id), ("batch", batch)) if value}
+        if resume is not None and resume.offset and not resume.epoch:
+            raise InvalidPositionError("a position needs its epoch", advice="save whole positions: str(event.position)")
+        self._url = url.rstrip("/")
+        self._login = Login(token)
         self._backoff = backoff or Backoff()
         self._patient = patient
-        self.reader = Reader(resume, filtered=bool(thread_id))
+        self._on_reset = on_reset
+        self._on_state = on_state
+        self.reader = Reader(resume, filtered=bool(thread_id), repeat=repeat)
         self.reconnects = 0
-        self.connection_id = ""
-        self._items: asyncio.Queue[Event | Notice | None] = asyncio.Queue(_QUEUED)
-        self._commands: dict[str, _Command] = {}
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self.state = ConnectionState(Phase.CONNECTING)
+        self._inbox = Inbox(window or 1000, _BYTES, self.reader.position)
+        self._commands = Commands(self._send, self._backoff, self._why_waiting)
+        path = f"/ws/{quote(user_id, safe='')}" if user_id else "/ws"
+        self._options = LinkOptions(self._url + path, thread_id, batch, compress, acknowledge=window > 0)
+        self._link: Link | None = None
         self._ready: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: CarrelError | None = None
+        self._statuses: dict[str, RunStatus] = {}
 
     @property
     def position(self) -> Position:
-        """The place after the last event that was received; give it as ``resume`` to go on from there."""
-        return self.reader.position
+        """The place after what the application has taken last; give it as ``resume`` to go on from there."""
+        return self._inbox.taken
+
+    @property
+    def connection_id(self) -> str:
+        """The gateway's name for the present connection; empty when there is none."""
+        return self._link.connection_id if self._link is not None else ""
+
+    @property
+    def held(self) -> int:
+        """How many events and notices have come that the application has not taken."""
+        return len(self._inbox)
 
     async def __aenter__(self) -> Self:
         self._ready = asyncio.get_running_loop().create_future()
@@ -108,11 +144,11 @@ class SocketClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the connection. Idempotent."""
+        """End the connection. What has come may still be taken; then iterators end. Idempotent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            self._fail(UnavailableError("the client was closed"))
+            self._end(UnavailableError("the client was closed"), wished=True)
 
     # What a user asks for.
 
@@ -152,7 +188,7 @@ class SocketClient:
             strategy=strategy,
             bound=bound,
         )
-        return accepted_of(await self._ask(ref, {"type": "agent_execute", **fields}, timeout_s), ref)
+        return accepted_of(await self._commands.ask(ref, {"type": "agent_execute", **fields}, timeout_s), ref)
 
     async def cancel(self, run_id: str, reason: str = "", timeout_s: float = 10.0) -> str:
         """Ask for a run's end; the run's status then.
@@ -161,7 +197,7 @@ class SocketClient:
             CarrelError: There is no such run, or no answer came in time.
         """
         frame = {"type": "agent_cancel", "run_id": run_id, **({"reason": reason} if reason else {})}
-        return str((await self._ask(new_id("ref"), frame, timeout_s)).get("status", ""))
+        return str((await self._commands.ask(new_id("ref"), frame, timeout_s)).get("status", ""))
 
     async def provide_input(self, run_id: str, input_id: str, value: object, timeout_s: float = 10.0) -> str:
         """Answer a run's question; the run's status then. The same answer may be given twice.
@@ -172,7 +208,7 @@ class SocketClient:
             CarrelError: There is no such run, or no answer came in time.
         """
         frame = {"type": "input_provide", "run_id": run_id, "input_id": input_id, "value": value}
-        return str((await self._ask(new_id("ref"), frame, timeout_s)).get("status", ""))
+        return str((await self._commands.ask(new_id("ref"), frame, timeout_s)).get("status", ""))
 
     async def ping(self, timeout_s: float = 10.0) -> None:
         """Return once the gateway has answered.
@@ -180,7 +216,7 @@ class SocketClient:
         Raises:
             CarrelError: No answer came in time.
         """
-        await self._ask(new_id("ref"), {"type": "ping"}, timeout_s)
+        await self._commands.ask(new_id("ref"), {"type": "ping"}, timeout_s)
 
     async def send(self, frame: Mapping[str, Any]) -> None:
         """Send any frame as it is, for what has no method here; its answer, if any, is a notice.
@@ -188,9 +224,11 @@ class SocketClient:
         Raises:
             UnavailableError: There is no connection at this moment.
         """
-        if self._socket is None or self._socket.closed:
+        if self._link is None or not self._link.open:
             raise UnavailableError("there is no connection at this moment")
-        await self._socket.send_str(orjson.dumps(frame).decode())
+        await self._link.send(orjson.dumps(frame).decode())
+
+    # What a user reads: in one task at a time.
 
     async def events(self) -> AsyncIterator[Event]:
         """Events as they come, until the client is closed.
@@ -203,195 +241,155 @@ class SocketClient:
                 yield item
 
     async def items(self) -> AsyncIterator[Event | Notice]:
-        """Events, and notices about them: ``reset``, ``gap``, ``error`` and whatever else answers no command.
+        """Events, and notices about them: ``Reset``, ``Gap``, ``RunStatus``, ``Bye``, and what else answers no command.
 
         Raises:
             CarrelError: The connection was refused, or could not be made again.
         """
-        while True:
-            item = await self._items.get()
-            if item is None:
-                # For the next reader, who learns the same.
-                self._items.put_nowait(None)
-                assert self._failure is not None
-                raise self._failure
+        while (item := await self._next(None)) is not None:
             yield item
 
-    # Commands.
+    async def run_events(self, *run_ids: str) -> AsyncIterator[Event]:
+        """The events of one run, or of several, until each has ended; those of other runs pass by.
 
-    async def _ask(self, ref: str, frame: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        failures = 0
-        last: CarrelError | None = None
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    try:
-                        return await self._ask_once(ref, frame)
-                    except CarrelError as error:
-                        # The gateway's own neighbours may be away for a moment; the same ref makes asking again safe.
-                        if error.status is not Status.UNAVAILABLE or self._failure is not None:
-                            raise
-                        last = error
-                        failures += 1
-                        delay = self._backoff.delay_s(failures, error.retry_after_s or 0.0)
-                        if delay is None:
-                            raise
-                        await asyncio.sleep(delay)
-        except TimeoutError:
-            if last is not None:
-                # It was answered, and that says more than how long was waited.
-                raise last from None
-            raise DeadlineError(f"no answer to {frame['type']} came within {timeout_s:g} s") from None
+        A reset may have taken a run's last event with it: then ``run_status`` knows how it ended.
 
-    async def _ask_once(self, ref: str, frame: dict[str, Any]) -> dict[str, Any]:
-        if self._failure is not None:
-            raise self._failure
-        text = orjson.dumps({**frame, "client_ref": ref}).decode()
-        command = _Command(text, asyncio.get_running_loop().create_future())
-        self._commands[ref] = command
-        try:
-            if self._socket is not None and not self._socket.closed:
-                # When it fails, the command is sent again on the next connection.
-                with contextlib.suppress(ConnectionError):
-                    await self._socket.send_str(text)
-            return await command.answer
-        finally:
-            if self._commands.get(ref) is command:
-                del self._commands[ref]
+        Raises:
+            UnknownRunError: After a reset, the run does not exist any more.
+            CarrelError: The connection was refused, or could not be made again.
+        """
+        async for item in self.run_items(*run_ids):
+            if isinstance(item, Event):
+                yield item
 
-    # The connection's life.
+    async def run_items(self, *run_ids: str, known_ended: Sequence[str] = ()) -> AsyncIterator[Event | Notice]:
+        """As ``run_events``, with what the stream says about itself.
+
+        Args:
+            run_ids: The runs.
+            known_ended: Those of them that had ended already: their last event may be older than what the log keeps.
+        """
+        steps = follow(run_ids, self._next, self._look, known_ended=known_ended, steady=self._is_steady)
+        async for item in steps:
+            yield item
+
+    def run_status(self, run_id: str) -> RunStatus | None:
+        """How a run stood after the last reset, if there was one and the gateway said so."""
+        return self._statuses.get(run_id)
+
+    async def _next(self, wait_s: float | None) -> Event | Notice | None:
+        async with asyncio.timeout(wait_s):
+            item = await self._inbox.take()
+        if isinstance(item, Reset):
+            self._statuses.clear()
+            if self._on_reset is not None:
+                called = self._on_reset(item)
+                if inspect.isawaitable(called):
+                    await called
+        elif isinstance(item, RunStatus):
+            self._statuses[item.run_id] = item
+        return item
+
+    async def _look(self, run_id: str) -> RunStatus:
+        async with GatewayHttp(self._url, self._login.current) as http:
+            status = RunStatus("run_state", {"type": "run_state", **(await http.run(run_id))})
+        self._statuses[run_id] = status
+        return status
+
+    # The connections' life.
+
+    async def _send(self, text: str) -> None:
+        if self._link is not None and self._link.open:
+            await self._link.send(text)
+        else:
+            self._inbox.nudge()
+
+    def _is_steady(self) -> bool:
+        return self.state.phase in {Phase.CONNECTED, Phase.CLOSED}
+
+    def _why_waiting(self) -> str:
+        if self._inbox.full():
+            return f"{len(self._inbox)} events have come that the application does not take"
+        return self.state.reason if self.state.phase is not Phase.CONNECTED else ""
+
+    def _turn(self, phase: Phase, reason: str = "", retry_s: float = 0.0, failures: int = 0) -> None:
+        self.state = ConnectionState(phase, reason, retry_s, failures)
+        if self._on_state is not None:
+            self._on_state(self.state)
 
     async def _live(self) -> None:
-        failures = 0
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
+        try:
+            await self._connections()
+        except CarrelError as error:
+            self._end(error)
+        except Exception as error:  # noqa: BLE001 -- whoever waits for events must learn that none will come
+            fault = InternalError(f"the client failed: {type(error).__name__}: {error}")
+            fault.__cause__ = error
+            self._end(fault)
+
+    async def _connections(self) -> None:
+        failures = broken = 0
+        loop = asyncio.get_running_loop()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=15.0)
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
             while True:
-                began = asyncio.get_running_loop().time()
-                seen = self.reader.position
+                await self._inbox.half_empty(lambda: bool(self._commands.texts))
+                self._turn(Phase.CONNECTING, failures=failures)
+                began, seen = loop.time(), self.reader.position
+                self._link = link = Link(
+                    self._options, self._login, self.reader, self._inbox, self._commands, self._on_connected
+                )
                 try:
-                    problem = await self._connection(session)
-                except CarrelError as error:
-                    self._fail(error)
-                    return
-                lasted = asyncio.get_running_loop().time() - began
-                steady = self.reader.position != seen or lasted >= _STEADY_AFTER_S
+                    await link.run(session)
+                except LostError as error:
+                    lost = error
+                moved = self.reader.position != seen
+                steady = moved or loop.time() - began >= _STEADY_AFTER_S
                 failures = 1 if steady and self._connected_once else failures + 1
-                delay = self._backoff.delay_s(failures, self.reader.retry_s)
-                if delay is None or not (self._connected_once or self._patient):
-                    self._fail(_unreachable(self._url, problem, failures))
-                    return
-                await asyncio.sleep(delay)
+                broken = (1 if moved else broken + 1) if lost.broken else 0
+                if broken >= _BROKEN_IN_A_ROW:
+                    raise ProtocolError(lost.problem, advice="coming back changes nothing; tell the gateway's operator")
+                await self._pause(lost, failures)
+
+    async def _pause(self, lost: LostError, failures: int) -> None:
+        delay = self._backoff.delay_s(failures, lost.retry_s)
+        if lost.at_once:
+            return
+        if delay is None or not (self._connected_once or self._patient):
+            raise _unreachable(self._url, lost.problem, failures)
+        reason = lost.problem
+        if self._inbox.full():
+            reason = f"{len(self._inbox)} events wait for the application; {reason}"
+        self._turn(Phase.WAITING, reason, delay, failures)
+        await asyncio.sleep(delay)
 
     @property
     def _connected_once(self) -> bool:
         return self._ready is not None and self._ready.done()
 
-    async def _connection(self, session: aiohttp.ClientSession) -> str:
-        """One connection from its beginning to its end; why it ended.
-
-        Raises:
-            CarrelError: Connecting again would end the same way.
-        """
-        token = await self._fresh_token()
-        try:
-            async with asyncio.timeout(_CONNECT_S):
-                socket = await session.ws_connect(
-                    self._url, protocols=(SUBPROTOCOL,), max_msg_size=_MAX_MESSAGE, timeout=aiohttp.ClientWSTimeout(1.0)
-                )
-        except aiohttp.WSServerHandshakeError as error:
-            if error.status in _RETRY_HTTP:
-                return f"HTTP status {error.status}"
-            raise _refused(error.status) from None
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return str(error) or type(error).__name__
-        self._socket = socket
-        try:
-            self.reader.begin()
-            await socket.send_str(orjson.dumps(self._connect_frame(token)).decode())
-            await self._read(socket)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return str(error) or type(error).__name__
-        finally:
-            self._socket = None
-            await socket.close()
-        if socket.close_code is not None and socket.close_code >= _NEVER_RECONNECT:
-            raise self.reader.refusal(socket.close_code)
-        return f"the connection was closed with code {socket.close_code}"
-
-    async def _fresh_token(self) -> str:
-        if isinstance(self._token, str):
-            return self._token
-        token = self._token()
-        return await token if inspect.isawaitable(token) else token
-
-    def _connect_frame(self, token: str) -> dict[str, Any]:
-        return {"type": "connect", "token": token, **self._options, **self.reader.resume()}
-
-    async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        silence = _CONNECT_S
-        while True:
-            message = await socket.receive(silence)
-            if message.type is not aiohttp.WSMsgType.TEXT:
-                return
-            frame = orjson.loads(message.data)
-            if frame.get("type") == "connected":
-                silence = max(_SILENCES * float(frame.get("heartbeat") or 30.0), 1.0)
-                self.connection_id = str(frame.get("connection_id", ""))
-                self.reader.connected(frame)
-                await self._on_connected(socket)
-                continue
-            command = self._commands.get(frame.get("client_ref") or "") if "type" in frame else None
-            if command is not None:
-                _answer(command, frame)
-                continue
-            for item in self.reader.take(frame):
-                await self._items.put(item)
-
-    async def _on_connected(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        for command in list(self._commands.values()):
-            await socket.send_str(command.text)
+    def _on_connected(self) -> None:
+        self._turn(Phase.CONNECTED)
         if self._connected_once:
             self.reconnects += 1
         elif self._ready is not None:
             self._ready.set_result(None)
 
-    def _fail(self, error: CarrelError) -> None:
+    def _end(self, error: CarrelError, *, wished: bool = False) -> None:
         if self._failure is not None:
             return
         self._failure = error
-        for command in self._commands.values():
-            if not command.answer.done():
-                command.answer.set_exception(error)
+        self._commands.fail(error)
+        self._inbox.end(None if wished else error)
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(error)
             # Whoever entered the client raises it; nobody else need look at the future.
             self._ready.exception()
-        if self._items.full():
-            self._items.get_nowait()
-        self._items.put_nowait(None)
-
-
-def _answer(command: _Command, frame: dict[str, Any]) -> None:
-    if command.answer.done():
-        return
-    if frame["type"] == "error":
-        command.answer.set_exception(from_dict(frame))
-    else:
-        command.answer.set_result(frame)
-
-
-def _refused(status: int) -> CarrelError:
-    if status == 401:
-        return TokenError("the gateway does not accept the token")
-    return CarrelError(
-        f"the gateway refused the connection with HTTP status {status}",
-        advice="is the address that of a gateway, and the token that of its user?",
-    )
+        self._turn(Phase.CLOSED, "" if wished else error.message)
 
 
 def _unreachable(url: str, problem: str, failures: int) -> UnavailableError:
     tries = "once" if failures == 1 else f"{failures} times"
     return UnavailableError(
-        f"the gateway at {url.removesuffix('/ws')} cannot be reached: {problem} (tried {tries})",
+        f"the gateway at {url} cannot be reached: {problem} (tried {tries})",
         advice="start it with `carrel up`, or name another with --url",
     )

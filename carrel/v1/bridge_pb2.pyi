@@ -497,7 +497,9 @@ class ReadEventsRequest(_message.Message):
 
     @_builtins.property
     def position(self) -> _events_pb2.Position:
-        """Where to go on reading; unset to begin at the oldest entry."""
+        """The last entry that was seen; the log is read inclusive of it, and another entry there is a `reset`. Unset, or
+        offset 0 without an epoch, to begin at the oldest entry, with `run_id` at the run's first.
+        """
 
     def __init__(
         self,
@@ -532,7 +534,9 @@ class ReadEventsResponse(_message.Message):
 
     @_builtins.property
     def reset(self) -> _events_pb2.Reset:
-        """The position could not be used; entries follow from the one given here."""
+        """The position could not be used, the first entries of the run are no longer kept, or the log has changed its
+        epoch; entries follow from the position given here.
+        """
 
     @_builtins.property
     def through(self) -> _events_pb2.Position:

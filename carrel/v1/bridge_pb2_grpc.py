@@ -84,7 +84,8 @@ class BridgeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReadEvents(self, request, context):
-        """ReadEvents streams a user's log from a position, and follows it when asked to. Session or run scope.
+        """ReadEvents streams a user's log from a position, and follows it when asked to. Session or run scope. NOT_FOUND for
+        a `run_id` of which the user's log has nothing; a follower waits up to 10 s for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,9 @@ class BridgeServiceStub:
     receives their entries. Has no deadline; gateways reopen it every 25 minutes and resume by position.
     """
     ReadEvents: _aio.UnaryStreamMultiCallable[_bridge_pb2.ReadEventsRequest, _bridge_pb2.ReadEventsResponse]
-    """ReadEvents streams a user's log from a position, and follows it when asked to. Session or run scope."""
+    """ReadEvents streams a user's log from a position, and follows it when asked to. Session or run scope. NOT_FOUND for
+    a `run_id` of which the user's log has nothing; a follower waits up to 10 s for it.
+    """
     ResolveRun: _aio.UnaryUnaryMultiCallable[_bridge_pb2.ResolveRunRequest, _bridge_pb2.ResolveRunResponse]
     """ResolveRun returns the thread and the extent in the log of one of the user's runs. Session or run scope."""
     GetState: _aio.UnaryUnaryMultiCallable[_bridge_pb2.GetStateRequest, _bridge_pb2.GetStateResponse]
@@ -62,7 +64,9 @@ class BridgeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _bridge_pb2.ReadEventsRequest,
         context: _aio.ServicerContext[_bridge_pb2.ReadEventsRequest, _abc.AsyncIterator[_bridge_pb2.ReadEventsResponse]],
     ) -> _abc.AsyncIterator[_bridge_pb2.ReadEventsResponse]:
-        """ReadEvents streams a user's log from a position, and follows it when asked to. Session or run scope."""
+        """ReadEvents streams a user's log from a position, and follows it when asked to. Session or run scope. NOT_FOUND for
+        a `run_id` of which the user's log has nothing; a follower waits up to 10 s for it.
+        """
 
     @_abc_1.abstractmethod
     def ResolveRun(

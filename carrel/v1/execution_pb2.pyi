@@ -4,7 +4,9 @@ isort:skip_file
 execution: engines, runs, threads, limits, pipelines, artifacts and audit. Owns all that is durable about runs."""
 
 from carrel.v1 import agent_instance_pb2 as _agent_instance_pb2
+from carrel.v1 import bridge_pb2 as _bridge_pb2
 from carrel.v1 import context_pb2 as _context_pb2
+from carrel.v1 import events_pb2 as _events_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -482,13 +484,23 @@ class WatchRunRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
     KEEPS_ALIVE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     keeps_alive: _builtins.bool
     """Keep a run with `bound_to_caller` alive for as long as this stream is open, and no longer."""
+    events: _builtins.bool
+    """Stream the run's events, too."""
     @_builtins.property
     def context(self) -> _context_pb2.UserExecutionContext:
         """The user. Session or run scope."""
+
+    @_builtins.property
+    def position(self) -> _events_pb2.Position:
+        """With `events`: the last event that was seen, on any transport; it is compared with the log (inclusive). Unset, or
+        offset 0 without an epoch, to begin with the run's first event.
+        """
 
     def __init__(
         self,
@@ -496,10 +508,12 @@ class WatchRunRequest(_message.Message):
         context: _context_pb2.UserExecutionContext | None = ...,
         run_id: _builtins.str = ...,
         keeps_alive: _builtins.bool = ...,
+        events: _builtins.bool = ...,
+        position: _events_pb2.Position | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "keeps_alive", b"keeps_alive", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "events", b"events", "keeps_alive", b"keeps_alive", "position", b"position", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,25 +521,47 @@ Global___WatchRunRequest: _TypeAlias = WatchRunRequest  # noqa: Y015
 
 @_typing.final
 class WatchRunResponse(_message.Message):
-    """WatchRunResponse is the run as it is now."""
+    """WatchRunResponse is the run as it is now, or, when events were asked for, a piece of its log. Exactly one of `run`
+    and `log` is set.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    THROUGH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> Global___Run:
-        """The run."""
+        """The run, at each change."""
+
+    @_builtins.property
+    def entries(self) -> _bridge_pb2.UserEntries:
+        """Events of the run."""
+
+    @_builtins.property
+    def reset(self) -> _events_pb2.Reset:
+        """The position could not be used, or the log lost something; events follow from the one given here."""
+
+    @_builtins.property
+    def through(self) -> _events_pb2.Position:
+        """Everything of the run up to here has been sent: a position to come back with."""
 
     def __init__(
         self,
         *,
         run: Global___Run | None = ...,
+        entries: _bridge_pb2.UserEntries | None = ...,
+        reset: _events_pb2.Reset | None = ...,
+        through: _events_pb2.Position | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "log", b"log", "reset", b"reset", "run", b"run", "through", b"through"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "log", b"log", "reset", b"reset", "run", b"run", "through", b"through"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_log: _TypeAlias = _typing.Literal["entries", "reset", "through"]  # noqa: Y015
+    _WhichOneofArgType_log: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_log) -> _WhichOneofReturnType_log | None: ...
 
 Global___WatchRunResponse: _TypeAlias = WatchRunResponse  # noqa: Y015
 

@@ -158,8 +158,9 @@ class ExecutionServiceServicer(object):
 
     def WatchRun(self, request, context):
         """WatchRun streams the run each time its state or a stage's changes, the current one first, and ends with the
-        terminal one. Session or run scope. (Events are read from the bridge.) With `keeps_alive` the run's life is
-        bound to the stream, for runs with `bound_to_caller`.
+        terminal one. Session or run scope. With `events` also the run's events, from a position or from its first one, by
+        the rules of BridgeService.ReadEvents; the terminal state then follows the terminal event. With `keeps_alive` the
+        run's life is bound to the stream, for runs with `bound_to_caller`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,8 +33,9 @@ class ExecutionServiceStub:
     """
     WatchRun: _aio.UnaryStreamMultiCallable[_execution_pb2.WatchRunRequest, _execution_pb2.WatchRunResponse]
     """WatchRun streams the run each time its state or a stage's changes, the current one first, and ends with the
-    terminal one. Session or run scope. (Events are read from the bridge.) With `keeps_alive` the run's life is
-    bound to the stream, for runs with `bound_to_caller`.
+    terminal one. Session or run scope. With `events` also the run's events, from a position or from its first one, by
+    the rules of BridgeService.ReadEvents; the terminal state then follows the terminal event. With `keeps_alive` the
+    run's life is bound to the stream, for runs with `bound_to_caller`.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_execution_pb2.GetRunRequest, _execution_pb2.GetRunResponse]
     """GetRun returns one run. Session or run scope."""
@@ -120,8 +121,9 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_execution_pb2.WatchRunRequest, _abc.AsyncIterator[_execution_pb2.WatchRunResponse]],
     ) -> _abc.AsyncIterator[_execution_pb2.WatchRunResponse]:
         """WatchRun streams the run each time its state or a stage's changes, the current one first, and ends with the
-        terminal one. Session or run scope. (Events are read from the bridge.) With `keeps_alive` the run's life is
-        bound to the stream, for runs with `bound_to_caller`.
+        terminal one. Session or run scope. With `events` also the run's events, from a position or from its first one, by
+        the rules of BridgeService.ReadEvents; the terminal state then follows the terminal event. With `keeps_alive` the
+        run's life is bound to the stream, for runs with `bound_to_caller`.
         """
 
     @_abc_1.abstractmethod

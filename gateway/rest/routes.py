@@ -11,6 +11,7 @@ from aiohttp import web
 from carrel.errors import NotImplementedYetError
 from gateway.login import Login
 from gateway.parts import Parts
+from gateway.rest.events import EventHandlers
 from gateway.rest.health import HealthHandlers
 from gateway.rest.http import Handler, authenticated
 from gateway.rest.operator import OperatorHandlers
@@ -34,7 +35,9 @@ class _Route:
     handler: LoginHandler
 
 
-def add_routes(app: web.Application, parts: Parts, readiness: Readiness, socket: Handler, wait_s: float) -> None:
+def add_routes(
+    app: web.Application, parts: Parts, readiness: Readiness, socket: Handler, events: EventHandlers, wait_s: float
+) -> None:
     """Add everything that the gateway serves."""
     health = HealthHandlers(parts, readiness)
     router = app.router
@@ -48,6 +51,9 @@ def add_routes(app: web.Application, parts: Parts, readiness: Readiness, socket:
     assert open_handlers.keys() == OPEN_PATHS
     for path, handler in open_handlers.items():
         router.add_route("GET", path, handler)
+    # An EventSource cannot send headers: these take a single-use token of the address, too.
+    router.add_route("GET", "/api/events", events.of_user)
+    router.add_route("GET", "/api/runs/{run_id}/events", events.of_run)
     for route in _routes(parts, wait_s):
         router.add_route(route.method, route.path, authenticated(route.handler, parts.logins))
 
@@ -63,7 +69,6 @@ def _routes(parts: Parts, wait_s: float) -> list[_Route]:
         _Route("GET", "/api/runs/{run_id}", runs.get),
         _Route("POST", "/api/runs/{run_id}/cancel", runs.cancel),
         _Route("POST", "/api/runs/{run_id}/input", runs.provide_input),
-        _Route("GET", "/api/runs/{run_id}/events", runs.events),
         _Route("GET", "/api/runs/{run_id}/artifacts", runs.artifacts),
         _Route("GET", "/api/runs/{run_id}/artifacts/{name}", runs.artifact),
         _Route("GET", "/api/threads", threads.list),

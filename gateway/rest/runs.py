@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
-from carrel.errors import CarrelError, InvalidRequestError, NotImplementedYetError, ProtocolError
+from carrel.errors import CarrelError, InvalidRequestError, ProtocolError
 from carrel.ids import check_id, check_minted_id
 from carrel.v1 import agent_instance_pb2, execution_pb2
 from gateway.fields import Rule, check_fields
@@ -142,12 +142,6 @@ class RunHandlers:
                     raise
             await response.write_eof()
         return response
-
-    async def events(self, request: web.Request, login: Login) -> web.StreamResponse:
-        """``GET /api/runs/{run_id}/events``: comes with a later release."""
-        raise NotImplementedYetError(
-            "server-sent events come with a later release", advice="read events through the WebSocket /ws"
-        )
 
 
 def _executed(run: execution_pb2.Run, applied: str) -> web.Response:

@@ -20,7 +20,7 @@ from services.bridge import convert
 from services.bridge.domain.bridge import Bridge
 from services.bridge.domain.links import GatewayLink
 from services.bridge.domain.reading import ReadQuery
-from services.bridge.models import Append, AppendResult, Bye
+from services.bridge.models import Append, AppendResult, Bye, ResumePoint
 
 __all__ = ["BridgeServicer"]
 
@@ -174,7 +174,7 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
             raise _other_run()
         query = ReadQuery(
             user=principal.user_id,
-            resume=convert.resume_of(request.position) if request.HasField("position") else None,
+            resume=_resume_of(request),
             run_id=run_id,
             keep=convert.entry_filter(run_id, request.thread_id),
             follow=request.follow,
@@ -289,6 +289,14 @@ class _Acks:
             known.ClearField("refusal")
         if ack.through > known.through:
             known.through, known.offset, known.epoch = ack.through, ack.offset, ack.epoch
+
+
+def _resume_of(request: bridge_pb2.ReadEventsRequest) -> ResumePoint | None:
+    if not request.HasField("position"):
+        return None
+    point = convert.resume_of(request.position)
+    # Offset 0 alone asks for everything that is kept, on every transport.
+    return point if point.offset or point.epoch else None
 
 
 def _raise_failure(reader: asyncio.Task[None]) -> None:

@@ -109,6 +109,10 @@ class MemoryEventLog:
                 del self._logs[user]
         return removed
 
+    def retain(self, retention: Retention) -> None:
+        """Keep another amount from the next ``sweep`` on."""
+        self._retention = retention
+
     async def probe(self) -> None:
         self._check_open()
 

@@ -15,10 +15,12 @@ from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.lifecycle import Phase, Running, Starter
+from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
 from services.execution.client_agent_instance import GrpcAgentHost
+from services.execution.client_bridge import BridgeRunLog
 from services.execution.client_contexts import RunContexts
 from services.execution.client_emitter import EmitterSink
 from services.execution.config import ExecutionSettings
@@ -55,6 +57,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         async with (
             Copies(settings.agent_instance, "agent_instance") as agents,
             Copies(settings.emitter, "emitter") as emitters,
+            open_channel(settings.bridge) as bridge,
             ProducerStream.to_emitters(emitters) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
@@ -90,7 +93,9 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             await revoked.look()
             verifier.is_revoked = revoked.refuses
             _ = loops.start(revoked.look_for_ever(), "revocations")
-            server = _server(settings, services, factory, verifier, revoked)
+            # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
+            servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge), revoked=revoked)
+            server = _server(settings, services, servicer, verifier)
             yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
@@ -143,11 +148,7 @@ class _Execution:
 
 
 def _server(
-    settings: ExecutionSettings,
-    services: RunServices,
-    factory: ExecutionEngineFactory,
-    verifier: TicketVerifier,
-    revoked: RevokedUsers,
+    settings: ExecutionSettings, services: RunServices, servicer: ExecutionServicer, verifier: TicketVerifier
 ) -> RpcServer:
     async def writable() -> bool:
         await services.store.probe()
@@ -156,7 +157,6 @@ def _server(
 
     readiness = Readiness()
     readiness.add("run store", writable)
-    servicer = ExecutionServicer(factory, services, verifier, revoked=revoked)
     server = RpcServer(
         settings.listen,
         [(pb_grpc.add_ExecutionServiceServicer_to_server, servicer, _SERVICE)],

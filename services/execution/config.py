@@ -33,6 +33,7 @@ class ExecutionSettings(SharedSettings):
     listen: ListenAddress = Field("127.0.0.1:50051", description="host:port that is served")
     agent_instance: PeerAddress = Field("127.0.0.1:50052", description="host:port of agent_instance")
     emitter: PeerAddress = Field("127.0.0.1:50053", description="host:port of the emitter")
+    bridge: PeerAddress = Field("127.0.0.1:50054", description="host:port of the bridge, where watchers' events are")
     ticket_key: Path = Field(default_factory=_key_of, description="private key that signs the tickets of runs")
     data_dir: Path = Field(default_factory=_data_of, description="folder of the run store and the artifacts")
     synchronous: Literal["NORMAL", "FULL"] = Field(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import aclosing
 from typing import Any, Final
 
 import psutil
 from grpc import aio
 
 from carrel.errors import (
-    DrainingError,
     UnknownArtifactError,
     UnknownRunError,
     UnknownThreadError,
@@ -27,9 +26,9 @@ from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.paging import decode_token, encode_token
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
-from services.execution.domain.watch import watch_run
-from services.execution.models import TERMINAL_STATES, RunRecord, RunState, UserKey
+from services.execution.models import RunRecord, RunState, UserKey
 from services.execution.service_replicas import ReplicaCalls
+from services.execution.service_watch import RunLog, RunWatch
 
 __all__ = ["ExecutionServicer"]
 
@@ -45,6 +44,7 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
         factory: ExecutionEngineFactory,
         services: RunServices,
         verifier: TicketVerifier,
+        log: RunLog,
         draining: asyncio.Event | None = None,
         revoked: RevokedUsers | None = None,
     ) -> None:
@@ -54,6 +54,7 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
         self._store = services.store
         self._verifier = verifier
         self.draining = draining or asyncio.Event()
+        self._watch = RunWatch(services.store, services.changes, factory.holdings.bound, log, self._lets_go)
         self._process = psutil.Process()
 
     async def CreateEngine(self, request: pb.CreateEngineRequest, context: _Context) -> pb.CreateEngineResponse:
@@ -71,16 +72,13 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
         return pb.ExecutePipelineResponse(run=convert.run_to_proto(admitted.run), existing=admitted.existing)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: _Context) -> AsyncIterator[pb.WatchRunResponse]:
-        user = _for_run(request.run_id)
-        last: RunRecord | None = None
-        bound = self._factory.holdings.bound
-        with bound.keeping(user, request.run_id) if request.keeps_alive else nullcontext():
-            async for last in watch_run(self._store, self._services.changes, user, request.run_id, stop=self._lets_go):
-                yield pb.WatchRunResponse(run=convert.run_to_proto(last))
-        if last is None:
+        found = False
+        async with aclosing(self._watch.responses(request, _for_run(request.run_id))) as responses:
+            async for response in responses:
+                found = True
+                yield response
+        if not found:
             raise _no_run(request.run_id)
-        if last.state not in TERMINAL_STATES:
-            raise DrainingError("execution is shutting down", advice="watch the run again", retry_after_s=1.0)
 
     async def GetRun(self, request: pb.GetRunRequest, context: _Context) -> pb.GetRunResponse:
         run = await self._run(_for_run(request.run_id), request.run_id)

@@ -206,9 +206,6 @@ async def test_cancel_and_input(tmp_path: Path) -> None:
         assert (status, body["error"]["code"]) == (409, "NOT_WAITING")
         status, body, _ = await _ask(g, "POST", f"/api/runs/{run_id}/cancel", json={"reason": "no longer needed"})
         assert (status, body["status"]) == (200, "CANCELLED")
-        for path in (f"/api/runs/{run_id}/events",):
-            status, body, _ = await _ask(g, "GET", path)
-            assert (status, body["error"]["code"]) == (501, "NOT_IMPLEMENTED_YET")
 
 
 async def test_an_artifact_comes_as_a_download_that_a_browser_runs_nothing_of(tmp_path: Path) -> None:

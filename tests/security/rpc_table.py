@@ -105,7 +105,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "carrel.v1.EmitterService.GetEmitterStatistics": Row(SERVICE, needs_operator=True),
     "carrel.v1.BridgeService.Publish": Row(RUN),
     "carrel.v1.BridgeService.Attach": Row(SERVICE),
-    "carrel.v1.BridgeService.ReadEvents": Row(USER, _RUN_ID),
+    "carrel.v1.BridgeService.ReadEvents": Row(USER, _RUN_ID, NOT_FOUND),
     "carrel.v1.BridgeService.ResolveRun": Row(USER, _RUN_ID, NOT_FOUND),
     "carrel.v1.BridgeService.GetState": Row(SERVICE, needs_operator=True),
 }

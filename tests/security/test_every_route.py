@@ -32,7 +32,8 @@ _ANSWERS: Final[Mapping[str, int]] = {
     "GET /api/runs/{run_id}": 404,
     "POST /api/runs/{run_id}/cancel": 404,
     "POST /api/runs/{run_id}/input": 404,
-    "GET /api/runs/{run_id}/events": 501,
+    "GET /api/events": 200,
+    "GET /api/runs/{run_id}/events": 404,
     "GET /api/runs/{run_id}/artifacts": 404,
     "GET /api/runs/{run_id}/artifacts/{name}": 404,
     "GET /api/threads": 200,
@@ -55,7 +56,8 @@ async def _socket(_request: web.Request) -> web.StreamResponse:
 def _routes() -> set[str]:
     """Every route of the gateway's router."""
     application = web.Application()
-    add_routes(application, MagicMock(), MagicMock(), _socket, 1.0)
+    events = MagicMock(of_run=_socket, of_user=_socket)
+    add_routes(application, MagicMock(), MagicMock(), _socket, events, 1.0)
     found = set()
     for route in application.router.routes():
         assert route.resource is not None

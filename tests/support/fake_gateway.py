@@ -6,6 +6,8 @@ It checks nothing that clients must not rely on, and knows one user.
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -38,6 +40,9 @@ class FakeGateway:
     """``log`` is what there is; ``cut_after`` ends connection number i after so many events, ``None`` never.
 
     ``answer`` answers command number i (from 1): with a frame, with silence (empty), or by closing (None).
+    ``window`` is what it grants of the window that a client asks for, 0 for none; ``batch`` how many events go into a
+    frame, compressed when the client takes that. ``old`` knows none of these, as the first release. ``spoil`` puts what
+    it returns in the place of a frame that is about to be sent on connection number i.
     """
 
     url: str = ""
@@ -52,6 +57,15 @@ class FakeGateway:
     answer: Callable[[dict[str, Any], int], dict[str, Any] | None] | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     attempts: int = 0
+    window: int = 0
+    batch: int = 1
+    old: bool = False
+    spoil: Callable[[int, dict[str, Any]], list[dict[str, Any] | str]] = lambda _, frame: [frame]
+    acked: int = 0
+    ahead: int = 0
+    sockets: list[web.WebSocketResponse] = field(default_factory=list)
+    refreshed: list[str] = field(default_factory=list)
+    expires_at: float = 0.0
 
     async def append(self, *events: dict[str, Any]) -> None:
         """New events at the top."""
@@ -69,14 +83,22 @@ class FakeGateway:
         connect = await ws.receive_json()
         number = len(self.connects)
         self.connects.append(connect)
-        if connect["token"] != TOKEN:
+        self.sockets.append(ws)
+        if self.old and not isinstance(connect.get("ack", False), bool):
+            await ws.send_json({"type": "error", "code": "FRAME", "status": "INVALID_ARGUMENT", "message": "ack"})
+            await ws.close(code=4501)
+            return ws
+        if connect["token"].partition(".")[0] != TOKEN.partition(".")[0]:
             await ws.send_json({"type": "error", "code": "TOKEN", "status": "UNAUTHENTICATED", "message": "bad token"})
             await ws.close(code=4500)
             return ws
         start = self._start(connect.get("resume"))
         reset = start is None
         at = start or 0
-        await ws.send_json(
+        window = min(self.window, connect.get("ack", {}).get("window", self.window)) if "ack" in connect else 0
+        await self._say(
+            ws,
+            number,
             {
                 "type": "connected",
                 "connection_id": f"c{number}",
@@ -84,12 +106,14 @@ class FakeGateway:
                 "offset": at,
                 "recovered": not reset,
                 "heartbeat": self.heartbeat,
-            }
+                **({"ack_window": window} if window else {}),
+            },
         )
         if reset:
-            await ws.send_json({"type": "reset", "reason": "epoch_changed", "epoch": self.epoch, "offset": 0})
+            await self._say(ws, number, {"type": "reset", "reason": "epoch_changed", "epoch": self.epoch, "offset": 0})
         limit = self.cut_after[number] if number < len(self.cut_after) else None
-        sending = asyncio.create_task(self._send(ws, at, limit))
+        self.acked = at
+        sending = asyncio.create_task(self._send(ws, number, at, limit, window or 10**9))
         try:
             async for message in ws:
                 await self._frame(ws, message.json())
@@ -106,20 +130,37 @@ class FakeGateway:
         known = resume["epoch"] == self.epoch and resume["offset"] <= len(self.log)
         return resume["offset"] if known and self.log[resume["offset"] - 1]["event_id"] == resume["event_id"] else None
 
-    async def _send(self, ws: web.WebSocketResponse, at: int, limit: int | None) -> None:
+    async def _say(self, ws: web.WebSocketResponse, number: int, frame: dict[str, Any]) -> None:
+        for sent in self.spoil(number, frame):
+            await ws.send_str(sent if isinstance(sent, str) else json.dumps(sent))
+
+    async def _send(self, ws: web.WebSocketResponse, number: int, at: int, limit: int | None, window: int) -> None:
         stop = None if limit is None else at + limit
         while at != stop:
             async with self.changed:
-                while len(self.log) <= at:
+                while len(self.log) <= at or at - self.acked >= window:
                     await self.changed.wait()
-            await ws.send_json(self.log[at])
-            at += 1
+            most = min(self.batch, self.acked + window - at, 10**9 if stop is None else stop - at)
+            events = self.log[at : at + most]
+            compress = self.connects[number].get("compress")
+            await self._say(ws, number, events[0] if len(events) == 1 else batch(events, compress=bool(compress)))
+            at += len(events)
+            self.ahead = max(self.ahead, at - self.acked)
         await ws.send_json({"type": "bye", "code": self.close_code, "reconnect": True, "retry_ms": 1})
         await ws.close(code=self.close_code)
 
     async def _frame(self, ws: web.WebSocketResponse, frame: dict[str, Any]) -> None:
         if frame["type"] == "ping":
             await ws.send_json({"type": "pong", "client_ref": frame["client_ref"]})
+            return
+        if frame["type"] == "ack":
+            async with self.changed:
+                self.acked = max(self.acked, frame["offset"])
+                self.changed.notify_all()
+            return
+        if frame["type"] == "refresh":
+            self.refreshed.append(frame["token"])
+            await ws.send_json({"type": "refreshed", "expires_at": self.expires_at})
             return
         self.executed.append(frame)
         if self.answer is not None:
@@ -131,6 +172,17 @@ class FakeGateway:
             body = {"type": "run_accepted", "run_id": "r", "thread_id": "t", "request_id": "q", "status": "RUNNING"}
         if body:
             await ws.send_json({**body, "client_ref": frame["client_ref"]})
+
+
+def batch(events: list[dict[str, Any]], *, compress: bool = False) -> dict[str, Any]:
+    """Several events as one frame."""
+    frame: dict[str, Any] = {"event_type": "event_batch", "batch_size": len(events), "compressed": compress}
+    if not compress:
+        return {**frame, "events": events}
+    data = json.dumps(events).encode()
+    packed = gzip.compress(data)
+    sizes = {"original_size": len(data), "compressed_size": len(packed)}
+    return {**frame, "events_compressed": packed.hex(), **sizes}
 
 
 @asynccontextmanager

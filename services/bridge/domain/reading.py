@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
+from carrel.errors import UnknownRunError
 from services.bridge.domain.chain import break_of, following
 from services.bridge.domain.hub import Hub
-from services.bridge.models import Entry, Page, ReadItem, Reset, ResumePoint, Through
+from services.bridge.models import Entry, Page, ReadItem, Reset, ResetReason, ResumePoint, Through
 from services.bridge.store import EventLog
 
 __all__ = ["ReadQuery", "read_events"]
@@ -17,6 +18,8 @@ __all__ = ["ReadQuery", "read_events"]
 _PAGE = 200
 # A follower looks again after this even if nothing was announced: another process may have written.
 _LOOK_EVERY_S = 5.0
+# A run that was admitted is in the log in a moment, unless the emitter is away.
+_RUN_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,13 @@ async def read_events(log: EventLog, hub: Hub, query: ReadQuery) -> AsyncGenerat
     Ends at the top when the hub is ending, too.
 
     Raises:
+        UnknownRunError: The log has nothing of the run, nor had it within ``_RUN_WAIT_S`` of following.
         StoreUnavailableError: The log cannot be read; what was given so far is right.
     """
     reading = _Reading(log, query)
     with hub.watch(query.user) as grown:
+        if query.run_id:
+            await _known(log, hub, query, grown)
         for item in await reading.begin():
             yield item
         while True:
@@ -74,6 +80,7 @@ class _Reading:
         self._left = query.limit
         self.point = ResumePoint("", 0, "")
         self.at_top = False
+        self._passed_over = False
 
     @property
     def done(self) -> bool:
@@ -87,6 +94,9 @@ class _Reading:
             run = await log.resolve_run(query.user, query.run_id) if query.run_id else None
             start = max(position.oldest, run.first_offset if run else 1) - 1
             self.point = ResumePoint(position.epoch, start, "")
+            if run and run.first_offset < position.oldest:
+                # A run that is asked for whole begins with what is kept of it, and that is said.
+                return [Reset(query.user, 0, ResetReason.TRIMMED, self.point)]
             return []
         position, reason, mark = await log.check_resume(query.user, query.resume)
         if reason is None:
@@ -107,6 +117,7 @@ class _Reading:
     async def page(self) -> list[ReadItem]:
         read = await self._log.read(self._query.user, self.point.offset, _PAGE)
         position, items = read.position, list[ReadItem]()
+        self._passed_over = False
         if not position.epoch:
             _ = await self._log.position(self._query.user)  # the log is gone: a place can only be in one that is there
             return items
@@ -118,11 +129,15 @@ class _Reading:
             if self.point.offset == entries[-1].offset:
                 self.point = self.point._replace(mark=read.mark)
         self.at_top = self.point.offset >= position.top
+        if not self.at_top and not self.done and self._passed_over:
+            # A reader that is cut off now need not pass over them again.
+            items.append(Through(self.point))
         return items
 
     def _keep(self, epoch: str, entries: tuple[Entry, ...]) -> list[ReadItem]:
         kept = tuple(filter(self._query.keep, entries)) if self._query.keep else entries
         last = entries[-1]
+        self._passed_over = not kept or kept[-1] is not last
         if self._query.limit and len(kept) >= self._left:
             kept = kept[: self._left]
             last = kept[-1]
@@ -131,7 +146,20 @@ class _Reading:
         return [Page(epoch, kept)] if kept else []
 
 
-async def _wait(grown: asyncio.Event) -> None:
+async def _known(log: EventLog, hub: Hub, query: ReadQuery, grown: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    latest = loop.time() + (_RUN_WAIT_S if query.follow else 0.0)
+    while True:
+        grown.clear()
+        if await log.resolve_run(query.user, query.run_id) is not None:
+            return
+        left = latest - loop.time()
+        if left <= 0 or hub.ending:
+            raise UnknownRunError("the log has nothing of this run", run_id=query.run_id)
+        await _wait(grown, left)
+
+
+async def _wait(grown: asyncio.Event, within_s: float = _LOOK_EVERY_S) -> None:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LOOK_EVERY_S):
+        async with asyncio.timeout(min(within_s, _LOOK_EVERY_S)):
             await grown.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
 from services.execution.models import TERMINAL_STATES, RunRecord, UserKey
@@ -65,7 +65,7 @@ async def watch_run(
     *,
     poll_s: float = 5.0,
     stop: Callable[[RunRecord], bool] = _never,
-) -> AsyncIterator[RunRecord]:
+) -> AsyncGenerator[RunRecord]:
     """The run as it is now, then after each change, the terminal state last; nothing when there is no such run.
 
     ``poll_s``: how often to look although nothing was heard, for runs that another replica drives. ``stop``: asked at

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ from carrel.cli.output import JsonPrinter
 from carrel.cli.result import result_text
 from carrel.cli.run import Show, Wish, run_message
 from carrel.cli.target import Target
-from carrel.cli.watch import watch_events
-from carrel.client import Event
-from carrel.errors import UnavailableError
-from tests.support.fake_gateway import TOKEN, event, fake_gateway
+from carrel.cli.watch import PositionFile, Watched, watch_events
+from carrel.client import ConnectionState, Event, Phase, Position, SocketClient
+from carrel.client.notices import notice_of
+from carrel.errors import CarrelError, InvalidPositionError, UnavailableError
+from tests.support.fake_gateway import TOKEN, FakeGateway, event, fake_gateway
 
 
 def make_event(kind: str, run_id: str = "r", **data: Any) -> Event:
@@ -93,7 +97,7 @@ async def test_run_and_watch_reconnect_as_often_as_is_set(tmp_path: Path, monkey
         ) as gateway:
             target = Target(gateway.url, TOKEN, "alice", tmp_path)
             if watch:
-                command = watch_events(target, run_id="", thread_id="", everything=False, as_json=True)
+                command = watch_events(target, Watched(), as_json=True)
             else:
                 command = run_message(Wish("x", {}), target, as_json=True)
             with pytest.raises(UnavailableError, match="503"):
@@ -107,3 +111,83 @@ def test_help_claims_an_instance_of_their_own_for_users_and_no_process() -> None
     text = str(app.info.help)
     assert "instance" in text
     assert "process" not in text
+
+
+def test_notices_are_told_in_plain_words(capsys: pytest.CaptureFixture[str]) -> None:
+    show = Show(as_json=False)
+    for reason in ("trimmed", "epoch_changed", "beyond_top", "event_mismatch", "something\x1b[31m new"):
+        show.item(notice_of({"type": "reset", "reason": reason, "epoch": "e2", "offset": 4}))
+    show.item(notice_of({"type": "gap", "from": 3, "to": 3}))
+    show.item(notice_of({"type": "gap", "from": 3, "to": 5, "announced": False}))
+    show.item(notice_of({"type": "bye", "code": 4000}))
+    lines = [line[9:] for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 7
+    assert "older than what the event log keeps" in lines[0]
+    assert "made anew" in lines[1]
+    assert all("lost its newest events" in line for line in lines[2:4])
+    assert lines[4] == "… the event log begins anew here (something[31m new)"
+    assert lines[5:] == ["… event 3 is missing", "… events 3 to 5 are missing; the gateway does not say why"]
+
+
+async def test_lost_connection_is_told_beside_the_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = [event(1), event(2, "run_completed", data={"status": "SUCCEEDED"})]
+    async with fake_gateway(log=log, cut_after=[1]) as gateway:
+        async with SocketClient(
+            gateway.url, TOKEN, resume=Position(), on_state=Show(as_json=False).connection
+        ) as socket:
+            assert [item.offset async for item in socket.run_events("r")] == [1, 2]
+        text = capsys.readouterr()
+        assert text.out == ""
+        first, second = text.err.splitlines()
+        assert first.startswith(
+            "carrel: connection lost: the gateway closed the connection (code 4000); trying again in "
+        )
+        assert second == "carrel: connected again"
+    Show(as_json=True).connection(ConnectionState(Phase.WAITING, "gone", 1.5, 2))
+    body = {"type": "connection", "phase": "waiting", "reason": "gone", "retry_s": 1.5, "failures": 2}
+    assert json.loads(capsys.readouterr().out) == body
+
+
+async def watch_until(gateway: FakeGateway, tmp_path: Path, watched: Watched, offset: int) -> None:
+    """Watch until the gateway has sent so much and the command has shown it, then stop it as Ctrl-C does."""
+    gateway.acked = 0
+    command = asyncio.create_task(
+        watch_events(Target(gateway.url, TOKEN, "alice", tmp_path), watched, as_json=True), name="watch"
+    )
+    while gateway.acked < offset:
+        await asyncio.sleep(0.01)
+        assert not command.done()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert await command == 0
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[int]:
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [row["offset"] for row in rows if "event_type" in row]
+
+
+async def test_watch_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "place"
+    async with fake_gateway(log=[event(n) for n in range(1, 6)], window=100) as gateway:
+        await watch_until(gateway, tmp_path, Watched(start="e1:2:ev-2", save=file), 5)
+        assert shown(capsys) == [3, 4, 5]
+        assert file.read_text() == "e1:5:ev-5\n"
+        await gateway.append(event(6), event(7))
+        await watch_until(gateway, tmp_path, Watched(save=file), 7)
+        assert shown(capsys) == [6, 7]
+        await watch_until(gateway, tmp_path, Watched(start="oldest"), 7)
+        assert shown(capsys) == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_wrong_positions_are_told_with_what_to_write(tmp_path: Path) -> None:
+    target = Target("http://127.0.0.1:1", TOKEN, "alice", tmp_path)
+    file = tmp_path / "place"
+    file.write_text("nonsense")
+    with pytest.raises(InvalidPositionError, match="write oldest"):
+        await watch_events(target, Watched(start="nonsense"), as_json=True)
+    with pytest.raises(InvalidPositionError):
+        await watch_events(target, Watched(save=file), as_json=True)
+    with pytest.raises(CarrelError, match="cannot be read"):
+        await watch_events(target, Watched(save=tmp_path), as_json=True)
+    with pytest.raises(CarrelError, match="cannot be saved"):
+        await PositionFile(tmp_path / "missing" / "place").save(Position("e1", 1, "x"))

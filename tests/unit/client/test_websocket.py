@@ -42,7 +42,8 @@ async def test_new_client_gets_what_comes_from_now_on() -> None:
     async with fake_gateway(log=[event(1)]) as gateway, client(gateway) as socket:
         await gateway.append(event(2), event(3))
         assert [e.offset for e in await take(socket, 2)] == [2, 3]
-    assert gateway.connects == [{"type": "connect", "token": TOKEN}]
+    offers = {"batch": True, "compress": True, "ack": {"window": 1000}}
+    assert gateway.connects == [{"type": "connect", "token": TOKEN, **offers}]
 
 
 @pytest.mark.parametrize("cut", range(1, 10))

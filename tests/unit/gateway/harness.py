@@ -330,10 +330,17 @@ class Gateway:
         return socket, await socket.control("connected")
 
     async def publish(
-        self, user: str, run_id: str, count: int = 1, *, thread: str = "thread-1", data: Mapping[str, Any] | None = None
+        self,
+        user: str,
+        run_id: str,
+        count: int = 1,
+        *,
+        thread: str = "thread-1",
+        data: Mapping[str, Any] | None = None,
+        last: bool = False,
     ) -> None:
-        """Append events to the user's log, as the emitter does."""
-        await self.bridge.publish(self.numbers, user, run_id, count, thread, data)
+        """Append events to the user's log, as the emitter does; with ``last`` the run's terminal event is the last."""
+        await self.bridge.publish(self.numbers, user, run_id, count, thread, data, last=last)
 
 
 class Bridge:
@@ -378,6 +385,8 @@ class Bridge:
         count: int,
         thread: str,
         data: Mapping[str, Any] | None,
+        *,
+        last: bool = False,
     ) -> None:
         first = numbers.get((user, run_id), 0) + 1
         numbers[user, run_id] = first + count - 1
@@ -390,6 +399,8 @@ class Bridge:
                 event.agent_name = "data"
                 event.timestamp.GetCurrentTime()
                 event.data = orjson.dumps({"text": f"{run_id} {number}", **(data or {})})
+                if last and number == first + count - 1:
+                    event.event_type, event.data = "run_completed", b'{"status":"SUCCEEDED"}'
             requests.append(bridge_pb2.PublishRequest(items=[item]))
         async with open_channel(self.address) as channel:
             call = bridge_pb2_grpc.BridgeServiceStub(channel).Publish()
