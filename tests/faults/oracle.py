@@ -245,8 +245,9 @@ def _judge_loss(verdict: Verdict, received: Received, log: LogEnd, after: int) -
 
 
 def _told_missing(received: Received) -> set[int]:
-    """Offsets that a ``gap`` named."""
+    """Offsets that a ``gap`` named; of the gateway's, not the client's own word for a jump."""
     gaps = [item.body for item in received.items if isinstance(item, Notice) and item.kind == "gap"]
+    gaps = [gap for gap in gaps if gap.get("announced") is not False]
     return {offset for gap in gaps for offset in range(int(gap["from"]), int(gap["to"]) + 1)}
 
 

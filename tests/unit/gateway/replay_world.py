@@ -18,7 +18,7 @@ from grpc import aio
 
 from carrel.client import Notice
 from carrel.client.models import Event
-from carrel.client.reading import Reader
+from carrel.client.reading import AstrayError, Reader
 from carrel.errors import CarrelError
 from carrel.v1 import context_pb2, events_pb2
 from gateway.close_codes import CloseCode
@@ -312,12 +312,14 @@ class Client:
         self.reader = Reader(Position() if everything else None, filtered=bool(thread))
         self.received = Received(USER)
         self.begun_at: int | None = None
+        self.astray = False
         self._pipe = Pipe()
         self._task: asyncio.Task[None] | None = None
 
     def connect(self) -> None:
         """A new connection, from where the client is."""
         self._pipe = Pipe()
+        self.astray = False
         self.reader.begin()
         asked = self.reader.resume().get("resume")
         place = None
@@ -338,16 +340,24 @@ class Client:
     def take(self, count: int | None = None) -> None:
         """Read so many of the frames that have been written; all of them without a number."""
         pipe = self._pipe
+        if self.astray:
+            return
         until = len(pipe.frames) if count is None else min(len(pipe.frames), pipe.taken + count)
         for frame in pipe.frames[pipe.taken : until]:
             if frame.get("type") == "connected":
-                self.reader.connected(frame)
+                for notice in self.reader.connected(frame):
+                    self.received.add(notice)
                 if self.begun_at is None:
                     self.begun_at = int(frame["offset"])
                 continue
-            for item in self.reader.take(frame):
-                assert isinstance(item, Event | Notice)
-                self.received.add(item)
+            try:
+                for item in self.reader.take(frame):
+                    if isinstance(item, Event | Notice):
+                        self.received.add(item)
+            except AstrayError:
+                # It comes back and asks; what else is on the way is for nobody.
+                self.astray = True
+                break
         pipe.taken = until
 
     async def hang_up(self) -> None:

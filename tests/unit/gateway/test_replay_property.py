@@ -80,11 +80,18 @@ class Scenario:
             if self.beside:
                 self.bystander.connect()
             return
-        self.client.take(count)
+        await self.take(count)
         if what in {"reconnect", "hang up"}:
             await self.client.hang_up()
             await turns(extra)
         if what == "reconnect":
+            self.client.connect()
+
+    async def take(self, count: int | None = None) -> None:
+        """Read frames; a client that finds itself astray comes back."""
+        self.client.take(count)
+        if self.client.astray:
+            await self.client.hang_up()
             self.client.connect()
 
     async def _lose_tail(self, lost: int, *, keep_epoch: bool) -> None:
@@ -113,7 +120,7 @@ class Scenario:
         deadline, pause = loop.time() + _ENDS_WITHIN_S, 0.001
         log = self.world.log.end()
         while loop.time() < deadline:
-            self.client.take()
+            await self.take()
             if _has(self.client.received, log):
                 break
             await asyncio.sleep(pause)
