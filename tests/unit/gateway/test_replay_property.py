@@ -169,7 +169,7 @@ _CASES: Final[dict[str, Any]] = {
 }
 
 
-@settings(max_examples=100)
+@settings(max_examples=150)
 @given(steps=st.lists(_STEPS, min_size=1, max_size=30), **_CASES)
 def test_a_reader_that_comes_back_anywhere_gets_every_event_once_or_is_told(
     steps: list[Step], ring: int, keep: int, batch: bool, everything: bool, seed: int
