@@ -1,6 +1,6 @@
 # Everything a developer does here; `make` lists it. Needs make and one Python 3.11-3.13 (tools/environment.sh says which).
 # Variables: PYTHON=interpreter for the virtual environment, VENV=its folder, ARGS=more arguments for pytest,
-# ONCE=1, CASES="names", OUT=file, MINUTES=n, SEED=n (each target says which it reads).
+# ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n (each target says which it reads).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +15,8 @@ CASES ?=
 OUT ?=
 MINUTES ?=
 SEED ?=
+CELLS ?=
+REPEATS ?=
 
 BIN := $(VENV)/bin
 # -P keeps a folder of the caller's called `services` from hiding ours.
@@ -73,6 +75,11 @@ fmt: setup ## formats Python and protos, and mends what ruff can mend
 .PHONY: recovery
 recovery: setup ## kill -9 of each process at each boundary and in each stage of a run; prints the table
 	$(RUN) -m tests.chaos.recovery
+
+.PHONY: faults
+faults: setup ## the fault matrix over real processes; prints the table; SEED=n CELLS="kill bridge,cut" REPEATS=n OUT=file
+	$(RUN) -m tests.faults.matrix $(if $(SEED),--seed $(SEED)) $(if $(CELLS),--cells "$(CELLS)") \
+	  $(if $(REPEATS),--repeats $(REPEATS)) $(if $(OUT),--out "$(OUT)")
 
 .PHONY: soak
 soak: setup ## random runs of 200 users under kills, with canaries; MINUTES=2 SEED=number

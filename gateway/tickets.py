@@ -39,17 +39,19 @@ class TicketDesk:
     def __init__(self, minter: TicketMinter, run_lifetime_s: float) -> None:
         self._minter = minter
         self._run_lifetime_s = run_lifetime_s
-        self._sessions: OrderedDict[_Key, tuple[str, float]] = OrderedDict()
-        self._service: tuple[str, float] = ("", 0.0)
+        # With the time since when each is good: after a clock was set back, one of before is not valid yet.
+        self._sessions: OrderedDict[_Key, tuple[str, float, float]] = OrderedDict()
+        self._service: tuple[str, float, float] = ("", 0.0, 0.0)
 
     def session(self, login: Login) -> pb.UserExecutionContext:
         """The context of a call by this user, under a session ticket that ends no later than the login."""
         now = time.time()
         key: _Key = (login.user_id, login.permissions, tuple(sorted(login.limits.items())))
-        ticket, ends = self._sessions.get(key, ("", 0.0))
-        if ends < min(now + _LEAST_LEFT_S, login.expires_at) or ends > login.expires_at + LEEWAY_S:
+        ticket, since, ends = self._sessions.get(key, ("", 0.0, 0.0))
+        short = ends < min(now + _LEAST_LEFT_S, login.expires_at) or ends > login.expires_at + LEEWAY_S
+        if short or now < since:
             ticket, ends = self.mint_session(login, SESSION_S)
-            self._sessions[key] = (ticket, ends)
+            self._sessions[key] = (ticket, now, ends)
             self._sessions.move_to_end(key)
             if len(self._sessions) > _CACHED:
                 self._sessions.popitem(last=False)
@@ -85,7 +87,9 @@ class TicketDesk:
 
     def own(self) -> pb.UserExecutionContext:
         """The gateway's own context, for what it asks as a service."""
-        ticket, ends = self._service
-        if ends < time.time() + _LEAST_LEFT_S:
-            self._service = ticket, _ = self.mint_service(ISSUER, (OPERATOR_READ,), _SERVICE_S)
+        now = time.time()
+        ticket, since, ends = self._service
+        if not since <= now < ends - _LEAST_LEFT_S:
+            ticket, ends = self.mint_service(ISSUER, (OPERATOR_READ,), _SERVICE_S)
+            self._service = ticket, now, ends
         return pb.UserExecutionContext(ticket=ticket)

@@ -40,12 +40,13 @@ class RunContext:
         self._deadline = deadline_at / 1_000_000
         self._clock = clock
         self._message = _message(identity)
-        self._ends = 0.0
+        self._since = self._ends = 0.0
 
     def __call__(self) -> context_pb2.UserExecutionContext:
         """The context; its ticket is good for ``_MARGIN_S`` at least."""
         now = self._clock()
-        if now >= self._ends - _MARGIN_S:
+        # A clock that was set back makes a ticket of before one that is not valid yet, and refused until it is.
+        if not self._since <= now < self._ends - _MARGIN_S:
             identity = self._identity
             lifetime = max(0.0, self._deadline - now) + OUTLIVES_S
             # A new message: the former one may still wait to be sent.
@@ -60,7 +61,7 @@ class RunContext:
                 identity.limits,
                 lifetime,
             )
-            self._message, self._ends = fresh, now + lifetime
+            self._message, self._since, self._ends = fresh, now, now + lifetime
         return self._message
 
 

@@ -1,9 +1,10 @@
-"""The canary soak: many users' random runs, answers, cancels and strategies, while processes are killed at random.
+"""The soak: many users' random runs, answers, cancels and strategies, while processes are killed at random.
 
     python -m tests.chaos.soak [--minutes 2] [--seed 1] [--users 200]
 
-Nobody may see another's canary, in frames, rows, files or logs; every run ends; and what the processes hold comes back
-to where it was. It stops by itself and says what it counted. Not the test, which is a short one (``test_soak``).
+What each user received is what the log has committed, once and in order; nobody may see another's canary, in frames,
+rows, files or logs; every run ends; and what the processes hold comes back to where it was. It stops by itself and says
+what it counted. Not the test, which is a short one (``test_soak``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Final
 from tests.chaos.canaries import Canaries, scan_databases, scan_files, scan_log
 from tests.chaos.recovery import AGENTS, wait_whole
 from tests.chaos.soak_user import SoakUser
+from tests.faults.oracle import Verdict
 from tests.support.processes import Holdings, below, holdings, kill_all, worker_pids, zygote_pid
 from tests.support.stack import RunningStack, running_stack
 
@@ -68,6 +70,7 @@ class Report:
 
     plan: Plan
     counts: Counter[str] = field(default_factory=Counter)
+    verdict: Verdict = field(default_factory=Verdict)
     problems: list[str] = field(default_factory=list)
     before: Holdings | None = None
     after: Holdings | None = None
@@ -75,9 +78,11 @@ class Report:
     def text(self) -> str:
         """For people."""
         lines = [f"  {name:<40} {number:>8}" for name, number in sorted(self.counts.items())]
+        lines += [f"  {'told by ' + name:<40} {number:>8}" for name, number in sorted(self.verdict.notices.items())]
         lines += [f"  held at the beginning: {self.before}", f"  held at the end:       {self.after}"]
         if self.problems:
             lines += [f"PROBLEMS ({len(self.problems)}); again: {self.plan.again}", *self.problems[:40]]
+        lines += [f"{name:<20} {number:>8}" for name, number in self.verdict.counts().items()]
         return "\n".join([f"soak of {self.plan.seconds:g} s, {self.plan.users} users, seed {self.plan.seed}", *lines])
 
 
@@ -112,6 +117,10 @@ async def soak(stack: RunningStack, plan: Plan, temporary: Path) -> Report:
     for user in users:
         report.problems += user.problems
         report.problems += [f"{user.name}: {run_id} has no terminal event" for run_id in user.unended]
+        report.verdict += await user.verdict()
+    report.problems += report.verdict.problems
+    if not report.verdict.committed:
+        report.problems.append("nothing was committed, so the soak has shown nothing")
     report.after = await _calm(stack, report.before)
     _judge(stack, report, canaries, temporary)
     return report

@@ -1,9 +1,11 @@
-"""One user of the canary soak: random runs, answers, cancels, and a look at every frame for somebody else's canary."""
+"""One user of the soak: random runs, answers, cancels, a look at every frame for somebody else's canary, and a record
+of everything that came, to be compared with what the log has."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -11,11 +13,12 @@ from typing import Any, Final
 
 import orjson
 
-from carrel.client import Accepted, Backoff, Event, SocketClient
+from carrel.client import Accepted, Backoff, Event, Position, SocketClient
 from carrel.client.http import GatewayHttp
 from carrel.errors import CarrelError, Status, UnavailableError
 from tests.chaos.canaries import Canaries
 from tests.e2e.checks import TERMINAL
+from tests.faults.oracle import LogEnd, Received, Verdict, judge, read_log
 from tests.support.stack import RunningStack
 
 STRATEGIES: Final = ("reject", "enqueue", "interrupt", "rollback")
@@ -24,6 +27,8 @@ _THINK_S: Final = 1.5
 _ANSWER_TRIES: Final = 60
 _TERMINAL: Final = frozenset({"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"})
 _TERMINAL_TRIES: Final = 80
+_SETTLES_WITHIN_S: Final = 60.0
+_NEWEST: Final = 100
 # What a user may be told and lives with; anything else is a failure of the soak.
 _REFUSALS: Final = frozenset(
     {Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE, Status.FAILED_PRECONDITION, Status.ABORTED}
@@ -43,8 +48,10 @@ class SoakUser:
         self._counts = counts
         # A gateway that is killed again and again is away for longer than a client tries by default.
         self._client: SocketClient = stack.client(
-            self.name, backoff=Backoff(attempts=10_000, first_s=0.05, longest_s=0.5)
+            self.name, resume=Position(), backoff=Backoff(attempts=10_000, first_s=0.05, longest_s=0.5)
         )
+        self._received = Received(self.name)
+        self._log: LogEnd | None = None
         self._http: GatewayHttp = stack.http(self.name)
         self._runs = 0
         self._ended: dict[str, str] = {}
@@ -81,6 +88,7 @@ class SoakUser:
                         await asyncio.wait_for(stop.wait(), self._random.uniform(0.05, _THINK_S))
                 await self._wait_for(self._asked)
                 await self._look_back()
+                self._log = await self._settled()
             finally:
                 reading.cancel()
                 ended = await asyncio.gather(reading, *self._answering, return_exceptions=True)
@@ -90,8 +98,28 @@ class SoakUser:
                     if isinstance(error, Exception)
                 ]
                 self._counts["reconnects"] += self._client.reconnects
-                self._counts["duplicates dropped by clients"] += self._client.reader.duplicates
-                self._counts["holes seen by clients"] += self._client.reader.holes
+                self._received.wire_repeats = self._client.reader.duplicates
+                self._received.wire_holes = self._client.reader.holes
+
+    async def verdict(self) -> Verdict:
+        """Once ``live`` has come to its end: what the log has against what came."""
+        log = self._log or await read_log(self._stack, self.name)
+        return judge(self._received, log, self._asked)
+
+    async def _settled(self) -> LogEnd:
+        """The log, once it holds the end of every run in it and all of it has come, or time is up.
+
+        A request whose answer was lost may have been admitted all the same: its events count, too.
+        """
+        deadline = time.monotonic() + _SETTLES_WITHIN_S
+        while True:
+            log = await read_log(self._stack, self.name)
+            ends = sum(entry.event_type == TERMINAL for entry in log.entries)
+            came = {event.event_id for event in self._received.events[-_NEWEST:]}
+            at_top = not log.entries or log.entries[-1].event_id in came
+            if (ends == len({entry.run_id for entry in log.entries}) and at_top) or time.monotonic() > deadline:
+                return log
+            await asyncio.sleep(0.5)
 
     async def _act(self, action: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -174,6 +202,7 @@ class SoakUser:
             body = item.to_json() if isinstance(item, Event) else item.body
             self._canaries.check(orjson.dumps(body), self.name, "frame")
             self._counts["frames"] += 1
+            self._received.add(item)
             if isinstance(item, Event):
                 await self._event(item)
             elif item.kind in {"reset", "gap"}:

@@ -173,9 +173,9 @@ class RunningStack:
         return context_pb2.UserExecutionContext(ticket=self.minter.mint_service(service, permissions, lifetime_s))
 
 
-def carrel_command(*arguments: str) -> list[str]:
-    """The command line of ``carrel``, from this checkout."""
-    return [sys.executable, "-P", "-m", "carrel.cli", *arguments]
+def carrel_command(*arguments: str, program: str = "carrel.cli") -> list[str]:
+    """The command line of ``carrel``, from this checkout; or of a module that takes the same arguments."""
+    return [sys.executable, "-P", "-m", program, *arguments]
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -209,6 +209,7 @@ def running_stack(
     replicas: Mapping[str, int] | None = None,
     redis: str = "",
     postgres: str = "",
+    program: str = "carrel.cli",
 ) -> Iterator[RunningStack]:
     """``carrel up`` in ``folder`` for the length of the block; it must end by itself on SIGTERM.
 
@@ -221,8 +222,9 @@ def running_stack(
         replicas: Copies by service; one of each that is not named.
         redis: URL of the Redis that keeps the events.
         postgres: URL of the PostgreSQL that keeps the runs.
+        program: The module that is run; another than ``carrel.cli`` takes the same arguments.
     """
-    command = carrel_command("up", "--state", str(folder / "state"), "--port", "0", *arguments)
+    command = carrel_command("up", "--state", str(folder / "state"), "--port", "0", *arguments, program=program)
     if replicas:
         command += ["--replicas", ",".join(f"{name}={count}" for name, count in replicas.items())]
     for option, url in (("--redis", redis), ("--postgres", postgres)):

@@ -244,7 +244,7 @@ def test_removed_key_is_forgotten_with_everything_it_signed() -> None:
     verifier.verify(context)
     keys._keys.clear()
     keys.generation += 1
-    verifier._next_look = 0
+    verifier._looked = 0
     with pytest.raises(TicketError, match="not in this service's key file"):
         verifier.verify(context)
 
