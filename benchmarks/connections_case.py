@@ -15,7 +15,7 @@ from benchmarks.harness import bench_stack
 from benchmarks.herd import HerdOrders, herd
 from carrel.cli.stack import Stack
 
-__all__ = ["ONE_ADDRESS", "connections"]
+__all__ = ["ONE_ADDRESS", "connections", "cpu_percent", "orders_of", "own_kb"]
 
 # BENCH_CONNECTIONS=1000 for a quick look.
 _CONNECTIONS: Final = int(os.environ.get("BENCH_CONNECTIONS", "10000"))
@@ -30,15 +30,15 @@ ONE_ADDRESS: Final = {
 
 
 async def connections() -> dict[str, float]:
-    """``kb_per_idle_connection`` (the gateway's own memory, without the kernel's part), ``idle_cpu_percent`` of one core,
-    and how long it took until all were connected."""
+    """``kb_per_idle_connection`` (the gateway's own memory, without the kernel's), ``idle_cpu_percent`` of a core, and
+    how long it took until all were connected."""
     async with bench_stack(ONE_ADDRESS) as stack:
         gateway = psutil.Process(stack.pids()["gateway"])
-        async with herd(_orders(stack, 200, "warm")) as warm:
+        async with herd(orders_of(stack, 200, "warm")) as warm:
             await warm.until("connected", 200, 60)
         await asyncio.sleep(_SETTLE_S)
         before = own_kb(gateway.pid)
-        async with herd(_orders(stack, _CONNECTIONS, "idle")) as idle:
+        async with herd(orders_of(stack, _CONNECTIONS, "idle")) as idle:
             took = await idle.until("connected", _CONNECTIONS, 180)
             await asyncio.sleep(_SETTLE_S)
             held = own_kb(gateway.pid) - before
@@ -55,9 +55,10 @@ async def connections() -> dict[str, float]:
     }
 
 
-def _orders(stack: Stack, count: int, name: str) -> HerdOrders:
+def orders_of(stack: Stack, count: int, name: str, *, returns: bool = False) -> HerdOrders:
+    """Orders for ``count`` users called ``name0``, ``name1`` …"""
     host, _, port = stack.addresses["gateway"].rpartition(":")
-    return HerdOrders(host, int(port), str(stack.state.login_secret), [f"{name}{n}" for n in range(count)])
+    return HerdOrders(host, int(port), str(stack.state.login_secret), [f"{name}{n}" for n in range(count)], returns)
 
 
 def own_kb(pid: int) -> int:

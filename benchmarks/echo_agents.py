@@ -65,6 +65,13 @@ class PacedAgent(Agent):
         return {"events": events}
 
 
+class PacedTaskAgent(PacedAgent):
+    """The same in the service's loop."""
+
+    name = "paced_task"
+    isolation = "task"
+
+
 def _note(at: float) -> None:
     """Whoever reads it finds all of it or nothing."""
     Path("unfinished").write_text(repr(at), encoding="ascii")
@@ -130,4 +137,4 @@ class HogAgent(Agent):
                 await ctx.message("x" * 500)
 
 
-agents = (EchoAgent, EchoTaskAgent, StampAgent, PacedAgent, PoliteAgent, StubbornAgent, HogAgent)
+agents = (EchoAgent, EchoTaskAgent, StampAgent, PacedAgent, PacedTaskAgent, PoliteAgent, StubbornAgent, HogAgent)

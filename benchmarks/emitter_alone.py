@@ -32,6 +32,7 @@ from servicekit.identity.keys import KeySet, SigningKey, generate_key
 from servicekit.identity.principals import RunPrincipal, Scope
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from services.emitter.app import serve_emitter
 from services.emitter.client_bridge import Publisher
 from services.emitter.config import EmitterSettings
@@ -233,7 +234,8 @@ async def _emitter(bridge_port: int, key: SigningKey, events: int, per_turn: int
     settings = EmitterSettings(listen="127.0.0.1:0", state_dir=Path("/nonexistent"))
     async with (
         open_channel(f"127.0.0.1:{bridge_port}") as channel,
-        serve_emitter(settings, channel, TicketVerifier(KeySet([key]))) as server,
+        Copies(f"127.0.0.1:{bridge_port}", "bridge") as bridges,
+        serve_emitter(settings, channel, bridges, TicketVerifier(KeySet([key]))) as server,
     ):
         port = await server.start()
         ours, theirs = multiprocessing.get_context("spawn").Pipe()

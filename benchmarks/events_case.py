@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import grpc
@@ -15,7 +15,7 @@ from benchmarks.report import percentile
 from benchmarks.sockets import Sockets
 from carrel.cli.stack import Stack
 
-__all__ = ["events"]
+__all__ = ["events", "events_under"]
 
 _USERS: Final = 100
 _RATE: Final = 2000.0
@@ -28,7 +28,12 @@ async def events() -> dict[str, float]:
 
     The hundred runs have begun before the first round that counts: their tickets are known to every service by then.
     """
-    async with bench_stack() as stack:
+    return await events_under({})
+
+
+async def events_under(environment: Mapping[str, str]) -> dict[str, float]:
+    """The figures of a stack with these settings."""
+    async with bench_stack(environment) as stack:
         users = [f"bench{n}" for n in range(_USERS)]
         lanes = [_lane(stack, user) for user in users]
         async with Sockets(stack.url, {user: login(stack, user) for user in users}) as sockets:

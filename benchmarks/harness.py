@@ -29,7 +29,9 @@ PROFILED: Final = "BENCH_PROFILE"
 
 
 @asynccontextmanager
-async def bench_stack(environment: Mapping[str, str] | None = None) -> AsyncIterator[Stack]:
+async def bench_stack(
+    environment: Mapping[str, str] | None = None, *, replicas: Mapping[str, int] | None = None, redis: str = ""
+) -> AsyncIterator[Stack]:
     """A stack with the echo agent on a free port; its last log lines are shown when a measurement fails."""
     tail: deque[str] = deque(maxlen=40)
     with tempfile.TemporaryDirectory(prefix="carrel-bench-") as folder:
@@ -38,6 +40,8 @@ async def bench_stack(environment: Mapping[str, str] | None = None) -> AsyncIter
             port=0,
             agents=[str(ECHO_AGENTS)],
             environment={"CARREL_LOG_LEVEL": "warning", **_profiling(), **(environment or {})},
+            replicas=replicas or {},
+            redis=redis,
         )
         try:
             async with open_stack(options, lambda name, line: tail.append(f"{name}: {line}")) as stack:

@@ -63,6 +63,7 @@ class Herd:
         self._closing = False
         self.connected = 0
         self.lost = 0
+        self.refused = 0
 
     def begin(self) -> None:
         """Connect them all, a hundred at a time."""
@@ -79,6 +80,7 @@ class Herd:
         return {
             "connected": self.connected,
             "lost": self.lost,
+            "refused": self.refused,
             "least_offset": min((client.offset for client in self._clients), default=0),
             "events": sum(client.offset for client in self._clients),
             "repeated": sum(client.repeated for client in self._clients),
@@ -94,29 +96,38 @@ class Herd:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _changed(self, client: HerdClient, connected: bool) -> None:
-        if connected:
+    def _changed(self, client: HerdClient, word: str) -> None:
+        if word == "connected":
             self.connected += 1
             return
-        self.connected, self.lost = self.connected - 1, self.lost + 1
-        if self._orders.returns and not self._closing:
-            self._dial(client, 0)
+        if word == "lost":
+            self.connected, self.lost = self.connected - 1, self.lost + 1
+        else:
+            self.refused += 1
+        if not self._closing and (self._orders.returns or word == "refused"):
+            self._dial(client, 0, word == "refused")
 
-    def _dial(self, client: HerdClient, source: int) -> None:
-        task = asyncio.create_task(self._connect(client, source))
+    def _dial(self, client: HerdClient, source: int, wait: bool = False) -> None:
+        task = asyncio.create_task(self._connect(client, source, wait))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, client: HerdClient, source: int) -> None:
+    async def _connect(self, client: HerdClient, source: int, wait: bool) -> None:
         loop, orders = asyncio.get_running_loop(), self._orders
         local = (f"127.0.0.{source + 1}", 0) if orders.host.startswith("127.") else None
         while not self._closing:
+            if wait:
+                # Full jitter, as every client of the protocol has it.
+                await asyncio.sleep(random.uniform(0, _RETRY_S))
+            wait = True
             async with self._turn:
+                client.settled = loop.create_future()
                 with contextlib.suppress(OSError):
                     await loop.create_connection(lambda: client, orders.host, orders.port, local_addr=local)
+                    # Those that come back in a storm all come at once; others wait for their turn.
+                    if not orders.returns:
+                        await client.settled
                     return
-            # Full jitter, as every client of the protocol has it.
-            await asyncio.sleep(random.uniform(0, _RETRY_S))
 
 
 class HerdProcess:

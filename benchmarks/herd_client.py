@@ -36,15 +36,15 @@ class HerdClient(asyncio.Protocol):
     Args:
         host: For the Host header.
         token: The login.
-        on_change: Told with True when it is connected and False when the connection is lost.
+        on_change: Told "connected", and "lost" or "refused" when a connection ends after that or before.
         options: More fields of its ``connect`` frame.
     """
 
     __slots__ = ("_buffer", "_on_change", "connected", "epoch", "event_id", "host", "offset", "options", "repeated",
-                 "token", "transport", "upgraded")  # fmt: skip
+                 "settled", "token", "transport", "upgraded")  # fmt: skip
 
     def __init__(
-        self, host: str, token: str, on_change: Callable[[HerdClient, bool], None], options: dict[str, Any]
+        self, host: str, token: str, on_change: Callable[[HerdClient, str], None], options: dict[str, Any]
     ) -> None:
         self.host = host
         self.token = token
@@ -54,6 +54,8 @@ class HerdClient(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.upgraded = False
         self.connected = False
+        # Resolved when an attempt to connect has ended, one way or the other.
+        self.settled: asyncio.Future[None] | None = None
         self.epoch = self.event_id = ""
         self.offset = 0
         # Events that were not the next one; stays 0 unless something is broken.
@@ -69,8 +71,9 @@ class HerdClient(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave word."""
         self.transport = None
-        self.connected = False
-        self._on_change(self, False)
+        word, self.connected = "lost" if self.connected else "refused", False
+        self._settle()
+        self._on_change(self, word)
 
     def data_received(self, data: bytes) -> None:
         """Answer pings, follow the position."""
@@ -84,6 +87,10 @@ class HerdClient(asyncio.Protocol):
                 self.transport.write(_PONG)
             elif opcode == 8 and self.transport is not None:
                 self.transport.close()
+
+    def _settle(self) -> None:
+        if self.settled is not None and not self.settled.done():
+            self.settled.set_result(None)
 
     def _upgrade(self) -> bool:
         head, ends, rest = self._buffer.partition(b"\r\n\r\n")
@@ -122,8 +129,9 @@ class HerdClient(asyncio.Protocol):
             if kind == "reset" or not resumes:
                 self.offset, self.event_id = frame["offset"], frame.get("event_id", "")
             if kind == "connected" and not self.connected:
+                self._settle()
                 self.connected = True
-                self._on_change(self, True)
+                self._on_change(self, "connected")
         elif "event_type" in frame:
             for event in frame["events"] if frame["event_type"] == "event_batch" else (frame,):
                 if event["offset"] != self.offset + 1:

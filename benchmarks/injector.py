@@ -78,6 +78,21 @@ class Injector:
         self._call.cancel()
         return feeder.result()
 
+    async def acknowledged(self) -> None:
+        """Send what has been made already, and wait until the log has all of it."""
+        tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
+        self._wake.set()
+        try:
+            async with asyncio.timeout(60):
+                while any(lane.acknowledged < lane.made for lane in self._lanes):
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._call.cancel()
+
     async def _feed(self, rate: float, seconds: float) -> int:
         data = orjson.dumps(_PAYLOAD)
         began, sent, turn, lanes = time.perf_counter(), 0, 0, self._lanes

@@ -16,6 +16,9 @@ TARGETS: Final[Mapping[tuple[str, str], str]] = {
     ("events", "p50_ms"): "≤ 2",
     ("events", "p99_ms"): "≤ 10",
     ("events", "max_per_s"): "≥ 20000",
+    ("redis_events", "p50_ms"): "≤ 3",
+    ("redis_events", "p99_ms"): "≤ 15",
+    ("redis_events", "max_per_s"): "≥ 15000",
     ("context", "wire_bytes"): "≤ 1024 beside the ticket",
     ("startup", "ready_s"): "≤ 3",
     ("worker_start", "warm_p50_ms"): "≤ 1",
@@ -28,6 +31,11 @@ TARGETS: Final[Mapping[tuple[str, str], str]] = {
     ("recovery", "agent_instance_first_event_s"): "≤ 5",
     ("recovery", "execution_first_event_s"): "≤ 5",
     ("fairness", "p99_ratio"): "≤ 2",
+    ("connections", "kb_per_idle_connection"): "≤ 20",
+    ("connections", "idle_cpu_percent"): "≤ 5",
+    ("reconnect_storm", "caught_up_s"): "≤ 10",
+    ("active_users", "active_at_once"): "≥ 1000",
+    ("active_users", "not_succeeded"): "≤ 0",
     ("memory_per_run", "worker_private_mb"): "≤ 3",
 }
 _TARGET: Final = re.compile(r"([≤≥]) ([0-9.]+)")

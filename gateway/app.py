@@ -12,6 +12,7 @@ from grpc import aio
 from carrel.ids import new_id
 from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from gateway.agents import Agents
+from gateway.attachment import Attachment
 from gateway.config import GatewaySettings
 from gateway.connections import Connections
 from gateway.downstream import Downstream
@@ -30,7 +31,8 @@ from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
 from gateway.rest.routes import add_routes
 from gateway.runs import Runs
 from gateway.server import GatewayServer
-from gateway.socket_tokens import MemorySocketTokens
+from gateway.shared_state import Once, Revocations
+from gateway.socket_tokens import SignedSocketTokens, SocketTokens
 from gateway.tally import Tally
 from gateway.tickets import ISSUER, TicketDesk
 from gateway.upstream import Upstream
@@ -40,6 +42,7 @@ from servicekit.identity.keys import load_signing_key
 from servicekit.identity.tickets import TicketMinter
 from servicekit.lifecycle import Starter
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 
@@ -53,12 +56,14 @@ _OTHER_FILES: Final = 1_100
 async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[GatewayServer]:
     """The gateway as a process."""
     async with start.phase(Phase.CONFIGURATION, needs="the key that signs tickets, and the keys of login tokens"):
-        desk = TicketDesk(TicketMinter(load_signing_key(settings.ticket_key), ISSUER), settings.run_ticket_seconds)
+        key = load_signing_key(settings.ticket_key)
+        desk = TicketDesk(TicketMinter(key, ISSUER), settings.run_ticket_seconds)
         logins = _logins(settings)
     _ = raise_file_limit(settings.limits.connections + _OTHER_FILES)
     wait_s = settings.downstream_wait_seconds
     async with (
         open_channel(settings.bridge) as bridge,
+        Copies(settings.bridge, "bridge") as bridges,
         open_channel(settings.execution) as execution,
         open_channel(settings.agent_instance) as agents,
         TaskOwner() as tasks,
@@ -67,8 +72,13 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
             await wait_ready(bridge, f"the bridge at {settings.bridge}", wait_s)
         async with start.phase(Phase.INTEGRATION, needs=f"execution at {settings.execution}"):
             await wait_ready(execution, f"execution at {settings.execution}", wait_s)
-        parts = _parts(settings, desk, logins, (bridge, execution, agents))
-        upstream = Upstream(bridge, parts.hub, desk, new_id("gw"), settings.upstream_options())
+        tokens = SignedSocketTokens(key, Once(execution, desk))
+        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents))
+        revocations = Revocations(execution, desk, parts.hub)
+        logins.check = tokens.check = revocations.check
+        async with start.phase(Phase.INTEGRATION, needs="the revoked users that execution knows"):
+            await revocations.look()
+        upstream = Upstream(Attachment(bridges, desk), parts.hub, desk, new_id("gw"), settings.upstream_options())
         readiness = _readiness(upstream, Downstream(bridge), Downstream(execution))
         server = GatewayServer(
             web_application(parts, readiness, settings),
@@ -80,6 +90,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
             head_s=settings.connect_seconds,
         )
         _ = tasks.start(upstream.run(), "upstream")
+        _ = tasks.start(revocations.look_for_ever(), "revocations")
         try:
             yield server
         finally:
@@ -116,6 +127,7 @@ def _parts(
     settings: GatewaySettings,
     desk: TicketDesk,
     logins: LoginVerifier,
+    socket_tokens: SocketTokens,
     channels: tuple[aio.Channel, aio.Channel, aio.Channel],
 ) -> Parts:
     bridge, execution, agents = channels
@@ -125,7 +137,7 @@ def _parts(
         origins=Origins(settings.allowed_origins, allow_local=not settings.production),
         limits=ConnectionLimits(limits.connections, limits.per_address, limits.per_user),
         logins=logins,
-        socket_tokens=MemorySocketTokens(),
+        socket_tokens=socket_tokens,
         desk=desk,
         connections=Connections(),
         tally=Tally(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
@@ -42,6 +42,7 @@ class Login:
     expires_at: float
     permissions: frozenset[str] = frozenset()
     limits: Mapping[str, int] = field(default_factory=lambda: _NO_LIMITS)
+    issued_at: float = field(default=0.0, compare=False)
 
     @property
     def is_service(self) -> bool:
@@ -71,6 +72,8 @@ class LoginVerifier:
         self._issuer = issuer
         self._audience = audience
         self._names = names or ClaimNames()
+        # Refuses a login that was revoked, by raising; set by who knows.
+        self.check: Callable[[Login], None] = lambda login: None
 
     def verify(self, token: str) -> Login:
         """The login that a token proves.
@@ -148,7 +151,9 @@ class LoginVerifier:
         except CarrelError as error:
             raise _bad(f"names a user whose id {error.message.removeprefix('user_id ')}") from None
         permissions = _permissions(claims.get(names.scope), claims.get(names.permissions))
-        return Login(user, float(claims["exp"]), permissions, _limits(claims.get(names.limits)))
+        login = Login(user, float(claims["exp"]), permissions, _limits(claims.get(names.limits)), float(claims["iat"]))
+        self.check(login)
+        return login
 
 
 def bearer_token(header: str | None) -> str:

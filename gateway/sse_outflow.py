@@ -29,13 +29,15 @@ class ChunkedPipe:
     Past aiohttp's own writer, which has no bound of its own on what it holds for a peer that does not read.
     """
 
-    def __init__(self, transport: asyncio.Transport, *, chunked: bool) -> None:
+    def __init__(self, transport: asyncio.Transport, tally: Tally, *, chunked: bool) -> None:
         self._transport = transport
+        self._tally = tally
         self._chunked = chunked
 
     def write(self, data: bytes) -> None:
         """See ``Pipe``, as for the rest."""
         if data:
+            self._tally.bytes_sent += len(data)
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def get_write_buffer_size(self) -> int:
@@ -57,11 +59,30 @@ class SseOutflow(Outflow):
         flow: Flow,
         on_end: Callable[[], None],
         *,
-        tally: Tally | None = None,
+        tally: Tally,
     ) -> None:
         super().__init__(pipe, feed, log, cursor, replace(flow, batch=False), tally=tally)
         self._on_end = on_end
         self._ended = False
+
+    # As statistics see it.
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the transport takes no more at the moment."""
+        return self._pipe.get_write_buffer_size() > self._flow.full_bytes
+
+    @property
+    def unacknowledged(self) -> int:
+        """None: these readers do not acknowledge."""
+        return 0
+
+    @property
+    def window_full(self) -> bool:
+        """Never: there is none."""
+        return False
+
+    # What is sent.
 
     def say(self, kind: str, **fields: Any) -> None:
         """Tell something after what was said before; ``connected`` carries its position."""

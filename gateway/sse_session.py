@@ -85,9 +85,17 @@ class EventStream:
             out: What writes.
             start: Where it begins; None when it has been told to end already.
         """
-        if start is None:
-            await self._close(response, transport, out, await self._ending)
-            return
+        ended = "lost"
+        try:
+            with self._parts.connections.lane(out):
+                ending = await (self._told(out, start) if start is not None else self._ending)
+            ended = ending.code.name.lower() if ending is not None else "complete"
+            await self._close(response, transport, out, ending)
+        finally:
+            self._parts.tally.ended[ended] += 1
+
+    async def _told(self, out: SseOutflow, start: Start) -> Ending | None:
+        """Everything that the reader is to be told, until there is a reason to end."""
         self._out = out
         async with TaskOwner(on_failure=lambda *_: self.end(CloseCode.INTERNAL)) as tasks:
             out.on_reset = lambda: self._start(tasks, self._tell_runs, "run states after a reset")
@@ -96,8 +104,7 @@ class EventStream:
             _ = tasks.start(self._beat(out), f"heartbeat of {self.stream_id}")
             self._start(tasks, self._look, f"first look of {self.stream_id}")
             _ = tasks.start(self._expire(), f"expiry of {self.stream_id}")
-            ending = await self._ending
-        await self._close(response, transport, out, ending)
+            return await self._ending
 
     def _start(self, tasks: TaskOwner, work: Callable[[], Any], name: str) -> None:
         if not self._ending.done():

@@ -51,7 +51,8 @@ class Tally:
     gaps: int = 0
     acks: int = 0
     silent: int = 0
-    # By the name of the close code, and "lost" for those that the peer or the network ended: a fixed set of names.
+    # By the name of the close code, "lost" for those that the peer or the network ended, "complete" for streams of runs
+    # that have been read to their end: a fixed set of names.
     ended: Counter[str] = field(default_factory=Counter)
 
 

@@ -55,6 +55,11 @@ class TicketDesk:
                 self._sessions.popitem(last=False)
         return pb.UserExecutionContext(user_id=login.user_id, ticket=ticket)
 
+    def forget(self, user_id: str) -> None:
+        """Use no ticket again that was minted for the user until now."""
+        for key in [key for key in self._sessions if key[0] == user_id]:
+            del self._sessions[key]
+
     def mint_session(self, login: Login, lifetime_s: float) -> tuple[str, float]:
         """A new session ticket and when it ends."""
         now = time.time()

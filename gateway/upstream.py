@@ -1,4 +1,4 @@
-"""The one stream from the bridge: subscribes the hub's users, fills their feeds, opens again when it breaks.
+"""The one stream from a bridge: subscribes the hub's users, fills their feeds, opens again when it breaks.
 
 What is subscribed is worked out from the hub, user by user, whenever something changed, so a lost stream loses nothing:
 the next one subscribes every user again, each from the position that the feed has reached.
@@ -19,6 +19,7 @@ from carrel.errors import CarrelError, InternalError, Status, TicketError, Unava
 from carrel.v1 import bridge_pb2
 from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from carrel.wire import error_from_proto
+from gateway.attachment import Attachment
 from gateway.close_codes import CloseCode, close_code_for
 from gateway.hub import Feed, Hub
 from gateway.log_reader import place_of, position_of
@@ -37,6 +38,8 @@ _Told: TypeAlias = bridge_pb2.UserEntries | bridge_pb2.Subscribed | bridge_pb2.S
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 2.0
 _REFUSED_WAIT_S: Final = 0.5
+# A bridge that ends a stream as soon as it is open is asked again like one that is away: not at once.
+_SHORT_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,14 @@ class Upstream:
     """Keeps the Attach stream."""
 
     def __init__(
-        self, channel: aio.Channel, hub: Hub, desk: TicketDesk, gateway_id: str, options: UpstreamOptions | None = None
+        self,
+        attachment: Attachment,
+        hub: Hub,
+        desk: TicketDesk,
+        gateway_id: str,
+        options: UpstreamOptions | None = None,
     ) -> None:
-        self._channel = channel
-        self._stub = BridgeServiceStub(channel)
+        self._attachment = attachment
         self._hub = hub
         self._desk = desk
         self._gateway_id = gateway_id
@@ -83,55 +90,69 @@ class Upstream:
         """Keep attached until cancelled."""
         wait = _FIRST_WAIT_S
         while True:
+            began = time.monotonic()
             try:
                 await self._attach()
-                wait = _FIRST_WAIT_S
-                continue
+                if time.monotonic() - began > _SHORT_S:
+                    wait = _FIRST_WAIT_S
+                    continue
             except CarrelError as error:
-                if self.attached:
+                was, self.attached = self.attached, False
+                if was:
                     _log.warning("the bridge is away", code=error.code, users=len(self._hub))
                     self._down_since, wait = time.monotonic(), _FIRST_WAIT_S
                 else:
                     _log.debug("cannot attach", code=error.code)
-            finally:
-                self.attached = False
-            self._lose_patience()
+            if not self.attached:
+                self._lose_patience()
             await asyncio.sleep(random.uniform(0.5, 1) * wait)  # noqa: S311 -- jitter
             wait = min(_LONGEST_WAIT_S, 2 * wait)
 
     async def _attach(self) -> None:
-        """One stream, from its opening to its planned end.
+        """One stream, from its opening to its planned end: its age, or another bridge that is to be preferred.
 
         Raises:
             CarrelError: It could not be opened, or broke.
         """
-        await self._reach()
+        bridge = await self._attachment.choose()
         self._open.clear()
         self._changed = dict.fromkeys(self._hub.users())
-        call = self._stub.Attach()
+        call = BridgeServiceStub(bridge.channel).Attach()
         # Not an iterator of requests: grpc leaves one waiting for ever when its call has ended by itself.
         asking = asyncio.create_task(self._ask(call), name="attach requests")
         asking.add_done_callback(_report)
+        hearing = asyncio.create_task(self._hear(call), name="attach responses")
+        crowded = asyncio.create_task(self._attachment.crowded(bridge), name="another bridge")
+        tasks = {asking, hearing, crowded}
         try:
-            async with asyncio.timeout(self._options.reopen_s):
+            with bridge.used():
                 self.attached = True
-                _log.info("attached", users=len(self._changed))
-                async for response in responses(call):
-                    self._receive(response)
-        except TimeoutError:
-            return
+                _log.info("attached", users=len(self._changed), bridge=bridge.address)
+                await asyncio.wait(
+                    {hearing, crowded}, timeout=self._options.reopen_s, return_when=asyncio.FIRST_COMPLETED
+                )
         finally:
-            asking.cancel()
-            await asyncio.wait([asking])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             call.cancel()
-        raise UnavailableError("the bridge ended the stream")
+        if not hearing.cancelled():
+            hearing.result()
+            if self._attachment.several:
+                return  # it said bye: there are others
+            raise UnavailableError("the bridge ended the stream")
+        if not crowded.cancelled():
+            crowded.result()
 
-    async def _reach(self) -> None:
-        try:
-            async with asyncio.timeout(_LONGEST_WAIT_S):
-                await self._channel.channel_ready()
-        except TimeoutError:
-            raise UnavailableError("the bridge does not answer") from None
+    async def _hear(self, call: _Call) -> None:
+        """Take what the bridge says, until it says bye or ends the stream.
+
+        Raises:
+            CarrelError: The stream broke.
+        """
+        async for response in responses(call):
+            if not self._receive(response):
+                return
 
     # What the gateway asks.
 
@@ -174,7 +195,8 @@ class Upstream:
 
     # What the bridge says.
 
-    def _receive(self, response: bridge_pb2.AttachResponse) -> None:
+    def _receive(self, response: bridge_pb2.AttachResponse) -> bool:
+        """Take one message; False when the bridge says bye."""
         for item in response.items:
             match item.WhichOneof("item"):
                 case "entries" | "subscribed" | "reset" as kind:
@@ -184,7 +206,9 @@ class Upstream:
                 case "refused":
                     self._refused(item.refused)
                 case "bye":
-                    raise UnavailableError(f"the bridge says bye: {item.bye.reason}")
+                    _log.info("the bridge says bye", reason=item.bye.reason)
+                    return False
+        return True
 
     def _tell(self, feed: Feed, told: _Told) -> None:
         try:

@@ -16,6 +16,8 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from tests.support.postgres import PostgresServer, postgres_server
+
 T = TypeVar("T")
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -75,6 +77,13 @@ def free_port() -> Callable[[], int]:
                 return port
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for all tests of this process; each makes a database of its own, or cleans a shared one."""
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

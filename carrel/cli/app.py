@@ -70,16 +70,50 @@ def up(
     port: PortOption = 8080,
     host: HostOption = "127.0.0.1",
     data: DataOption = None,
+    replicas: Annotated[
+        str,
+        typer.Option("--replicas", help="Copies of services, as execution=2,bridge=2; one of each by default."),
+    ] = "",
+    redis: Annotated[
+        str,
+        typer.Option(
+            "--redis",
+            envvar="CARREL_UP_REDIS",
+            help="Keep events in this Redis; copies of bridge need it.",
+            metavar="URL",
+        ),
+    ] = "",
+    postgres: Annotated[
+        str,
+        typer.Option(
+            "--postgres",
+            envvar="CARREL_UP_POSTGRES",
+            help="Keep runs in this PostgreSQL; copies of execution need it.",
+            metavar="URL",
+        ),
+    ] = "",
 ) -> None:
-    """Start the five processes on this machine, and keep them running until Ctrl-C.
+    """Start the services on this machine, and keep them running until Ctrl-C.
 
+    One process each with stores in files, unless told otherwise.
+    Further gateways listen on the ports after --port.
     Ends with 0 when it was stopped, 1 when it could not start, 2 for a wrong command line, 78 for wrong settings.
     Logs are for a terminal; CARREL_LOG_FORMAT=json gives one JSON object per line.
     """
     from carrel.cli import up as implementation
 
     packaged = not no_packaged_agents
-    options = _options(state, host=host, port=port, agents=agents or (), packaged=packaged, data=data)
+    options = _options(
+        state,
+        host=host,
+        port=port,
+        agents=agents or (),
+        packaged=packaged,
+        data=data,
+        replicas=replicas,
+        redis=redis,
+        postgres=postgres,
+    )
     _finish(implementation.up(options, reload=reload))
 
 
@@ -193,6 +227,19 @@ def audit(
     from carrel.cli.state import StateFolder
 
     _finish(show_audit(StateFolder(state), user_id=user, run_id=run, most=most, as_json=as_json))
+
+
+@app.command()
+def revoke(
+    user: Annotated[str, typer.Argument(help="Whose logins, tickets and sockets of until now are to end.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the runs' errors.")] = "",
+    state: StateOption = STATE,
+) -> None:
+    """End what a user has begun until now, everywhere. For whoever may read the state folder's keys."""
+    from carrel.cli.revoke import revoke_user
+    from carrel.cli.state import StateFolder
+
+    _finish(revoke_user(StateFolder(state), user, reason))
 
 
 @app.command()

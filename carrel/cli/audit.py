@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from typing import Any, Final
 
 from carrel.cli.output import EXIT_OK, Printer
 from carrel.cli.render import clean
-from carrel.cli.state import StateFolder
+from carrel.cli.state import StateFolder, address_in
 from carrel.client import AuditRecord, Endpoints, InternalClient, Ticket
 from carrel.errors import PermissionDeniedError, StartupError
 
@@ -59,9 +58,8 @@ async def show_audit(state: StateFolder, *, user_id: str, run_id: str, most: int
         raise StartupError(
             f"no stack runs in the state folder {state.root}", advice="start one with `carrel up`, or name its --state"
         )
-    addresses: Mapping[str, str] = running["addresses"]
     printer, left = Printer(), most
-    async with InternalClient(Endpoints(execution=addresses["execution"]), OperatorTickets(state)) as client:
+    async with InternalClient(Endpoints(execution=address_in(running, "execution")), OperatorTickets(state)) as client:
         page_size = min(most, 1000)
         async for record in client.list_audit(run_id=run_id, user_id=user_id, everyone=True, page_size=page_size):
             printer.say(_json(record) if as_json else _line(record, printer))

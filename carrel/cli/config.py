@@ -78,7 +78,9 @@ def _heading(state: Path, stack: Mapping[str, Any] | None) -> str:
 def _chosen(service: str, state: Path, stack: Mapping[str, Any] | None) -> dict[str, tuple[str, str]]:
     """Values that go before the environment, each with where it comes from."""
     if stack is not None:
-        settings = stack.get("settings", {}).get(service, {})
+        # Copies differ in where they listen.
+        process = next(iter(stack.get("copies", {}).get(service, ())), service)
+        settings = stack.get("settings", {}).get(process, {})
         return {str(name): (str(value), "stack") for name, value in settings.items()}
     # As the option's default and the setting's are the same, only another value says anything.
     return {} if str(state) == ".carrel" else {"CARREL_STATE_DIR": (str(state), "--state")}

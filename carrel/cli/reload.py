@@ -98,4 +98,5 @@ async def _watch(paths: Sequence[Path], stack: Stack, printer: Printer) -> None:
         if ours:
             names = ", ".join(sorted(path.name for path in ours))
             printer.line("carrel", f"{names} changed; starting agent_instance anew")
-            await stack.supervisor.restart("agent_instance")
+            for process in stack.copies("agent_instance"):
+                await stack.supervisor.restart(process)

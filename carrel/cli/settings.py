@@ -36,8 +36,11 @@ def settings_class(service: str) -> type[SharedSettings]:
     return found
 
 
-def check_settings(environments: Mapping[str, Mapping[str, str]]) -> None:
-    """Look at every service's environment, so that all that is wrong with any of them is said at once.
+def check_settings(environments: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+    """Look at every process's environment, so that all that is wrong with any of them is said at once.
+
+    Args:
+        environments: Services' names, each with a process's environment.
 
     Raises:
         StartupError: Something is wrong; a mistake that several services would complain of is named once.
@@ -45,7 +48,7 @@ def check_settings(environments: Mapping[str, Mapping[str, str]]) -> None:
     from servicekit.settings import load_settings
 
     problems: list[str] = []
-    for service, environment in environments.items():
+    for service, environment in environments:
         try:
             load_settings(settings_class(service), service, environment)
         except StartupError as error:

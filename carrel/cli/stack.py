@@ -1,17 +1,15 @@
-"""The five processes on one machine with embedded stores: their commands, addresses and environments.
+"""The services on one machine: their processes, commands, addresses and environments.
 
-``carrel up`` and ``carrel demo`` run on it, and so do end-to-end tests and benchmarks. Not for several machines.
+One process each with embedded stores, or several where the stores are shared (``replicas``). ``carrel up`` and
+``carrel demo`` run on it, and so do end-to-end tests and benchmarks. Not for several machines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
-import random
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -20,6 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from carrel.cli.ports import Ports
+from carrel.cli.replicas import (
+    LOG_URL,
+    STORE_URL,
+    check_shared_stores,
+    parse_replicas,
+    process_names,
+    without_password,
+)
 from carrel.cli.settings import check_settings
 from carrel.cli.state import StateFolder
 from carrel.cli.status_file import StatusFile
@@ -33,12 +40,11 @@ DEFAULT_PORT: Final = 8080
 PACKAGED: Final = "entry-points"
 _LOG_FORMAT: Final = "CARREL_LOG_FORMAT"
 _DATA_DIR: Final = "LLM_COSTS_DATA_DIR"
+_WAIT: Final = "CARREL_DOWNSTREAM_WAIT_SECONDS"
+_START_S: Final = 30.0
+_START_OF_COPY_S: Final = 5.0
 _FROM_HERE: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 -- compared, not listened on
-_LOWEST_PORT: Final = 10_240
-_EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_TRIES: Final = 50
 
-# In the order in which they end: who asks before who answers.
 _MODULES: Final[Mapping[str, str]] = {
     "gateway": "gateway",
     "execution": "services.execution",
@@ -54,6 +60,9 @@ class StackOptions:
 
     ``agents`` are all that are loaded; with none it is agent_instance's own setting that says. With ``yields`` a port
     that is taken is left to whoever has it, and any free one chosen instead.
+
+    ``replicas`` are copies by service, one where it names none. ``redis`` and ``postgres`` are URLs of what stands in
+    for the embedded event log and run store, which a service needs to have copies.
     """
 
     state_dir: Path
@@ -63,6 +72,9 @@ class StackOptions:
     environment: Mapping[str, str] = field(default_factory=dict)
     log_format: str = "console"
     yields: bool = False
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    redis: str = ""
+    postgres: str = ""
 
 
 def stack_options(
@@ -74,6 +86,9 @@ def stack_options(
     packaged: bool = True,
     data: Path | None = None,
     yields: bool = False,
+    replicas: str = "",
+    redis: str = "",
+    postgres: str = "",
 ) -> StackOptions:
     """Options as commands give them; the log's form is the environment's if that names one.
 
@@ -81,10 +96,11 @@ def stack_options(
         agents: Agents to load.
         packaged: Whether to load the packaged ones beside them.
         data: Where traces are.
+        replicas: Copies as ``execution=2,bridge=2``.
         state: See ``StackOptions``, as for the rest.
 
     Raises:
-        StartupError: The data folder is none, or no agents are left.
+        StartupError: The data folder is none, no agents are left, or ``replicas`` is not of that form.
     """
     environment: dict[str, str] = {}
     if data is not None:
@@ -93,7 +109,18 @@ def stack_options(
             raise StartupError(f"{data} is not a folder that can be read", advice=advice)
         environment[_DATA_DIR] = str(data.resolve())
     log_format = os.environ.get(_LOG_FORMAT, "").strip() or "console"
-    return StackOptions(state, host, port, _agents(agents, packaged), environment, log_format, yields)
+    return StackOptions(
+        state,
+        host,
+        port,
+        _agents(agents, packaged),
+        environment,
+        log_format,
+        yields,
+        parse_replicas(replicas),
+        redis.strip(),
+        postgres.strip(),
+    )
 
 
 def _seen_by_workers(options: StackOptions, environ: Mapping[str, str]) -> dict[str, str]:
@@ -159,24 +186,36 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where clients on this machine connect."""
-        host, _, port = self.addresses["gateway"].rpartition(":")
-        return f"http://{_FROM_HERE.get(host, host)}:{port}"
+        """Where clients on this machine connect: the first gateway."""
+        return self.urls[0]
+
+    @property
+    def urls(self) -> list[str]:
+        """Every gateway."""
+        return [_url(self.addresses[name]) for name in self.copies("gateway")]
 
     @property
     def moved(self) -> bool:
         """Whether the gateway listens on another port than was asked for, because that was taken."""
-        return self.options.port not in {0, int(self.addresses["gateway"].rpartition(":")[2])}
+        return self.options.port not in {0, int(self.url.rpartition(":")[2])}
+
+    def copies(self, service: str) -> list[str]:
+        """The names of a service's processes."""
+        return process_names(self.options.replicas)[service]
 
     def facts(self) -> dict[str, Any]:
         """What the state folder tells other commands: where the stack is, and how its processes are."""
+        shared = _shared_settings(self.options, self.state)
+        own = _own_environments(self.options, self.state, self.addresses)
         return {
             "url": self.url,
+            "urls": self.urls,
             "supervisor": os.getpid(),
             "ready_s": self.ready_s,
+            "copies": process_names(self.options.replicas),
             "settings": {
-                name: {**_shared_settings(self.options, self.state), **own}
-                for name, own in _own_environments(self.options, self.state, self.addresses).items()
+                name: {key: without_password(value) for key, value in {**shared, **settings}.items()}
+                for name, settings in own.items()
             },
             "addresses": dict(self.addresses),
             "processes": {
@@ -194,25 +233,26 @@ class Stack:
 async def open_stack(
     options: StackOptions, log_line: LogLine, *, hasten: asyncio.Event | None = None
 ) -> AsyncIterator[Stack]:
-    """Start the five processes, and end them in order on leaving; ``hasten`` ends what is left at once.
+    """Start the processes, and end them in order on leaving; ``hasten`` ends what is left at once.
 
     Raises:
-        StartupError: The state folder is taken or can't be written, the port is in use, settings are wrong, or a
-            process can't start.
+        StartupError: There are copies of a service without a store that they can share, the state folder is taken or
+            can't be written, the port is in use, settings are wrong, or a process can't start.
     """
+    check_shared_stores(options.replicas, {**os.environ, **_stores(options), **options.environment})
     state = StateFolder(options.state_dir.resolve())
     state.prepare()
     began = time.perf_counter()
     with state.locked() as lock:
         addresses = _choose_addresses(options)
         specs = _specs(options, state, addresses)
-        check_settings({spec.name: spec.environment for spec in specs})
-        supervisor = Supervisor(specs, log_line, held_fd=lock, hasten=hasten)
+        check_settings([(service, spec.environment) for spec, service in specs])
+        supervisor = Supervisor([spec for spec, _ in specs], log_line, held_fd=lock, hasten=hasten)
         stack = Stack(options, state, addresses, supervisor)
         status = StatusFile(state, stack.facts, log_line)
         supervisor.on_change = status.write
         try:
-            await supervisor.start()
+            await supervisor.start(_START_S + _START_OF_COPY_S * (len(specs) - len(_MODULES)))
             stack.ready_s = time.perf_counter() - began
             status.write()
             yield stack
@@ -224,60 +264,25 @@ async def open_stack(
 
 
 def _choose_addresses(options: StackOptions) -> dict[str, str]:
-    """One address each, free at this moment and kept across restarts of a process."""
-    with contextlib.ExitStack() as held:
-        try:
-            port = _reserve(held, options.host, options.port)
-        except StartupError as error:
-            if not (options.yields and error.details.get("taken")):
-                raise
-            port = _reserve(held, options.host, 0)
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        addresses = {"gateway": f"{host}:{port}"}
-        for name in _MODULES:
-            if name != "gateway":
-                addresses[name] = f"127.0.0.1:{_reserve_internal(held)}"
+    """One address for each process, free at this moment and kept across its restarts."""
+    addresses: dict[str, str] = {}
+    with Ports() as ports:
+        for service, names in process_names(options.replicas).items():
+            if service == "gateway":
+                chosen = ports.public(options.host, options.port, len(names), yields=options.yields)
+            else:
+                chosen = [ports.internal() for _ in names]
+            addresses.update(zip(names, chosen, strict=True))
     return addresses
 
 
-def _reserve_internal(held: contextlib.ExitStack) -> int:
-    """A free port below the range that the system gives to outgoing connections.
-
-    Inside that range, a client that keeps dialling a process that has died can be given the very port it dials, be
-    connected to itself, and keep the process's successor from listening.
-    """
-    lowest = _lowest_ephemeral_port()
-    for _ in range(_TRIES):
-        port = random.randrange(_LOWEST_PORT, lowest) if lowest > _LOWEST_PORT else 0  # noqa: S311 -- keeps no secret
-        with contextlib.suppress(StartupError):
-            return _reserve(held, "127.0.0.1", port)
-    return _reserve(held, "127.0.0.1", 0)
+def _url(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    return f"http://{_FROM_HERE.get(host, host)}:{port}"
 
 
-def _lowest_ephemeral_port() -> int:
-    try:
-        return int(_EPHEMERAL.read_text(encoding="ascii").split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _reserve(held: contextlib.ExitStack, host: str, port: int) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as error:
-        problem = f"{host}:{port} can't be listened on: {error.strerror}"
-        if error.errno in {errno.EADDRINUSE, errno.EACCES}:
-            advice = "stop what listens there, or choose another port with --port"
-            raise StartupError(problem, advice=advice, taken=True) from None
-        raise StartupError(problem, advice="name an address of this machine with --host") from None
-    number: int = sock.getsockname()[1]
-    return number
-
-
-def _specs(options: StackOptions, state: StateFolder, addresses: Mapping[str, str]) -> list[ProcessSpec]:
+def _specs(options: StackOptions, state: StateFolder, addresses: Mapping[str, str]) -> list[tuple[ProcessSpec, str]]:
+    """Each process with its service."""
     shared = {
         **_inherited(os.environ),
         **_shared_settings(options, state),
@@ -288,48 +293,70 @@ def _specs(options: StackOptions, state: StateFolder, addresses: Mapping[str, st
     }
     own = _own_environments(options, state, addresses)
     return [
-        ProcessSpec(name, [sys.executable, "-P", "-m", module], {**shared, **own[name], **options.environment})
-        for name, module in _MODULES.items()
+        (
+            ProcessSpec(
+                name, [sys.executable, "-P", "-m", _MODULES[service]], {**shared, **own[name], **options.environment}
+            ),
+            service,
+        )
+        for service, names in process_names(options.replicas).items()
+        for name in names
     ]
 
 
+def _stores(options: StackOptions) -> dict[str, str]:
+    """Settings of the stores that stand in for the embedded ones."""
+    return {name: url for name, url in ((LOG_URL, options.redis), (STORE_URL, options.postgres)) if url}
+
+
 def _shared_settings(options: StackOptions, state: StateFolder) -> dict[str, str]:
-    return {
+    shared = {
         "CARREL_STATE_DIR": str(state.root),
         "CARREL_TICKET_JWKS": str(state.jwks),
         _LOG_FORMAT: options.log_format,
     }
+    copies = sum(options.replicas.values()) - len(options.replicas)
+    if copies and not os.environ.get(_WAIT, "").strip():
+        # All start at once, and the more there are the longer each takes.
+        shared[_WAIT] = f"{_START_S + _START_OF_COPY_S * copies:g}"
+    return shared
 
 
 def _own_environments(
     options: StackOptions, state: StateFolder, addresses: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    listen = {name: {f"CARREL_{name.upper()}_LISTEN": address} for name, address in addresses.items()}
+    """What each process is told beside what all are. Who asks a service is given the addresses of all its copies."""
+    copies = process_names(options.replicas)
+    peers = {service: ",".join(addresses[name] for name in names) for service, names in copies.items()}
+    stores = _stores(options)
     agents = {"CARREL_AGENT_INSTANCE_AGENTS": ",".join(options.agents)} if options.agents else {}
-    return {
-        "bridge": listen["bridge"],
-        "emitter": {**listen["emitter"], "CARREL_EMITTER_BRIDGE": addresses["bridge"]},
+    own = {
+        "bridge": {name: stores[name] for name in (LOG_URL,) if name in stores},
+        "emitter": {"CARREL_EMITTER_BRIDGE": peers["bridge"]},
         "agent_instance": {
-            **listen["agent_instance"],
-            "CARREL_AGENT_INSTANCE_EMITTER": addresses["emitter"],
+            "CARREL_AGENT_INSTANCE_EMITTER": peers["emitter"],
             **agents,
             **_seen_by_workers(options, os.environ),
         },
         "execution": {
-            **listen["execution"],
-            "CARREL_EXECUTION_AGENT_INSTANCE": addresses["agent_instance"],
-            "CARREL_EXECUTION_EMITTER": addresses["emitter"],
-            "CARREL_EXECUTION_BRIDGE": addresses["bridge"],
+            "CARREL_EXECUTION_AGENT_INSTANCE": peers["agent_instance"],
+            "CARREL_EXECUTION_EMITTER": peers["emitter"],
+            "CARREL_EXECUTION_BRIDGE": peers["bridge"],
             "CARREL_EXECUTION_TICKET_KEY": str(state.execution_key),
+            **{name: stores[name] for name in (STORE_URL,) if name in stores},
         },
         "gateway": {
-            **listen["gateway"],
-            "CARREL_GATEWAY_EXECUTION": addresses["execution"],
-            "CARREL_GATEWAY_AGENT_INSTANCE": addresses["agent_instance"],
-            "CARREL_GATEWAY_BRIDGE": addresses["bridge"],
+            "CARREL_GATEWAY_EXECUTION": peers["execution"],
+            "CARREL_GATEWAY_AGENT_INSTANCE": peers["agent_instance"],
+            "CARREL_GATEWAY_BRIDGE": peers["bridge"],
             "CARREL_GATEWAY_TICKET_KEY": str(state.gateway_key),
             "CARREL_GATEWAY_LOGIN__SECRET_FILE": str(state.login_secret),
         },
+    }
+    return {
+        name: {f"CARREL_{service.upper()}_LISTEN": addresses[name], **own[service]}
+        for service, names in copies.items()
+        for name in names
     }
 
 

@@ -10,14 +10,14 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from carrel.errors import StartupError
 
-__all__ = ["StateFolder"]
+__all__ = ["StateFolder", "address_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,12 @@ class StateFolder:
         """The same, but None also when whoever wrote it is dead."""
         facts = self.read_stack()
         return facts if facts and _alive(facts.get("supervisor")) else None
+
+
+def address_in(facts: Mapping[str, Any], service: str) -> str:
+    """Where a service's first process of a running stack listens, by what ``StateFolder.read_stack`` gave."""
+    name = next(iter(facts.get("copies", {}).get(service, ())), service)
+    return str(facts["addresses"][name])
 
 
 def _alive(pid: object) -> bool:

@@ -1,4 +1,4 @@
-"""``carrel up``: the five processes until Ctrl-C, with their logs, on one machine."""
+"""``carrel up``: the services until Ctrl-C, with their logs, on one machine."""
 
 from __future__ import annotations
 
@@ -86,8 +86,9 @@ def command_line(stack: Stack, arguments: str) -> str:
 
 
 async def _greeting(stack: Stack, printer: Printer) -> str:
+    places = ", ".join(printer.paint(url, "1") for url in stack.urls)
     return (
-        f"up at {printer.paint(stack.url, '1')} after {stack.ready_s:.1f} s (state in {stack.state.root})\n"
+        f"up at {places} after {stack.ready_s:.1f} s (state in {stack.state.root})\n"
         f"try in another terminal:  {command_line(stack, await _example(stack))}\n"
         "stop with Ctrl-C"
     )

@@ -60,6 +60,11 @@ class AgentInstanceServiceStub(object):
                 request_serializer=carrel_dot_v1_dot_agent__instance__pb2.GetPoolStatisticsRequest.SerializeToString,
                 response_deserializer=carrel_dot_v1_dot_agent__instance__pb2.GetPoolStatisticsResponse.FromString,
                 _registered_method=True)
+        self.GetLoad = channel.unary_unary(
+                '/carrel.v1.AgentInstanceService/GetLoad',
+                request_serializer=carrel_dot_v1_dot_agent__instance__pb2.GetLoadRequest.SerializeToString,
+                response_deserializer=carrel_dot_v1_dot_agent__instance__pb2.GetLoadResponse.FromString,
+                _registered_method=True)
 
 
 class AgentInstanceServiceServicer(object):
@@ -109,6 +114,14 @@ class AgentInstanceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLoad(self, request, context):
+        """GetLoad returns how much room there is, for those who choose among several agent_instances. Run scope, tickets of
+        execution only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentInstanceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +149,11 @@ def add_AgentInstanceServiceServicer_to_server(servicer, server):
                     servicer.GetPoolStatistics,
                     request_deserializer=carrel_dot_v1_dot_agent__instance__pb2.GetPoolStatisticsRequest.FromString,
                     response_serializer=carrel_dot_v1_dot_agent__instance__pb2.GetPoolStatisticsResponse.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=carrel_dot_v1_dot_agent__instance__pb2.GetLoadRequest.FromString,
+                    response_serializer=carrel_dot_v1_dot_agent__instance__pb2.GetLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -274,6 +292,33 @@ class AgentInstanceService(object):
             '/carrel.v1.AgentInstanceService/GetPoolStatistics',
             carrel_dot_v1_dot_agent__instance__pb2.GetPoolStatisticsRequest.SerializeToString,
             carrel_dot_v1_dot_agent__instance__pb2.GetPoolStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carrel.v1.AgentInstanceService/GetLoad',
+            carrel_dot_v1_dot_agent__instance__pb2.GetLoadRequest.SerializeToString,
+            carrel_dot_v1_dot_agent__instance__pb2.GetLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

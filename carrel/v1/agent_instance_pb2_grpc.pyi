@@ -36,6 +36,10 @@ class AgentInstanceServiceStub:
     """ReleaseInstance ends an instance, whatever it does. Releasing one that is gone is no error. Run scope."""
     GetPoolStatistics: _aio.UnaryUnaryMultiCallable[_agent_instance_pb2.GetPoolStatisticsRequest, _agent_instance_pb2.GetPoolStatisticsResponse]
     """GetPoolStatistics returns the resource pool's counts. Service scope."""
+    GetLoad: _aio.UnaryUnaryMultiCallable[_agent_instance_pb2.GetLoadRequest, _agent_instance_pb2.GetLoadResponse]
+    """GetLoad returns how much room there is, for those who choose among several agent_instances. Run scope, tickets of
+    execution only.
+    """
 
 class AgentInstanceServiceServicer(metaclass=_abc_1.ABCMeta):
     """AgentInstanceService runs one attempt of one stage at a time for execution."""
@@ -89,5 +93,15 @@ class AgentInstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_agent_instance_pb2.GetPoolStatisticsRequest, _abc.Awaitable[_agent_instance_pb2.GetPoolStatisticsResponse]],
     ) -> _abc.Awaitable[_agent_instance_pb2.GetPoolStatisticsResponse]:
         """GetPoolStatistics returns the resource pool's counts. Service scope."""
+
+    @_abc_1.abstractmethod
+    def GetLoad(
+        self,
+        request: _agent_instance_pb2.GetLoadRequest,
+        context: _aio.ServicerContext[_agent_instance_pb2.GetLoadRequest, _abc.Awaitable[_agent_instance_pb2.GetLoadResponse]],
+    ) -> _abc.Awaitable[_agent_instance_pb2.GetLoadResponse]:
+        """GetLoad returns how much room there is, for those who choose among several agent_instances. Run scope, tickets of
+        execution only.
+        """
 
 def add_AgentInstanceServiceServicer_to_server(servicer: AgentInstanceServiceServicer, server: _aio.Server) -> None: ...

@@ -113,6 +113,21 @@ class ExecutionServiceStub(object):
                 request_serializer=carrel_dot_v1_dot_execution__pb2.GetFactoryMetricsRequest.SerializeToString,
                 response_deserializer=carrel_dot_v1_dot_execution__pb2.GetFactoryMetricsResponse.FromString,
                 _registered_method=True)
+        self.ClaimOnce = channel.unary_unary(
+                '/carrel.v1.ExecutionService/ClaimOnce',
+                request_serializer=carrel_dot_v1_dot_execution__pb2.ClaimOnceRequest.SerializeToString,
+                response_deserializer=carrel_dot_v1_dot_execution__pb2.ClaimOnceResponse.FromString,
+                _registered_method=True)
+        self.RevokeUser = channel.unary_unary(
+                '/carrel.v1.ExecutionService/RevokeUser',
+                request_serializer=carrel_dot_v1_dot_execution__pb2.RevokeUserRequest.SerializeToString,
+                response_deserializer=carrel_dot_v1_dot_execution__pb2.RevokeUserResponse.FromString,
+                _registered_method=True)
+        self.ListRevocations = channel.unary_unary(
+                '/carrel.v1.ExecutionService/ListRevocations',
+                request_serializer=carrel_dot_v1_dot_execution__pb2.ListRevocationsRequest.SerializeToString,
+                response_deserializer=carrel_dot_v1_dot_execution__pb2.ListRevocationsResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutionServiceServicer(object):
@@ -240,6 +255,31 @@ class ExecutionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClaimOnce(self, request, context):
+        """ClaimOnce gives a name to the first that asks for it, among all replicas of the caller: so a token that several
+        gateways know is used once. Service scope.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeUser(self, request, context):
+        """RevokeUser ends everything that a user has begun until now: cancels the unended runs, and has every login, ticket
+        and socket from before this moment refused. Returns once that is recorded and the runs are cancelled; gateways
+        follow within 5 s. Doing it twice moves the moment. Service scope with `operator:revoke`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevocations(self, request, context):
+        """ListRevocations returns the latest revocation of each user that may still matter. Service scope with
+        `operator:read`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -317,6 +357,21 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.GetFactoryMetrics,
                     request_deserializer=carrel_dot_v1_dot_execution__pb2.GetFactoryMetricsRequest.FromString,
                     response_serializer=carrel_dot_v1_dot_execution__pb2.GetFactoryMetricsResponse.SerializeToString,
+            ),
+            'ClaimOnce': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimOnce,
+                    request_deserializer=carrel_dot_v1_dot_execution__pb2.ClaimOnceRequest.FromString,
+                    response_serializer=carrel_dot_v1_dot_execution__pb2.ClaimOnceResponse.SerializeToString,
+            ),
+            'RevokeUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeUser,
+                    request_deserializer=carrel_dot_v1_dot_execution__pb2.RevokeUserRequest.FromString,
+                    response_serializer=carrel_dot_v1_dot_execution__pb2.RevokeUserResponse.SerializeToString,
+            ),
+            'ListRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevocations,
+                    request_deserializer=carrel_dot_v1_dot_execution__pb2.ListRevocationsRequest.FromString,
+                    response_serializer=carrel_dot_v1_dot_execution__pb2.ListRevocationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -728,6 +783,87 @@ class ExecutionService(object):
             '/carrel.v1.ExecutionService/GetFactoryMetrics',
             carrel_dot_v1_dot_execution__pb2.GetFactoryMetricsRequest.SerializeToString,
             carrel_dot_v1_dot_execution__pb2.GetFactoryMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimOnce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carrel.v1.ExecutionService/ClaimOnce',
+            carrel_dot_v1_dot_execution__pb2.ClaimOnceRequest.SerializeToString,
+            carrel_dot_v1_dot_execution__pb2.ClaimOnceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carrel.v1.ExecutionService/RevokeUser',
+            carrel_dot_v1_dot_execution__pb2.RevokeUserRequest.SerializeToString,
+            carrel_dot_v1_dot_execution__pb2.RevokeUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carrel.v1.ExecutionService/ListRevocations',
+            carrel_dot_v1_dot_execution__pb2.ListRevocationsRequest.SerializeToString,
+            carrel_dot_v1_dot_execution__pb2.ListRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,19 @@ class ExecutionServiceStub:
     """
     GetFactoryMetrics: _aio.UnaryUnaryMultiCallable[_execution_pb2.GetFactoryMetricsRequest, _execution_pb2.GetFactoryMetricsResponse]
     """GetFactoryMetrics returns the engine factory's counts. Service scope."""
+    ClaimOnce: _aio.UnaryUnaryMultiCallable[_execution_pb2.ClaimOnceRequest, _execution_pb2.ClaimOnceResponse]
+    """ClaimOnce gives a name to the first that asks for it, among all replicas of the caller: so a token that several
+    gateways know is used once. Service scope.
+    """
+    RevokeUser: _aio.UnaryUnaryMultiCallable[_execution_pb2.RevokeUserRequest, _execution_pb2.RevokeUserResponse]
+    """RevokeUser ends everything that a user has begun until now: cancels the unended runs, and has every login, ticket
+    and socket from before this moment refused. Returns once that is recorded and the runs are cancelled; gateways
+    follow within 5 s. Doing it twice moves the moment. Service scope with `operator:revoke`.
+    """
+    ListRevocations: _aio.UnaryUnaryMultiCallable[_execution_pb2.ListRevocationsRequest, _execution_pb2.ListRevocationsResponse]
+    """ListRevocations returns the latest revocation of each user that may still matter. Service scope with
+    `operator:read`.
+    """
 
 class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
     """ExecutionService admits runs, drives them to their end, and answers for them afterwards.
@@ -217,5 +230,36 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_execution_pb2.GetFactoryMetricsRequest, _abc.Awaitable[_execution_pb2.GetFactoryMetricsResponse]],
     ) -> _abc.Awaitable[_execution_pb2.GetFactoryMetricsResponse]:
         """GetFactoryMetrics returns the engine factory's counts. Service scope."""
+
+    @_abc_1.abstractmethod
+    def ClaimOnce(
+        self,
+        request: _execution_pb2.ClaimOnceRequest,
+        context: _aio.ServicerContext[_execution_pb2.ClaimOnceRequest, _abc.Awaitable[_execution_pb2.ClaimOnceResponse]],
+    ) -> _abc.Awaitable[_execution_pb2.ClaimOnceResponse]:
+        """ClaimOnce gives a name to the first that asks for it, among all replicas of the caller: so a token that several
+        gateways know is used once. Service scope.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeUser(
+        self,
+        request: _execution_pb2.RevokeUserRequest,
+        context: _aio.ServicerContext[_execution_pb2.RevokeUserRequest, _abc.Awaitable[_execution_pb2.RevokeUserResponse]],
+    ) -> _abc.Awaitable[_execution_pb2.RevokeUserResponse]:
+        """RevokeUser ends everything that a user has begun until now: cancels the unended runs, and has every login, ticket
+        and socket from before this moment refused. Returns once that is recorded and the runs are cancelled; gateways
+        follow within 5 s. Doing it twice moves the moment. Service scope with `operator:revoke`.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRevocations(
+        self,
+        request: _execution_pb2.ListRevocationsRequest,
+        context: _aio.ServicerContext[_execution_pb2.ListRevocationsRequest, _abc.Awaitable[_execution_pb2.ListRevocationsResponse]],
+    ) -> _abc.Awaitable[_execution_pb2.ListRevocationsResponse]:
+        """ListRevocations returns the latest revocation of each user that may still matter. Service scope with
+        `operator:read`.
+        """
 
 def add_ExecutionServiceServicer_to_server(servicer: ExecutionServiceServicer, server: _aio.Server) -> None: ...

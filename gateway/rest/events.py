@@ -172,12 +172,10 @@ class EventHandlers:
     ) -> None:
         _cut_if_silent(transport, 2 * self._stream_options.heartbeat_s)
         cursor = start.cursor if start is not None else Cursor(feed.ring.top, feed.ring.version)
-        pipe = ChunkedPipe(
-            transport, chunked=response.chunked or "chunked" in response.headers.get("Transfer-Encoding", "")
-        )
-        out = SseOutflow(
-            pipe, feed, self._parts.log, cursor, self._options.flow, stream.finish, tally=self._parts.tally
-        )
+        tally = self._parts.tally
+        tally.accepted += 1
+        pipe = ChunkedPipe(transport, tally, chunked="chunked" in response.headers.get(hdrs.TRANSFER_ENCODING, ""))
+        out = SseOutflow(pipe, feed, self._parts.log, cursor, self._options.flow, stream.finish, tally=tally)
         await stream.run(response, transport, out, start)
 
 

@@ -13,7 +13,14 @@ bridge). Not here: queues among users, sanitizing, the log.
 from servicekit.delivery.outlet import ProducerStream
 from servicekit.delivery.producer import HARD_EVENT_BYTES, Outlet, Position, Producer, ProducerOptions, Row
 from servicekit.delivery.refusals import reason_of, refusal_error, refusal_of, retry_after_s
-from servicekit.delivery.stream import BidiCall, ReliableStream, Source, StreamOptions, StreamStatistics
+from servicekit.delivery.stream import (
+    BidiCall,
+    ReliableStream,
+    Source,
+    StreamOptions,
+    StreamStatistics,
+    stream_age_s,
+)
 from servicekit.delivery.user_emitter import UserWebSocketEmitter
 
 __all__ = [
@@ -34,4 +41,5 @@ __all__ = [
     "refusal_error",
     "refusal_of",
     "retry_after_s",
+    "stream_age_s",
 ]

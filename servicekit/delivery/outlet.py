@@ -17,7 +17,8 @@ from carrel.v1.emitter_pb2 import EmitRequest, EmitResponse
 from carrel.v1.emitter_pb2_grpc import EmitterServiceStub
 from carrel.v1.events_pb2 import ProducerAck, ProducerEvents
 from servicekit.delivery.producer import Producer
-from servicekit.delivery.stream import BidiCall, ReliableStream, StreamOptions, StreamStatistics
+from servicekit.delivery.stream import BidiCall, ReliableStream, StreamOptions, StreamStatistics, stream_age_s
+from servicekit.rpc.copies import Copies, Rotation
 from servicekit.tasks import FailureHandler, end_service
 
 __all__ = ["ProducerStream"]
@@ -66,6 +67,13 @@ class ProducerStream:
     ) -> Self:
         """The stream over a channel to the emitter."""
         return cls(EmitterServiceStub(channel).Emit, options=options, on_state=on_state, on_failure=on_failure)
+
+    @classmethod
+    def to_emitters(cls, emitters: Copies) -> Self:
+        """The stream to one emitter after the other, so that each gets its share."""
+        rotation = Rotation(emitters)
+        options = StreamOptions(max_age_s=stream_age_s(emitters.target))
+        return cls(lambda: EmitterServiceStub(rotation.channel()).Emit(), options=options)
 
     @property
     def connected(self) -> bool:

@@ -17,13 +17,19 @@ from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 import grpc
 
+from carrel.errors import CarrelError
 from carrel.v1.events_pb2 import ProducerAck, ProducerEvents
+from servicekit.addresses import has_copies
 from servicekit.logs import get_logger
 from servicekit.tasks import FailureHandler, TaskOwner, end_service
 
-__all__ = ["BidiCall", "ReliableStream", "Source", "StreamOptions", "StreamStatistics"]
+__all__ = ["BidiCall", "ReliableStream", "Source", "StreamOptions", "StreamStatistics", "stream_age_s"]
 
 _log: Final = get_logger(__name__)
+
+_AGE_S: Final = 25 * 60.0
+# Among copies a stream is opened anew this often, so that one that is new gets its share within half a minute.
+_AGE_AMONG_COPIES_S: Final = 20.0
 
 Req = TypeVar("Req", contravariant=True)
 Resp = TypeVar("Resp", covariant=True)
@@ -80,10 +86,15 @@ class StreamOptions:
     connect_timeout_s: float = 5.0
     first_delay_s: float = 0.05
     max_delay_s: float = 2.0
-    max_age_s: float = 25 * 60.0
+    max_age_s: float = _AGE_S
     close_grace_s: float = 1.0
     alert_after: int = 3
     alert_after_s: float = 5.0
+
+
+def stream_age_s(target: str) -> float:
+    """``max_age_s`` for a next hop at this ``PeerAddress``."""
+    return _AGE_AMONG_COPIES_S if has_copies(target) else _AGE_S
 
 
 @dataclass(slots=True)
@@ -189,7 +200,13 @@ class ReliableStream(Generic[Req, AckResponse]):
     async def _connection(self) -> None:
         """One connection from its opening to its end."""
         self._heard = self._was_up = self._half_close = False
-        call = self._open()
+        try:
+            call = self._open()
+        except CarrelError as nobody:  # is known at all
+            if self._up.is_set():
+                self._set_up(False)
+            self._lost(nobody)
+            return
         # In a task of its own: a call that the peer cancels raises CancelledError, which here must not mean us.
         talk = asyncio.create_task(self._talk(call))
         try:
@@ -197,7 +214,8 @@ class ReliableStream(Generic[Req, AckResponse]):
         finally:
             call.cancel()
             await _stop(talk)
-            if self._up.is_set():
+            # One that is replaced because it is old is as good as there.
+            if self._up.is_set() and not self._half_close:
                 self._set_up(False)
         error = None if talk.cancelled() else talk.exception()
         if error is not None and not isinstance(error, grpc.RpcError | asyncio.InvalidStateError | TimeoutError):

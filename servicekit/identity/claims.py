@@ -68,16 +68,16 @@ def principal_from_claims(claims: Mapping[str, Any]) -> Principal:
     scope = Scope(claims["scope"])
     subject = _id(claims, "sub")
     permissions, limits = _permissions(claims), _limits(claims)
-    ends = float(claims["exp"])
+    begins, ends = float(claims["iat"]), float(claims["exp"])
     if scope is Scope.RUN:
         thread, run, request = (_id(claims, name) for name in _RUN_ONLY)
         if "_" in request:
             raise _bad("names a root request with '_' in it")
-        return RunPrincipal(subject, thread, run, request, permissions, limits, ends, claims["iss"])
+        return RunPrincipal(subject, thread, run, request, permissions, limits, ends, claims["iss"], begins)
     if any(name in claims for name in _RUN_ONLY):
         raise _bad(f"is of the scope {scope.value} and names a run")
     if scope is Scope.SESSION:
-        return SessionPrincipal(subject, permissions, limits, ends)
+        return SessionPrincipal(subject, permissions, limits, ends, begins)
     return ServicePrincipal(subject, permissions, ends)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
 from carrel.errors import PermissionDeniedError, ScopeError
@@ -15,6 +15,7 @@ from carrel.errors import PermissionDeniedError, ScopeError
 __all__ = [
     "ANY_SCOPE",
     "OPERATOR_READ",
+    "OPERATOR_REVOKE",
     "Principal",
     "RunPrincipal",
     "Scope",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 OPERATOR_READ = "operator:read"
+OPERATOR_REVOKE = "operator:revoke"
 
 
 class Scope(enum.Enum):
@@ -74,6 +76,7 @@ class RunPrincipal(_Permitted):
     limits: Mapping[str, int]
     expires_at: float  # seconds since the epoch
     issuer: str = ""  # who signed it: execution's are for runs that were admitted, the gateway's only ask for one
+    issued_at: float = field(default=0.0, compare=False)  # seconds since the epoch, rounded down
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class SessionPrincipal(_Permitted):
     permissions: frozenset[str]
     limits: Mapping[str, int]
     expires_at: float  # seconds since the epoch
+    issued_at: float = field(default=0.0, compare=False)  # seconds since the epoch, rounded down
 
 
 @dataclass(frozen=True, slots=True)

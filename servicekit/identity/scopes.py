@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from servicekit.identity.principals import ANY_SCOPE, OPERATOR_READ, Scope
+from servicekit.identity.principals import ANY_SCOPE, OPERATOR_READ, OPERATOR_REVOKE, Scope
 
 __all__ = ["METHOD_SCOPES", "SERVICE_PERMISSIONS", "Scope"]
 
@@ -40,11 +40,15 @@ METHOD_SCOPES: Final[Mapping[str, frozenset[Scope]]] = {
     _EXECUTION + "GetArtifact": _USER,
     _EXECUTION + "ListAuditRecords": _ASKING,
     _EXECUTION + "GetFactoryMetrics": _SERVICE,
+    _EXECUTION + "ClaimOnce": _SERVICE,
+    _EXECUTION + "RevokeUser": _SERVICE,
+    _EXECUTION + "ListRevocations": _SERVICE,
     _INSTANCE + "ListAgents": ANY_SCOPE,
     _INSTANCE + "CreateInstance": _RUN,
     _INSTANCE + "RunInstance": _RUN,
     _INSTANCE + "ReleaseInstance": _RUN,
     _INSTANCE + "GetPoolStatistics": _SERVICE,
+    _INSTANCE + "GetLoad": _RUN,
     _EMITTER + "Emit": _RUN,
     _EMITTER + "Notify": _RUN,
     _EMITTER + "GetEmitterStatistics": _SERVICE,
@@ -61,6 +65,8 @@ SERVICE_PERMISSIONS: Final[Mapping[str, str]] = {
     _EXECUTION + "ListEngines": OPERATOR_READ,
     _EXECUTION + "ListAuditRecords": OPERATOR_READ,
     _EXECUTION + "GetFactoryMetrics": OPERATOR_READ,
+    _EXECUTION + "RevokeUser": OPERATOR_REVOKE,
+    _EXECUTION + "ListRevocations": OPERATOR_READ,
     _INSTANCE + "GetPoolStatistics": OPERATOR_READ,
     _EMITTER + "GetEmitterStatistics": OPERATOR_READ,
     _BRIDGE + "GetState": OPERATOR_READ,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -156,6 +156,8 @@ class TicketVerifier:
         self._next_look = 0.0
         self._next_line = 0.0
         self.identity_mismatch_total = 0
+        # Asked of each call, since a ticket may be revoked after it was verified.
+        self.is_revoked: Callable[[Principal], bool] | None = None
 
     def verify(self, message: ContextMessage, allow: Collection[Scope] = ANY_SCOPE) -> Principal:
         """The verified principal of a context.
@@ -183,6 +185,8 @@ class TicketVerifier:
             raise _expired()
         if known.scope not in allow:
             raise _wrong_scope(known.scope, allow)
+        if self.is_revoked is not None and self.is_revoked(known.principal):
+            raise _revoked()
         if message.user_id != known.user_id:
             raise self._mismatch("user_id", known)
         if message.thread_id != known.thread_id:
@@ -212,6 +216,8 @@ class TicketVerifier:
         known = self._cache.get(ticket) or self._learn(ticket, now)
         if now >= known.ends:
             raise _expired()
+        if self.is_revoked is not None and self.is_revoked(known.principal):
+            raise _revoked()
         return known.principal
 
     def _check_child(self, message: ContextMessage, request_id: str, known: _Known) -> None:
@@ -295,6 +301,10 @@ def _known(principal: Principal, leeway: float) -> _Known:
 
 def _expired() -> TicketExpiredError:
     return TicketExpiredError("the ticket has expired", advice=_NEW_TICKET)
+
+
+def _revoked() -> TicketError:
+    return TicketError("the user's logins of that time were revoked", advice="log in again")
 
 
 def _wrong_scope(scope: Scope, allow: Collection[Scope]) -> ScopeError:

@@ -1,13 +1,17 @@
 """Channels to the other services: deadlines that shrink, errors of the tree, retries where they do no harm.
 
-The retry rule is one table (``IDEMPOTENT``). Streams get no deadline and no retry here: whoever keeps one open decides
-when to open the next, and reads it through ``responses``.
+Where an address stands for several copies, calls and streams go round among those that say they are ready; one that is
+gone or drains is left at once and looked at again. The retry rule is one table (``IDEMPOTENT``). Streams get no
+deadline and no retry here: whoever keeps one open decides when to open the next, and reads it through ``responses``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import json
 import random
+import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -15,11 +19,13 @@ from typing import Any, Final, Self, TypeVar
 import grpc
 from grpc import aio
 
-from carrel.errors import CarrelError, DeadlineError, Status, UnavailableError
+from carrel.errors import CarrelError, DeadlineError, StartupError, Status, UnavailableError
 from carrel.rpc_errors import from_rpc_error
+from servicekit.addresses import has_copies, split_addresses
+from servicekit.health import READINESS
 from servicekit.rpc.context import remaining_deadline_s
 
-__all__ = ["IDEMPOTENT", "open_channel", "responses"]
+__all__ = ["IDEMPOTENT", "MAX_MESSAGE_BYTES", "open_channel", "responses"]
 
 T = TypeVar("T")
 
@@ -27,7 +33,25 @@ DEFAULT_TIMEOUT_S: Final = 5.0
 _ATTEMPTS: Final = 4
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 1.0
-_MAX_MESSAGE: Final = 4 * 1024 * 1024
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+_GO_ROUND: Final = json.dumps(
+    {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": READINESS}}
+)
+_AMONG_COPIES: Final[tuple[tuple[str, Any], ...]] = (
+    ("grpc.service_config", _GO_ROUND),
+    # A name is asked again when a connection ends, which servers see to (max_connection_age): new copies are found.
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+)
+_OF_COPIES: Final[tuple[tuple[str, Any], ...]] = (
+    # One that stands still without closing its connection is left after 17 s; the others serve meanwhile.
+    ("grpc.keepalive_time_ms", 12_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+_OF_ONE: Final[tuple[tuple[str, Any], ...]] = (
+    # Above the 10 s that servers permit, so that no connection ends in too_many_pings.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
 
 
 def _always(_request: Any) -> bool:
@@ -54,9 +78,12 @@ IDEMPOTENT: Final[Mapping[str, Callable[[Any], bool]]] = {
             "/carrel.v1.ExecutionService/DeleteThread",
             "/carrel.v1.ExecutionService/ListAuditRecords",
             "/carrel.v1.ExecutionService/GetFactoryMetrics",
+            "/carrel.v1.ExecutionService/RevokeUser",
+            "/carrel.v1.ExecutionService/ListRevocations",
             "/carrel.v1.AgentInstanceService/ListAgents",
             "/carrel.v1.AgentInstanceService/ReleaseInstance",
             "/carrel.v1.AgentInstanceService/GetPoolStatistics",
+            "/carrel.v1.AgentInstanceService/GetLoad",
             "/carrel.v1.EmitterService/Notify",
             "/carrel.v1.EmitterService/GetEmitterStatistics",
             "/carrel.v1.BridgeService/ResolveRun",
@@ -73,7 +100,8 @@ def open_channel(
     tls: grpc.ChannelCredentials | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     interceptors: Sequence[aio.ClientInterceptor] = (),
-    max_message_bytes: int = _MAX_MESSAGE,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    lively: bool = False,
 ) -> aio.Channel:
     """A channel for the generated stubs; connects when it is first used, and again by itself.
 
@@ -81,19 +109,22 @@ def open_channel(
     being served. Every failure of a unary call is raised as a ``CarrelError``.
 
     Args:
-        target: ``host:port``, ``dns:///…`` or ``unix:/path``.
+        target: A ``PeerAddress``. Names in a list of copies are resolved now, once.
         tls: Credentials; None means no encryption.
         timeout_s: Default deadline of unary calls.
         interceptors: The telemetry seam.
         max_message_bytes: Largest message in either direction.
+        lively: Whether one that stands still is to be noticed soon, as is done where there are copies.
+
+    Raises:
+        StartupError: A name in a list of copies cannot be resolved.
     """
-    options = [
+    options: list[tuple[str, Any]] = [
         ("grpc.enable_http_proxy", 0),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        # Above the 10 s that servers permit, so that no connection ends in too_many_pings.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        *(_AMONG_COPIES if has_copies(target) else ()),
+        *(_OF_COPIES if lively or has_copies(target) else _OF_ONE),
         ("grpc.keepalive_permit_without_calls", 1),
         # A service that was killed is back within a second or two; the library's defaults look again after up to 120 s.
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -103,11 +134,42 @@ def open_channel(
         ("grpc.use_local_subchannel_pool", 1),
     ]
     seam = list(interceptors) or None
+    dialled = _dialled(target)
     if tls is None:
-        inner = aio.insecure_channel(target, options=options, interceptors=seam)
+        inner = aio.insecure_channel(dialled, options=options, interceptors=seam)
     else:
-        inner = aio.secure_channel(target, tls, options=options, interceptors=seam)
+        inner = aio.secure_channel(dialled, tls, options=options, interceptors=seam)
     return _Channel(inner, timeout_s)
+
+
+def _dialled(target: str) -> str:
+    """The target in gRPC's words, in which a list holds numbers of one kind only."""
+    addresses = split_addresses(target)
+    if len(addresses) == 1:
+        return target
+    resolved = [_numbered(address) for address in addresses]
+    if all(number.version == 4 for number, _ in resolved):
+        return "ipv4:" + ",".join(f"{number}:{port}" for number, port in resolved)
+    return "ipv6:" + ",".join(f"[{_as_ipv6(number)}]:{port}" for number, port in resolved)
+
+
+def _numbered(address: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, str]:
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise StartupError(
+            f"the name {host} can't be resolved: {error.strerror or error}",
+            advice="write the copies' numbers, or one name that has them all as dns:///name:port",
+        ) from None
+    # As Python's own servers and clients do with "localhost", the kind that more machines have goes first.
+    numbers = sorted((ipaddress.ip_address(str(sockaddr[0])) for *_, sockaddr in found), key=lambda n: n.version)
+    return numbers[0], port
+
+
+def _as_ipv6(number: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    return str(number) if number.version == 6 else f"::ffff:{number}"
 
 
 async def responses(call: AsyncIterable[T]) -> AsyncIterator[T]:

@@ -33,6 +33,8 @@ Service: TypeAlias = tuple[Callable[[Any, Any], None], object, str]
 
 # Clients ping every 30 s (servicekit.rpc.channel); pinging more often than this ends their connection (too_many_pings).
 MIN_PING_INTERVAL_MS: Final = 10_000
+# More than a day, which is the longest that an attempt (RunInstance) may be allowed to take, and what its log may take.
+_LONGEST_CALL_MS: Final = 25 * 3_600_000
 
 
 class RpcServer:
@@ -187,7 +189,8 @@ class RpcServer:
         if age is not None:
             options += [
                 ("grpc.max_connection_age_ms", round(age * 1000)),
-                ("grpc.max_connection_age_grace_ms", 3_600_000),
+                # Calls that are open go on over the old connection.
+                ("grpc.max_connection_age_grace_ms", _LONGEST_CALL_MS),
             ]
         return options
 

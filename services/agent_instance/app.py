@@ -14,9 +14,8 @@ from servicekit.identity.keys import KeySet
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.lifecycle import Phase, Starter
 from servicekit.logs import get_logger
-from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
-from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from services.agent_instance.client_emitter import StageProducer
 from services.agent_instance.client_mcp import open_servers
@@ -204,14 +203,14 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
                 servers = await stack.enter_async_context(open_tool_servers(settings.mcp, registry))
         services = stage_services(settings, registry, dependencies, workers, models, servers)
         _tell_isolation(services.core)
-        channel = await stack.enter_async_context(open_channel(settings.emitter))
+        emitters = await stack.enter_async_context(Copies(settings.emitter, "emitter"))
         async with start.phase(
             Phase.INTEGRATION,
             needs=f"the emitter at {settings.emitter}",
             advice="start the emitter, or set CARREL_AGENT_INSTANCE_EMITTER to where it is",
         ):
-            await wait_ready(channel, f"the emitter at {settings.emitter}", settings.downstream_wait_seconds)
-        outlet = await stack.enter_async_context(ProducerStream.to_emitter(channel))
+            await emitters.wait_for_start(settings.downstream_wait_seconds)
+        outlet = await stack.enter_async_context(ProducerStream.to_emitters(emitters))
         tasks = await stack.enter_async_context(TaskOwner())
         stack.push_async_callback(services.core.aclose)
         _ = tasks.start(services.core.housekeeping(), "instances' housekeeping")

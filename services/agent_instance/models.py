@@ -18,6 +18,7 @@ __all__ = [
     "Caller",
     "ChunkUp",
     "JournalItem",
+    "Load",
     "PoolStatistics",
     "ProvidedInput",
     "Question",
@@ -189,6 +190,15 @@ class StoredArtifact:
             "sha256": self.sha256,
             "url": self.url,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much room there is: instances that run, attempts that wait for one, and the most that may run."""
+
+    active: int
+    waiting: int
+    capacity: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,12 @@ class AgentInstanceServicer(pb_grpc.AgentInstanceServiceServicer):
         counts = self._core.statistics(periodic_updates_active=self._services.periodic.active)
         return convert.pool_statistics(counts, self._verifier.identity_mismatch_total)
 
+    async def GetLoad(self, request: pb.GetLoadRequest, context: _Context) -> pb.GetLoadResponse:
+        """How much room there is."""
+        _admitted(current_principal())
+        load = self._core.load()
+        return pb.GetLoadResponse(active=load.active, waiting=load.waiting, capacity=load.capacity)
+
     async def RunInstance(
         self, request_iterator: AsyncIterator[pb.RunInstanceRequest], context: _Context
     ) -> AsyncIterator[pb.RunInstanceResponse]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final
 
+from carrel.errors import StartupError, StoreUnavailableError
 from carrel.v1.bridge_pb2_grpc import add_BridgeServiceServicer_to_server
 from servicekit.contracts import Phase
 from servicekit.health import Readiness
@@ -27,33 +31,87 @@ __all__ = ["app", "serve_bridge"]
 
 # The log's writer asks for the interpreter's lock once per commit; at the default of 5 ms a busy loop makes it wait.
 _SWITCH_INTERVAL_S: Final = 0.0005
+_REDIS_AGAIN_S: Final = 0.5  # between attempts to reach Redis at the start
 
 _log = get_logger("services.bridge")
 
 
 @asynccontextmanager
 async def app(settings: BridgeSettings, start: Starter) -> AsyncIterator[RpcServer]:
-    """The bridge as a process, its log in SQLite."""
+    """The bridge as a process, its log in SQLite or Redis."""
     async with start.phase(Phase.CONFIGURATION, needs=f"the tickets' public keys in {settings.ticket_jwks}"):
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     async with AsyncExitStack() as stack:
-        path = settings.log_path
-        async with start.phase(
-            Phase.INTEGRATION,
-            needs=f"the event log {path}",
-            advice=f"make sure that {path.parent} can be written, has room, and is used by one bridge only",
-        ):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            options = SqliteOptions(
-                synchronous=settings.log.synchronous,
-                readers=settings.log.readers,
-                max_queued_bytes=settings.log.max_queued_bytes,
-            )
-            log = await SqliteEventLog.open(path, options=options, retention=settings.retention_bounds())
-            stack.push_async_callback(log.close)
+        log = await (_open_sqlite(settings, start) if settings.log.url is None else _open_redis(settings, start))
+        stack.push_async_callback(log.close)
+        async with start.phase(Phase.INTEGRATION, needs="an event log that works"):
             server = await stack.enter_async_context(serve_bridge(settings, log, verifier))
         yield server
+
+
+async def _open_sqlite(settings: BridgeSettings, start: Starter) -> EventLog:
+    path = settings.log_path
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    async with start.phase(
+        Phase.INTEGRATION,
+        needs=f"the event log {path}",
+        advice=f"make sure that {path.parent} can be written, has room, and is used by one bridge only; "
+        "several bridges share a log in Redis: CARREL_BRIDGE_LOG__URL",
+    ):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        options = SqliteOptions(
+            synchronous=settings.log.synchronous,
+            readers=settings.log.readers,
+            max_queued_bytes=settings.log.max_queued_bytes,
+        )
+        return await SqliteEventLog.open(path, options=options, retention=settings.retention_bounds())
+
+
+async def _open_redis(settings: BridgeSettings, start: Starter) -> EventLog:
+    log, url = settings.log, settings.log.url
+    assert url is not None
+    async with start.phase(Phase.CONFIGURATION, needs="what a log in Redis needs"):
+        try:
+            from services.bridge.store_redis import RedisEventLog, RedisOptions
+        except ModuleNotFoundError as error:
+            if error.name != "hiredis":
+                raise
+            raise StartupError("Redis's client is not installed", advice="install carrel[redis]") from error
+        options = RedisOptions(
+            url=url,
+            password=_password(log.password_file),
+            prefix=log.prefix,
+            timeout_s=log.timeout_s,
+            min_replicas=log.min_replicas,
+            min_replicas_timeout_s=log.min_replicas_timeout_s,
+            max_queued_bytes=log.max_queued_bytes,
+            ca_file=log.ca_file,
+            production=settings.production,
+        )
+    async with start.phase(Phase.INTEGRATION, needs=f"the event log in {url}"):
+        deadline = time.monotonic() + settings.downstream_wait_seconds
+        while True:
+            try:
+                return await RedisEventLog.open(options, retention=settings.retention_bounds())
+            except StoreUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_REDIS_AGAIN_S)
+
+
+def _password(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        password = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(
+            f"the password file {path} cannot be read: {type(error).__name__}",
+            advice="correct CARREL_BRIDGE_LOG__PASSWORD_FILE, or let this process read it",
+        ) from error
+    if not password:
+        raise StartupError(f"the password file {path} is empty", advice="write Redis's password into it")
+    return password
 
 
 @asynccontextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from servicekit.settings import ListenAddress, Section, SharedSettings
+from services.bridge.config_redis import RedisUrl
 from services.bridge.domain.hub import HubOptions
 from services.bridge.domain.integration import RecoveryOptions
 from services.bridge.models import Retention
@@ -16,7 +17,7 @@ __all__ = ["BridgeSettings", "LogSettings", "RetentionSettings"]
 
 
 class LogSettings(Section):
-    """The SQLite file with the users' event logs."""
+    """Where the users' event logs are: a SQLite file for one bridge, or Redis for several."""
 
     path: Path | None = Field(None, description="the file; bridge/events.db in the state folder when not set")
     synchronous: Literal["NORMAL", "FULL"] = Field(
@@ -24,6 +25,43 @@ class LogSettings(Section):
     )
     readers: int = Field(2, ge=1, le=64, description="threads that read")
     max_queued_bytes: int = Field(64 << 20, ge=1 << 20, description="what may wait to be written")
+    url: RedisUrl | None = Field(
+        None,
+        description="Redis instead of a file: redis://host:port/db, redis+sentinel://h1:p1,h2:p2/service[/db] or "
+        "redis+cluster://h1:p1,h2:p2 (rediss… for TLS)",
+    )
+    password_file: Path | None = Field(None, description="file with Redis's password, instead of one in the URL")
+    ca_file: Path | None = Field(
+        None, description="PEM file of who signs Redis's certificate; the system's when not set"
+    )
+    prefix: str = Field(
+        "carrel",
+        pattern=r"^[A-Za-z0-9._:-]{1,64}$",
+        description="what the names of Redis's keys and channels begin with",
+    )
+    timeout_s: float = Field(3.0, gt=0, le=60, description="longest silence of Redis while an answer is awaited")
+    min_replicas: int = Field(
+        0, ge=0, le=16, description="Redis replicas that must have a run's terminal event before it is acknowledged"
+    )
+    min_replicas_timeout_s: float = Field(1.0, gt=0, le=60, description="how long they may take")
+
+    @model_validator(mode="after")
+    def _one_store(self) -> Self:
+        if self.url is None:
+            named = {"password_file": self.password_file, "ca_file": self.ca_file, "min_replicas": self.min_replicas}
+            for name, value in named.items():
+                if value:
+                    raise ValueError(f"CARREL_BRIDGE_LOG__{name.upper()} is for Redis: set CARREL_BRIDGE_LOG__URL too")
+            return self
+        if self.path is not None:
+            raise ValueError("CARREL_BRIDGE_LOG__PATH and CARREL_BRIDGE_LOG__URL name two logs: set one of them")
+        if self.password_file is not None and self.url.password:
+            raise ValueError(
+                "CARREL_BRIDGE_LOG__URL and CARREL_BRIDGE_LOG__PASSWORD_FILE both hold a password: use one"
+            )
+        if self.ca_file is not None and not self.url.tls:
+            raise ValueError("CARREL_BRIDGE_LOG__CA_FILE is for TLS: write rediss in CARREL_BRIDGE_LOG__URL")
+        return self
 
 
 class RetentionSettings(Section):

@@ -59,6 +59,7 @@ __all__ = [
 MAX_EVENTS: Final = 100
 MAX_DATA: Final = 262_144
 _MAX_INT: Final = (1 << 63) - 1
+_MAX_NUMBER: Final = (1 << 53) - 1  # what every store and JSON hold exactly
 _PRODUCER_ID: Final = re.compile(r"[!-.0-~]{1,200}")
 _KIND: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_NAME: Final = 128
@@ -95,8 +96,8 @@ def append_of(item: events_pb2.ProducerEvents, principal: RunPrincipal) -> Appen
     if not 0 < len(events) <= MAX_EVENTS:
         raise InvalidRequestError(f"an item must hold 1 to {MAX_EVENTS} events")
     first = number = events[0].number
-    if not 1 <= first <= _MAX_INT - MAX_EVENTS or fence > _MAX_INT:
-        raise InvalidRequestError("numbers begin at 1, and neither they nor the fence reach 2^63")
+    if not 1 <= first <= _MAX_NUMBER - MAX_EVENTS or fence > _MAX_INT:
+        raise InvalidRequestError("numbers are from 1 to below 2^53, and a fence is below 2^63")
     shared = _shared_fields(item, principal).SerializeToString()
     stored: list[StoredEvent] = []
     event_type = ""

@@ -15,6 +15,7 @@ __all__ = [
     "Append",
     "AppendResult",
     "Bye",
+    "Change",
     "Entries",
     "Entry",
     "GatewayItem",
@@ -32,6 +33,7 @@ __all__ = [
     "ResumePoint",
     "Retention",
     "RunInfo",
+    "Standing",
     "StoredEvent",
     "Subscribed",
     "Through",
@@ -97,7 +99,9 @@ class AppendResult(NamedTuple):
     """What became of one append.
 
     ``through`` is the last number of this producer in the log. ``events`` are those stored by this very append (the
-    declared gap's first), at ``first_offset`` and up; empty for a duplicate or a refusal.
+    declared gap's first), at ``first_offset`` and up; empty for a duplicate or a refusal. ``mark`` is that of the
+    last of them, ``previous`` that of the entry before ``first_offset``, by which readers see that nothing came
+    between; None when the log is this process's alone.
     """
 
     through: int
@@ -105,6 +109,8 @@ class AppendResult(NamedTuple):
     first_offset: int
     events: tuple[StoredEvent, ...]
     refusal: Refusal | None = None
+    previous: str | None = None
+    mark: str = ""
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -115,21 +121,28 @@ class AppendResult(NamedTuple):
 class Position(NamedTuple):
     """Where a user's log stands: entries ``oldest`` … ``top`` can be read; empty when ``oldest`` is ``top`` + 1.
 
-    ``event_id`` is that of the entry at ``top``, empty when it is not there.
+    ``event_id`` is that of the entry at ``top``, empty when it is not known any more; ``mark`` is that entry's.
     """
 
     epoch: str
     top: int
     oldest: int
     event_id: str = ""
+    mark: str = ""
 
 
 class ResumePoint(NamedTuple):
-    """The last entry a reader has seen; offset 0 with an empty event_id is the beginning."""
+    """The last entry a reader has seen; offset 0 with an empty event_id is the beginning.
+
+    A shared log may lose its tail and get the same event at the same offset again, with others before it that a reader
+    has not seen. So each time that an entry is written it gets a ``mark`` of its own. Only the log that gave a mark can
+    say anything about it, within this process; it is empty when nothing can be compared.
+    """
 
     epoch: str
     offset: int
     event_id: str
+    mark: str = ""
 
 
 class ResetReason(enum.Enum):
@@ -142,21 +155,45 @@ class ResetReason(enum.Enum):
 
 
 class ResumeCheck(NamedTuple):
-    """The answer to a resume: ``reset`` is None when the reader may go on after its offset."""
+    """The answer to a resume: ``reset`` is None when the reader may go on after its offset, whose ``mark`` this is."""
 
     position: Position
     reset: ResetReason | None
+    mark: str = ""
 
 
 class ReadResult(NamedTuple):
     """Entries after the asked offset, oldest first, and the position at the same instant.
 
     ``trimmed`` says that entries right after the asked offset are gone; then ``entries`` start at ``position.oldest``.
+    ``anchor`` is the mark of the entry at the asked offset, empty when that is gone: a reader compares it with what it
+    has seen last. None when the log is this process's alone and cannot lose its tail while somebody reads. ``mark`` is
+    that of the last of ``entries``.
     """
 
     entries: tuple[Entry, ...]
     position: Position
     trimmed: bool
+    anchor: str | None = None
+    mark: str = ""
+
+
+class Change(NamedTuple):
+    """News: the user's log has grown to ``top``, whose entry has ``mark``."""
+
+    user: str
+    epoch: str
+    top: int
+    mark: str
+
+
+class Standing(NamedTuple):
+    """Where a user's log stands, the epoch empty when there is none; ``active`` while a run of the user is unended."""
+
+    epoch: str
+    top: int
+    mark: str
+    active: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,50 @@ another user's log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from services.bridge.models import Append, AppendResult, Position, ReadResult, ResumeCheck, ResumePoint, RunInfo
+from services.bridge.models import (
+    Append,
+    AppendResult,
+    Change,
+    Position,
+    ReadResult,
+    ResumeCheck,
+    ResumePoint,
+    RunInfo,
+    Standing,
+)
 
-__all__ = ["EventLog"]
+__all__ = ["ChangeFeed", "EventLog"]
+
+
+class ChangeFeed(Protocol):
+    """News of what other processes append to a shared log.
+
+    News is a hint: it may be late, repeated or lost, and never stands for the log itself. Whoever follows looks at
+    ``standings`` from time to time, so that lost news costs time and no event.
+    """
+
+    def follow(self, told: Callable[[Change], None], missed: Callable[[Sequence[str] | None], None]) -> None:
+        """Whom to tell. ``missed`` names users whose news may have been lost, None for all of them."""
+        ...
+
+    def listen(self, user: str) -> None:
+        """Give news of this user's log, from some moment on that is told as ``missed``."""
+        ...
+
+    def unlisten(self, user: str) -> None:
+        """Give no more of it."""
+        ...
+
+    async def standings(self, users: Sequence[str]) -> list[Standing]:
+        """Where the users' logs stand; cheaper than ``position`` for many, and makes none.
+
+        Raises:
+            StoreUnavailableError: The store cannot be used.
+        """
+        ...
 
 
 class EventLog(Protocol):
@@ -23,12 +61,19 @@ class EventLog(Protocol):
     order and at the same offsets, and its producer's last number, its run's fence and seal are too. An append whose
     result did not arrive is there wholly or not at all, and sending it again gives the right result either way. The
     in-memory implementation promises this until its process ends; the SQLite one survives the death of the process
-    (``kill -9``) always, and that of the machine with ``synchronous="FULL"``.
+    (``kill -9``) always, and that of the machine with ``synchronous="FULL"``. The Redis one promises what Redis's own
+    persistence and replication do; where these lose a log's tail, the epoch changes or ``ReadResult.anchor`` and
+    ``AppendResult.previous`` show it, and a producer meets it as a gap.
 
     Every method raises ``StoreUnavailableError`` when the store cannot be used. Then nothing of the call is in effect
     as far as the store could tell, other calls are not harmed, and calls work again once the cause is gone, without
     a restart.
     """
+
+    @property
+    def changes(self) -> ChangeFeed | None:
+        """News of others' appends, if several processes write to this log; None when it is this process's alone."""
+        ...
 
     @property
     def commits(self) -> int:

@@ -55,6 +55,11 @@ class MemoryEventLog:
         self._closed = False
         self.commits = 0
 
+    @property
+    def changes(self) -> None:
+        """Nobody else writes to it."""
+        return
+
     def append(self, batches: Sequence[Append]) -> asyncio.Future[list[AppendResult]]:
         self._check_open()
         self.commits += 1

@@ -140,6 +140,11 @@ class SqliteEventLog:
         return log
 
     @property
+    def changes(self) -> None:
+        """Nobody else writes to it."""
+        return
+
+    @property
     def commits(self) -> int:
         """Transactions of appends since the start."""
         return self._writer.commits

@@ -14,13 +14,14 @@ from grpc import aio
 from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from carrel.v1.emitter_pb2_grpc import add_EmitterServiceServicer_to_server
 from servicekit.contracts import Phase
-from servicekit.delivery import StreamOptions
+from servicekit.delivery import StreamOptions, stream_age_s
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet
 from servicekit.identity.principals import RunPrincipal, Scope
 from servicekit.identity.tickets import ContextMessage, TicketVerifier
 from servicekit.lifecycle import Starter
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies, Rotation
 from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
@@ -47,22 +48,30 @@ async def app(settings: EmitterSettings, start: Starter) -> AsyncIterator[RpcSer
     """The emitter as a process."""
     async with start.phase(Phase.CONFIGURATION, needs=f"the tickets' public keys in {settings.ticket_jwks}"):
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
-    async with open_channel(settings.bridge, max_message_bytes=settings.max_message_bytes) as channel:
+    async with (
+        open_channel(settings.bridge, max_message_bytes=settings.max_message_bytes) as channel,
+        Copies(settings.bridge, "bridge", max_message_bytes=settings.max_message_bytes) as bridges,
+    ):
         async with start.phase(
             Phase.INTEGRATION,
             needs=f"the bridge at {settings.bridge}",
             advice="start the bridge first, or set CARREL_EMITTER_BRIDGE to its address",
         ):
             await wait_ready(channel, f"the bridge at {settings.bridge}", settings.downstream_wait_seconds)
-        async with serve_emitter(settings, channel, verifier) as server:
+        async with serve_emitter(settings, channel, bridges, verifier) as server:
             yield server
 
 
 @asynccontextmanager
 async def serve_emitter(
-    settings: EmitterSettings, channel: aio.Channel, verifier: TicketVerifier
+    settings: EmitterSettings, channel: aio.Channel, bridges: Copies, verifier: TicketVerifier
 ) -> AsyncIterator[RpcServer]:
-    """The emitter over a channel to the bridge, with a server that is not started yet."""
+    """The emitter, with a server that is not started yet.
+
+    Args:
+        channel: To the bridge, whichever copy, for single calls.
+        bridges: The copies, for the stream that goes from one to the next.
+    """
     statistics = Statistics()
     ledger = Ledger(settings.limits())
     guard = Guard(Sanitizer(settings.withheld_fields))
@@ -70,16 +79,17 @@ async def serve_emitter(
     readiness = Readiness()
     watch = Watch(ledger, statistics, late_s=settings.delivery_timeout, stuck_s=settings.event_timeout)
 
-    bridge = BridgeServiceStub(channel)
+    bridge, rotation = BridgeServiceStub(channel), Rotation(bridges)
     # A message is at most this and one more item, which may have grown to twice its bound: three quarters.
     item_bytes = min(MAX_ITEM_BYTES, settings.max_message_bytes // 4)
     stream = publisher.stream(
-        bridge.Publish,
+        lambda: BridgeServiceStub(rotation.channel()).Publish(),
         options=StreamOptions(
             max_items=128 if settings.enable_batching else 1,
             max_bytes=item_bytes,
             alert_after=settings.delivery_retries,
             alert_after_s=settings.delivery_timeout,
+            max_age_s=stream_age_s(settings.bridge),
         ),
         on_state=lambda _up: readiness.poke(),
     )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
@@ -15,8 +16,8 @@ from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.lifecycle import Phase, Running, Starter
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
-from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_bridge import BridgeRunLog
@@ -27,13 +28,16 @@ from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up_for_ever, keep_leases, take_over
 from services.execution.domain.metrics import FactoryMetrics
+from services.execution.domain.ports import StageStart
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
+from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
+from services.execution.domain.wakeups import HintedLooks
 from services.execution.domain.watch import Changes
+from services.execution.models import RunRef
 from services.execution.service import ExecutionServicer
-from services.execution.store_artifacts import LocalArtifactFolder
-from services.execution.store_sql import wall_clock
-from services.execution.store_sql_open import open_sqlite_store
+from services.execution.store import RunStore
+from services.execution.store_open import open_stores
 
 __all__ = ["app"]
 
@@ -46,65 +50,74 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
     async with start.phase(Phase.CONFIGURATION, needs="the ticket keys", advice="`carrel up` makes them"):
         minter = TicketMinter(load_signing_key(settings.ticket_key), "execution")
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
-    async with start.phase(Phase.INTEGRATION, needs=f"the data folder {settings.data_dir}"):
-        folder = LocalArtifactFolder(settings.artifacts_path)
-        await folder.probe()
-        store = await open_sqlite_store(
-            settings.store_path,
-            migrate=settings.migrates,
-            engine_timeout_s=settings.engine_timeout_seconds,
-            lease_s=settings.lease_seconds,
-            synchronous=settings.synchronous,
-        )
+    async with start.phase(Phase.INTEGRATION, needs=settings.store_name):
+        stores = await open_stores(settings)
+    store = stores.store
     try:
         async with (
-            open_channel(settings.agent_instance) as agents,
-            open_channel(settings.emitter) as emitter,
+            Copies(settings.agent_instance, "agent_instance") as agents,
+            Copies(settings.emitter, "emitter") as emitters,
             open_channel(settings.bridge) as bridge,
-            ProducerStream.to_emitter(emitter) as outlet,
+            ProducerStream.to_emitters(emitters) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
             TaskOwner() as loops,
         ):
             wait_s = settings.downstream_wait_seconds
             async with start.phase(Phase.INTEGRATION, needs=f"agent_instance at {settings.agent_instance}"):
-                await wait_ready(agents, f"agent_instance at {settings.agent_instance}", wait_s)
+                await agents.wait_for_start(wait_s)
             async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
-                await wait_ready(emitter, f"the emitter at {settings.emitter}", wait_s)
+                await emitters.wait_for_start(wait_s)
             contexts = RunContexts(minter)
-            host = GrpcAgentHost(agents, settings.agent_instance, contexts, run_tasks)
+            host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks))
             services = RunServices(
                 store=store,
-                folder=folder,
+                folder=stores.folder,
                 host=host,
                 sink=EmitterSink(outlet, contexts),
                 catalogue=AgentCatalogue(host, run_tasks),
                 tasks=run_tasks,
                 metrics=FactoryMetrics(),
-                changes=Changes(),
-                clock=wall_clock,
+                changes=Changes(stores.wakeups.changed),
+                clock=store.now,
                 options=settings.run_options(),
+                wakeups=stores.wakeups,
             )
             factory = ExecutionEngineFactory(services)
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
                 await services.catalogue.covering()
                 await take_over(store, factory)
-            _ = loops.start(keep_leases(store, factory, settings.lease_seconds / 3), "leases")
-            options = services.options
-            _ = loops.start(promote_for_ever(services, factory.holdings, options.queue_poll_s), "queue")
-            _ = loops.start(
-                watch_decisions(DecisionWatch(services, factory.holdings), options.decided_poll_s), "decisions"
-            )
-            _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
+            _ = loops.start(host.keep_asking(), "agent_instances' load")
+            _start_loops(loops, settings, services, factory)
+            revoked = RevokedUsers(store, factory)
+            await revoked.look()
+            verifier.is_revoked = revoked.refuses
+            _ = loops.start(revoked.look_for_ever(), "revocations")
             # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
-            servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge))
-            yield _Execution(_server(settings, services, servicer, verifier), factory, settings.drain_seconds)
+            servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge), revoked=revoked)
+            server = _server(settings, services, servicer, verifier)
+            yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
         # Whoever is next takes over at once. If the store is away, it does when the leases expire.
         with contextlib.suppress(UnavailableError):
             await store.release_leases()
         await store.close()
+
+
+def _start_loops(
+    loops: TaskOwner, settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory
+) -> None:
+    """What goes on by itself; where other processes are on the same store, with an ear for what they tell."""
+    options, holdings = services.options, factory.holdings
+    _ = loops.start(keep_leases(services.store, factory, settings.lease_seconds), "leases")
+    _ = loops.start(promote_for_ever(services, holdings, options.queue_poll_s), "queue")
+    if services.store.shared:
+        looks = HintedLooks(services, holdings)
+        _ = loops.start(services.wakeups.listen(looks.heard), "hints")
+        _ = loops.start(looks.look_for_ever(), "looks")
+        _ = loops.start(watch_decisions(services, DecisionWatch(services, holdings)), "decisions")
+    _ = loops.start(clean_up_for_ever(services, factory, settings.cleanup_interval), "clean-up")
 
 
 class _Execution:
@@ -153,6 +166,16 @@ def _server(
     )
     servicer.draining = server.draining
     return server
+
+
+def _keep_place(store: RunStore, tasks: TaskOwner, start: StageStart, address: str) -> None:
+    """For operators: nothing waits for it, and a run that has moved on is left as it is."""
+
+    async def keep() -> None:
+        with contextlib.suppress(UnavailableError):
+            await store.place_attempt(RunRef(start.identity.user, start.identity.run_id, start.fence), address)
+
+    _ = tasks.start(keep(), "place of an attempt")
 
 
 def _ignore(name: str, error: BaseException) -> None:

@@ -21,6 +21,7 @@ __all__ = ["OUTLIVES_S", "RunContext", "RunContexts", "asking_context"]
 OUTLIVES_S: Final = 900.0
 # Renewed this long before it ends.
 _MARGIN_S: Final = 120.0
+_ASKING_S: Final = 60.0
 
 
 class RunContext:
@@ -71,6 +72,8 @@ class RunContexts:
         self._minter = minter
         # Held by those who use them: the outbox's channel and the attempts.
         self._known: WeakValueDictionary[tuple[UserKey, str], RunContext] = WeakValueDictionary()
+        self._asking: context_pb2.UserExecutionContext | None = None
+        self._asking_until = 0.0
 
     def of(self, identity: RunIdentity, deadline_at: Micros) -> RunContext:
         """The run's context."""
@@ -79,6 +82,13 @@ class RunContexts:
         if context is None or context.deadline_at != deadline_at:  # a run that waited has another one
             context = self._known[key] = RunContext(self._minter, identity, deadline_at)
         return context
+
+    def asking_again(self) -> context_pb2.UserExecutionContext:
+        """The same for questions that are asked every second: a new one only when the former is about to end."""
+        now = time.monotonic()
+        if self._asking is None or now >= self._asking_until:
+            self._asking, self._asking_until = self.asking(), now + _ASKING_S / 2
+        return self._asking
 
     def asking(self) -> context_pb2.UserExecutionContext:
         """See ``asking_context``."""
@@ -91,7 +101,7 @@ def asking_context(minter: TicketMinter) -> context_pb2.UserExecutionContext:
     Execution's key signs tickets of runs only, so this names a run that does not exist, of a user that nobody is.
     """
     user, thread, run, request = "carrel-execution", new_id("thread"), new_id("run"), new_id("req")
-    ticket = minter.mint_run(user, thread, run, request, lifetime_s=60.0)
+    ticket = minter.mint_run(user, thread, run, request, lifetime_s=_ASKING_S)
     return context_pb2.UserExecutionContext(
         user_id=user, thread_id=thread, run_id=run, request_id=request, ticket=ticket
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from servicekit.settings import ListenAddress, PeerAddress, SharedSettings, alias_env
+from services.execution.config_store import PostgresAddress, StoreUrl, postgres_name
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.limits import ModelLimits, RateLimits
 from services.execution.domain.services import RunOptions
@@ -38,6 +39,18 @@ class ExecutionSettings(SharedSettings):
     synchronous: Literal["NORMAL", "FULL"] = Field(
         "NORMAL", description="FULL survives a power failure too, at an fsync for each commit"
     )
+    store_url: StoreUrl | None = Field(
+        None,
+        description="PostgreSQL database for the run store and the artifacts, postgresql://user@host:port/database; "
+        "several execution processes may share it. Not set: a file in data_dir, for one process",
+    )
+    store_password_file: Path | None = Field(
+        None, description="file with the password of store_url's user; read for each new connection"
+    )
+    store_connections: int = Field(10, ge=2, le=200, description="connections of this process to store_url, at most")
+    store_connect_seconds: float = Field(5.0, gt=0, description="how long a new connection to store_url may take")
+    store_statement_seconds: float = Field(10.0, gt=0, description="how long one statement may take at store_url")
+    store_lock_seconds: float = Field(5.0, gt=0, description="how long it may wait there for others' locks")
     migrate: bool | None = Field(
         None, description="migrate an older run store at the start; by default outside production only"
     )
@@ -86,6 +99,25 @@ class ExecutionSettings(SharedSettings):
     def artifacts_path(self) -> Path:
         """The artifacts' folder."""
         return self.data_dir / "artifacts"
+
+    @property
+    def store_name(self) -> str:
+        """What the stores are, for messages."""
+        address = self.store_address()
+        return f"the data folder {self.data_dir}" if address is None else f"the database {postgres_name(address.url)}"
+
+    def store_address(self) -> PostgresAddress | None:
+        """The database of the run store; None when it is a file."""
+        if self.store_url is None:
+            return None
+        return PostgresAddress(
+            self.store_url.get_secret_value(),
+            self.store_password_file,
+            self.store_connections,
+            self.store_connect_seconds,
+            self.store_statement_seconds,
+            self.store_lock_seconds,
+        )
 
     def run_options(self) -> RunOptions:
         """The part that the domain works with."""

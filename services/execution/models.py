@@ -183,6 +183,8 @@ class RunRecord:
     """The open question of a WAITING run."""
     bound: bool = False
     """Whether it ends when its caller goes away."""
+    agent_instance: str = ""
+    """Where the agent_instance is that runs its present attempt, or ran the last one."""
 
     @property
     def ref(self) -> RunRef:

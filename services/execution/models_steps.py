@@ -15,6 +15,7 @@ from services.execution.models import (
     RunRecord,
     RunState,
     ThreadStrategy,
+    UserKey,
 )
 
 __all__ = [
@@ -25,7 +26,10 @@ __all__ = [
     "Checkpoint",
     "Finish",
     "Finished",
+    "Hints",
     "Question",
+    "Revocation",
+    "Revocations",
     "Step",
     "Sweep",
 ]
@@ -151,6 +155,22 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Revocation:
+    """A user's logins and tickets from before ``not_before`` are worth nothing."""
+
+    user: UserKey
+    not_before: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """Revocations, and what to ask with next time."""
+
+    items: tuple[Revocation, ...]
+    as_of: Micros
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """What a clean-up pass removed."""
 
@@ -158,3 +178,15 @@ class Sweep:
     client_refs: int = 0
     # Not removed: engines past their time whose run still runs, for whoever drives it to end.
     overdue: tuple[EngineRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What another process tells: runs that it has changed, and whether something became free there.
+
+    ``missed``: hints may have been lost before this one, so anything may have changed.
+    """
+
+    runs: tuple[tuple[UserKey, str], ...] = ()
+    freed: bool = False
+    missed: bool = False

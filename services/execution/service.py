@@ -24,8 +24,10 @@ from servicekit.rpc.context import current_principal
 from services.execution import convert
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.paging import decode_token, encode_token
+from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
 from services.execution.models import RunRecord, RunState, UserKey
+from services.execution.service_replicas import ReplicaCalls
 from services.execution.service_watch import RunLog, RunWatch
 
 __all__ = ["ExecutionServicer"]
@@ -34,8 +36,8 @@ _Context = aio.ServicerContext[Any, Any]
 _CHUNK: Final = 256 * 1024
 
 
-class ExecutionServicer(pb_grpc.ExecutionServiceServicer):
-    """The fifteen calls."""
+class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
+    """Its calls; those that replicas make of each other are in ``service_replicas``."""
 
     def __init__(
         self,
@@ -44,7 +46,9 @@ class ExecutionServicer(pb_grpc.ExecutionServiceServicer):
         verifier: TicketVerifier,
         log: RunLog,
         draining: asyncio.Event | None = None,
+        revoked: RevokedUsers | None = None,
     ) -> None:
+        super().__init__(services.store, revoked or RevokedUsers(services.store, factory))
         self._factory = factory
         self._services = services
         self._store = services.store

@@ -33,6 +33,7 @@ from services.execution.models_steps import (
     Finish,
     Finished,
     Question,
+    Revocations,
     Step,
     Sweep,
 )
@@ -54,9 +55,17 @@ class RunStore(Protocol):
     names a ``RunRef`` is a compare-and-set: it returns None or False, and changes nothing, when the run's fence or
     state is no longer what the caller believes.
 
+    ``shared`` says whether other processes may be on the same database at the same time.
+
     Every method raises ``StoreUnavailableError`` when the database cannot be used (locked, full, read-only); then
     nothing of the call is in effect, and calls work again once the cause is gone, without a restart.
     """
+
+    shared: bool
+
+    def now(self) -> Micros:
+        """Now, on the clock that all processes on this store share."""
+        ...
 
     # Admission and engines
 
@@ -81,8 +90,8 @@ class RunStore(Protocol):
         try again. A QUEUED run has no engine (a reservation that it named is given back), no deadline (``deadline_at``
         0), its stages pend, and its user message comes into the thread when it begins.
 
-        The limits of one user hold exactly. Those of all users are counted without a lock: where several processes
-        admit at the same moment, they may be passed by as many runs as there are processes.
+        The limits of one user hold exactly. So do those of all users, unless more than 64 admissions are under way at
+        once in all processes together: those are counted under a lock only near the limit.
         """
         ...
 
@@ -163,7 +172,7 @@ class RunStore(Protocol):
         ...
 
     async def decided(self, runs: Sequence[tuple[UserKey, str]]) -> frozenset[tuple[UserKey, str]]:
-        """Those of the runs that are no longer RUNNING, QUEUED or WAITING, or gone: ended by another process."""
+        """Those of the runs that are no longer this process's to go on with: ended, or taken over, by another; gone."""
         ...
 
     # Model budgets
@@ -206,19 +215,52 @@ class RunStore(Protocol):
     # Leases
 
     async def take_over(self) -> tuple[RunRecord, ...]:
-        """Make this process the holder of every unended run whose lease is its own former one or has expired.
+        """Make this process the holder of every unended run that it held in a former life, or whose holder is gone.
 
-        Each gets the next fencing number. Leases are on the database's clock. QUEUED and WAITING runs have leases too:
-        their holder relays their outbox and begins them.
+        Each gets the next fencing number. A process has one lease for all its runs, on the database's clock; the first
+        admission or take-over begins it. QUEUED and WAITING runs have holders too: they relay their outbox and begin
+        them.
         """
         ...
 
     async def renew_leases(self) -> None:
-        """Prolong every lease this process holds."""
+        """Prolong this process's lease."""
         ...
 
     async def release_leases(self) -> None:
-        """Let every lease of this process expire now, so that another may take over at once."""
+        """Let this process's lease expire now, so that another may take its runs over at once."""
+        ...
+
+    async def place_attempt(self, ref: RunRef, address: str) -> bool:
+        """Keep where the agent_instance is that runs the present attempt; False when the run is no longer this one."""
+        ...
+
+    # Among all replicas
+
+    async def claim_once(self, name: str, ttl_s: float) -> bool:
+        """Whether this call is the first to ask for the name, which is kept for ``ttl_s``."""
+        ...
+
+    async def revoke_user(self, user: UserKey, reason: str) -> Micros:
+        """Record that the user's logins and tickets of before now are worth nothing; that moment."""
+        ...
+
+    async def revocations(self, after: Micros) -> Revocations:
+        """The latest revocation of each user recorded after a time (the ``as_of`` of before, or 0 for all)."""
+        ...
+
+    # Runs bound to their caller
+
+    async def keep(self, user: UserKey, run_id: str) -> bool:
+        """Note that this process has a caller who keeps the run alive; False when it is not bound, or has ended."""
+        ...
+
+    async def let_go(self, user: UserKey, run_id: str) -> bool:
+        """Take the note back; whether it was the last one of a run that goes on."""
+        ...
+
+    async def is_kept(self, user: UserKey, run_id: str) -> bool:
+        """Whether any process whose lease is not over has such a note."""
         ...
 
     # Reading

@@ -1,11 +1,12 @@
-"""The run store in SQL. SQLite for one process; the operations are the same for PostgreSQL.
+"""The run store in SQL: the same operations on SQLite, for one process, and on PostgreSQL, for several.
 
 Operations live beside this file by theme (``store_sql_admission``, ``_queue``, ``_runs``, ``_waiting``, ``_leases``,
-``_budgets``, ``_reads``, ``_care``), the access to the database and its group commit in ``store_sql_database``.
+``_budgets``, ``_reads``, ``_care``), the access to the database in ``store_sql_database`` and ``store_sql_postgres``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +14,8 @@ from functools import partial
 from services.execution import store_sql_admission as admissions
 from services.execution import store_sql_budgets as budgets
 from services.execution import store_sql_care as care
+from services.execution import store_sql_claims as claims
+from services.execution import store_sql_keepers as keepers
 from services.execution import store_sql_leases as leases
 from services.execution import store_sql_queue as queue
 from services.execution import store_sql_reads as reads
@@ -43,11 +46,12 @@ from services.execution.models_steps import (
     Finish,
     Finished,
     Question,
+    Revocations,
     Step,
     Sweep,
 )
 from services.execution.store import PageKey
-from services.execution.store_sql_database import SqliteDatabase
+from services.execution.store_sql_database import Database
 
 __all__ = ["SqlRunStore", "wall_clock"]
 
@@ -68,9 +72,12 @@ class SqlRunStore:
         clock: Now in microseconds, for everything but leases (those are on the database's clock).
     """
 
+    # Whether other processes may be on the same database at the same time.
+    shared = False
+
     def __init__(
         self,
-        database: SqliteDatabase,
+        database: Database,
         *,
         owner: str,
         engine_timeout_s: float = 300.0,
@@ -82,21 +89,30 @@ class SqlRunStore:
         self._lifetime = round(engine_timeout_s * 1_000_000)
         self._lease = round(lease_s * 1_000_000)
         self._clock = clock
-        self._started = False
+        self._started = self._leased = False
+        self._leasing = asyncio.Lock()
+
+    def now(self) -> Micros:
+        """See ``RunStore``."""
+        return self._clock()
 
     # Admission and engines
 
     async def admit(self, admission: Admission) -> Admitted:
         """See ``RunStore``."""
+        if not self._leased:
+            async with self._leasing:
+                if not self._leased:
+                    await self.renew_leases()
         return await self._database.write(
             lambda connection: admissions.admit(
                 connection,
                 admission,
                 now=self._clock(),
                 lifetime=self._lifetime,
-                lease=self._lease,
                 owner=self._owner,
-            )
+            ),
+            admission.identity.user,
         )
 
     async def promote(self, limit: int) -> tuple[Step, ...]:
@@ -110,12 +126,13 @@ class SqlRunStore:
         return await self._database.write(
             lambda connection: admissions.reserve_engine(
                 connection, user, engine_id, max_engines, now=self._clock(), lifetime=self._lifetime
-            )
+            ),
+            user,
         )
 
     async def release_engine(self, user: UserKey, engine_id: str) -> bool:
         """See ``RunStore``."""
-        return await self._database.write(lambda c: admissions.release_engine(c, user, engine_id))
+        return await self._database.write(lambda c: admissions.release_engine(c, user, engine_id), user)
 
     async def get_engine(self, user: UserKey, engine_id: str) -> EngineRecord | None:
         """See ``RunStore``."""
@@ -129,22 +146,24 @@ class SqlRunStore:
 
     async def checkpoint(self, ref: RunRef, step: Checkpoint) -> RunRecord | None:
         """See ``RunStore``."""
-        return await self._database.write(lambda c: steps.checkpoint(c, ref, step, now=self._clock()))
+        return await self._database.write(lambda c: steps.checkpoint(c, ref, step, now=self._clock()), ref.user)
 
     async def begin_attempt(self, ref: RunRef, stage: int, why: Again, *, lost: bool) -> Step | None:
         """See ``RunStore``."""
         return await self._database.write(
-            lambda c: steps.begin_attempt(c, ref, stage, why, lost=lost, now=self._clock())
+            lambda c: steps.begin_attempt(c, ref, stage, why, lost=lost, now=self._clock()), ref.user
         )
 
     async def suspend(self, ref: RunRef, question: Question, timeout_s: float) -> Step | None:
         """See ``RunStore``."""
-        return await self._database.write(lambda c: waiting.suspend(c, ref, question, timeout_s, now=self._clock()))
+        return await self._database.write(
+            lambda c: waiting.suspend(c, ref, question, timeout_s, now=self._clock()), ref.user
+        )
 
     async def provide_input(self, user: UserKey, run_id: str, input_id: str, value: bytes) -> RunRecord | None:
         """See ``RunStore``."""
         return await self._database.write(
-            lambda c: waiting.provide_input(c, user, run_id, input_id, value, now=self._clock())
+            lambda c: waiting.provide_input(c, user, run_id, input_id, value, now=self._clock()), user
         )
 
     async def answers(self, user: UserKey, run_id: str, stage: int) -> tuple[InputRecord, ...]:
@@ -159,7 +178,7 @@ class SqlRunStore:
         """See ``RunStore``."""
         if not runs:
             return frozenset()
-        return await self._database.read(lambda c: leases.decided(c, runs))
+        return await self._database.read(lambda c: leases.decided(c, runs, owner=self._owner))
 
     # Model budgets
 
@@ -170,16 +189,16 @@ class SqlRunStore:
     async def use_budget(self, ref: RunRef, used: int, tokens: int, concurrency: int, period_s: float) -> Budget:
         """See ``RunStore``."""
         return await self._database.write(
-            lambda c: budgets.use_budget(c, ref.user, used, tokens, concurrency, period_s)
+            lambda c: budgets.use_budget(c, ref.user, used, tokens, concurrency, period_s), ref.user
         )
 
     async def finish(self, ref: RunRef, finish: Finish) -> Finished | None:
         """See ``RunStore``."""
-        return await self._database.write(lambda c: steps.finish(c, ref, finish, now=self._clock()))
+        return await self._database.write(lambda c: steps.finish(c, ref, finish, now=self._clock()), ref.user)
 
     async def close_run(self, ref: RunRef) -> bool:
         """See ``RunStore``."""
-        return await self._database.write(lambda c: steps.close_run(c, ref))
+        return await self._database.write(lambda c: steps.close_run(c, ref), ref.user)
 
     async def outbox(self, user: UserKey, run_id: str) -> tuple[OutboxEvent, ...]:
         """See ``RunStore``."""
@@ -187,7 +206,7 @@ class SqlRunStore:
 
     async def save_journal(self, ref: RunRef, stage: int, entries: Sequence[JournalItem]) -> bool:
         """See ``RunStore``."""
-        return await self._database.write(lambda c: care.save_journal(c, ref, stage, entries))
+        return await self._database.write(lambda c: care.save_journal(c, ref, stage, entries), ref.user)
 
     async def journal(self, user: UserKey, run_id: str, stage: int) -> tuple[JournalItem, ...]:
         """See ``RunStore``."""
@@ -202,18 +221,51 @@ class SqlRunStore:
             some = await self._database.write(
                 partial(leases.take_over, owner=self._owner, lease=self._lease, former=not self._started)
             )
-            self._started = True
+            self._started = self._leased = True
             taken += some
             if len(some) < leases.TAKEN_AT_ONCE:
                 return tuple(taken)
 
     async def renew_leases(self) -> None:
         """See ``RunStore``."""
-        await self._database.write(partial(leases.renew_leases, owner=self._owner, lease=self._lease))
+        await self._database.write(partial(leases.renew_leases, owner=self._owner, lease=self._lease), self._owner)
+        self._leased = True
 
     async def release_leases(self) -> None:
         """See ``RunStore``."""
         await self._database.write(partial(leases.release_leases, owner=self._owner))
+
+    async def place_attempt(self, ref: RunRef, address: str) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: claims.place_attempt(c, ref, address))
+
+    # Among all replicas
+
+    async def claim_once(self, name: str, ttl_s: float) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: claims.claim_once(c, name, round(ttl_s * 1_000_000)))
+
+    async def revoke_user(self, user: UserKey, reason: str) -> Micros:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: claims.revoke_user(c, user, reason))
+
+    async def revocations(self, after: Micros) -> Revocations:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: claims.list_revocations(c, after))
+
+    # Runs bound to their caller
+
+    async def keep(self, user: UserKey, run_id: str) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: keepers.keep(c, user, run_id, owner=self._owner), user)
+
+    async def let_go(self, user: UserKey, run_id: str) -> bool:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: keepers.let_go(c, user, run_id, owner=self._owner), user)
+
+    async def is_kept(self, user: UserKey, run_id: str) -> bool:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: keepers.is_kept(c, user, run_id))
 
     # Reading
 
@@ -245,13 +297,13 @@ class SqlRunStore:
 
     async def delete_thread(self, user: UserKey, thread_id: str) -> tuple[str, ...] | None:
         """See ``RunStore``."""
-        return await self._database.write(lambda c: care.delete_thread(c, user, thread_id))
+        return await self._database.write(lambda c: care.delete_thread(c, user, thread_id), user)
 
     # Artifacts and audit
 
     async def save_artifact(self, ref: RunRef, artifact: ArtifactRecord, quota: int, per_run: int) -> bool:
         """See ``RunStore``."""
-        return await self._database.write(lambda c: care.save_artifact(c, ref, artifact, quota, per_run))
+        return await self._database.write(lambda c: care.save_artifact(c, ref, artifact, quota, per_run), ref.user)
 
     async def get_artifact(self, user: UserKey, run_id: str, name: str) -> ArtifactRecord | None:
         """See ``RunStore``."""

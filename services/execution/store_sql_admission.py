@@ -36,11 +36,25 @@ from services.execution.store_sql_reads import read_run
 from services.execution.store_sql_rows import engine_row, new_run, outbox_row, run_row, stage_rows
 from services.execution.store_sql_runs import finish
 from services.execution.store_sql_threads import LAST_SEQ, add_message, add_thread, remove_messages, touch_thread
-from services.execution.tables import DbNow, client_refs, engines, outbox, runs, stages, threads, users
+from services.execution.tables import client_refs, engines, outbox, runs, stages, threads, users
 
-__all__ = ["admit", "count_engines", "lock_user", "release_engine", "reserve_engine", "user_locked"]
+__all__ = [
+    "NEAR_LIMIT",
+    "admit",
+    "count_engines",
+    "lock_totals",
+    "lock_user",
+    "release_engine",
+    "reserve_engine",
+    "user_locked",
+]
 
 _P: Final = sa.bindparam
+
+# So many runs may be admitted at once without a lock on the counts of all users.
+NEAR_LIMIT: Final = 64
+# Any number that nobody else uses on this database; that of migrations is another.
+_LOCK_TOTALS: Final = sa.select(sa.func.pg_advisory_xact_lock(0x636172, 1))
 
 # Statements are built once: building one costs more than running it.
 _LOCK_USER: Final = sa.select(users.c.rate_level, users.c.rate_at).where(users.c.user_id == _P("u")).with_for_update()
@@ -75,7 +89,7 @@ _FACTS: Final = sa.select(
     .where(threads.c.user_id == _P("u"), threads.c.thread_id == _P("thread"))
     .scalar_subquery()
     .label("last_seq"),
-    # Of all users. Nothing locks these counts: where several processes admit at once, a few runs more may get in.
+    # Of all users; see `_guard_totals`.
     sa.select(sa.func.count())
     .select_from(sa.select(engines.c.engine_id).where(_ACTIVE).limit(_P("all_engines", type_=sa.Integer)).subquery())
     .scalar_subquery()
@@ -96,11 +110,15 @@ _REF: Final = sa.select(client_refs.c.run_id, client_refs.c.content_hash, client
 )
 _DROP_REF: Final = client_refs.delete().where(client_refs.c.user_id == _P("u"), client_refs.c.client_ref == _P("ref"))
 _ADD_REF: Final = client_refs.insert()
-_RESERVED: Final = sa.select(engines.c.engine_id).where(
-    engines.c.user_id == _P("u"),
-    engines.c.engine_id == _P("engine"),
-    engines.c.run_id == "",
-    engines.c.expires_at > _P("now"),
+_RESERVED: Final = (
+    sa.select(engines.c.engine_id)
+    .where(
+        engines.c.user_id == _P("u"),
+        engines.c.engine_id == _P("engine"),
+        engines.c.run_id == "",
+        engines.c.expires_at > _P("now"),
+    )
+    .with_for_update()
 )
 _TAKE_ENGINE: Final = (
     engines.update()
@@ -111,14 +129,12 @@ _ADD_ENGINE: Final = engines.insert()
 _DROP_RESERVATION: Final = engines.delete().where(
     engines.c.user_id == _P("u"), engines.c.engine_id == _P("engine"), engines.c.run_id == ""
 )
-_ADD_RUN: Final = runs.insert().values(lease_expires_at=DbNow() + _P("lease", type_=sa.BigInteger))
+_ADD_RUN: Final = runs.insert()
 _ADD_STAGES: Final = stages.insert()
 _ADD_OUTBOX: Final = outbox.insert()
 
 
-def admit(
-    connection: sa.Connection, admission: Admission, *, now: int, lifetime: int, lease: int, owner: str
-) -> Admitted:
+def admit(connection: sa.Connection, admission: Admission, *, now: int, lifetime: int, owner: str) -> Admitted:
     """See ``RunStore.admit``; all times in microseconds."""
     identity = admission.identity
     bucket = lock_user(connection, identity.user, now)
@@ -136,6 +152,8 @@ def admit(
         # What the strategy ended is free now. Where rows are locked, a run may also have ended by itself meanwhile, and
         # have added its reply: then its thread's last number is another too.
         row = _facts(connection, admission, now, ended=len(ended))
+    if _guard_totals(connection, admission, row):
+        row = _facts(connection, admission, now, ended=len(ended))
     facts = Facts(
         row.engines, row.unended - len(ended), "", row.first_expiry, now, row.all_engines, row.all_unended - len(ended)
     )
@@ -143,10 +161,10 @@ def admit(
     filled = take_from_bucket(bucket, admission.rate_per_minute, admission.rate_burst, now)
     waits = _waits(connection, admission, facts, behind=place > 0)
     run = new_run(admission, now, now + lifetime, queued=waits)
-    _insert(connection, admission, run, {"lease": lease, "lease_owner": owner, **run_row(run, admission, place)})
+    _insert(connection, admission, run, {"lease_expires_at": 0, "lease_owner": owner, **run_row(run, admission, place)})
     if filled != bucket:
         connection.execute(_SET_RATE, {"u": identity.user, "level": filled.level, "at": filled.at})
-    _join_thread(connection, run, row.last_seq)
+    _join_thread(connection, run, there=row.last_seq is not None)
     event = accepted_event(run)
     connection.execute(_ADD_OUTBOX, outbox_row(identity.user, identity.run_id, event))
     return Admitted(run, existing=False, thread_existed=row.last_seq is not None, events=(event,), ended=ended)
@@ -192,6 +210,26 @@ def lock_user(connection: sa.Connection, user: UserKey, now: int) -> Bucket:
 def user_locked(connection: sa.Connection, user: UserKey) -> bool:
     """Let no run of the user's be admitted until this transaction ends; False when there never was one."""
     return connection.execute(_LOCK_USER, {"u": user}).first() is not None
+
+
+def lock_totals(connection: sa.Connection) -> None:
+    """Let nobody else count the runs of all users against a limit until this transaction ends."""
+    if connection.dialect.name != "sqlite":  # BEGIN IMMEDIATE has locked the file already
+        connection.execute(_LOCK_TOTALS)
+
+
+def _guard_totals(connection: sa.Connection, admission: Admission, row: Any) -> bool:
+    """Lock the counts of all users when they come near their limits; whether they must be looked at again.
+
+    Far from them nobody waits: what others admit at this moment is fewer than what is left.
+    """
+    if connection.dialect.name == "sqlite":
+        return False
+    used = ((row.all_engines, admission.max_active_total), (row.all_unended, admission.max_unended_total))
+    near = any(limit and use + NEAR_LIMIT >= limit for use, limit in used)
+    if near:
+        lock_totals(connection)
+    return near
 
 
 def _facts(connection: sa.Connection, admission: Admission, now: int, *, ended: int = 0) -> Any:
@@ -292,20 +330,19 @@ def _insert(connection: sa.Connection, admission: Admission, run: RunRecord, row
         )
 
 
-def _join_thread(connection: sa.Connection, run: RunRecord, last: int | None) -> None:
+def _join_thread(connection: sa.Connection, run: RunRecord, *, there: bool) -> None:
     user, thread_id, now = run.identity.user, run.identity.thread_id, run.created_at
     message = None
     if run.state is not RunState.QUEUED:
         message = {
             "user_id": user,
             "thread_id": thread_id,
-            "seq": (last or 0) + 1,
             "role": "user",
             "text": run.message,
             "run_id": run.identity.run_id,
             "created_at": now,
         }
-    if last is None:
+    if not there:
         add_thread(connection, user, thread_id, now, message)
     elif message is None:
         touch_thread(connection, user, thread_id, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -15,6 +15,8 @@ from services.execution.models import UNENDED_STATES, ArtifactRecord, AuditEntry
 from services.execution.models_steps import Sweep
 from services.execution.store_sql_admission import user_locked
 from services.execution.store_sql_budgets import drop_old_budgets
+from services.execution.store_sql_claims import drop_old_claims
+from services.execution.store_sql_leases import clean_owners
 from services.execution.store_sql_rows import artifact_of, audit_row, engine_of, error_json
 from services.execution.store_sql_runs import holds
 from services.execution.tables import (
@@ -176,7 +178,7 @@ def sweep(connection: sa.Connection, *, now: int) -> Sweep:
     lapsed = sa.or_(
         sa.and_(engines.c.run_id == "", engines.c.expires_at <= now), sa.and_(engines.c.run_id != "", sa.not_(holder))
     )
-    found = tuple(engine_of(row) for row in connection.execute(sa.select(engines).where(lapsed).limit(10_000)))
+    found = tuple(engine_of(row) for row in connection.execute(_in_order(lapsed)))
     for engine in found:
         connection.execute(
             engines.delete().where(engines.c.user_id == engine.user, engines.c.engine_id == engine.engine_id)
@@ -184,8 +186,15 @@ def sweep(connection: sa.Connection, *, now: int) -> Sweep:
     late = sa.select(engines).where(engines.c.run_id != "", engines.c.expires_at <= now).limit(1000)
     overdue = tuple(engine_of(row) for row in connection.execute(late))
     drop_old_budgets(connection)
+    clean_owners(connection)
+    drop_old_claims(connection)
     old = client_refs.delete().where(client_refs.c.created_at <= now - CLIENT_REF_LIFETIME_US)
     return Sweep(found, connection.execute(old).rowcount, overdue)
+
+
+def _in_order(lapsed: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    # In one order everywhere, so that two processes that sweep never wait for each other crosswise.
+    return sa.select(engines).where(lapsed).order_by(engines.c.user_id, engines.c.engine_id).limit(10_000)
 
 
 def probe(connection: sa.Connection) -> None:

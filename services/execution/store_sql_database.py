@@ -1,8 +1,8 @@
-"""Access to the database: one writer that commits in groups, readers beside it. No table is known here.
+"""Access to a SQLite file: one writer that commits in groups, readers beside it. No table is known here.
 
 An operation is a plain function of a SQLAlchemy ``Connection``. On SQLite it runs in a thread of ours over the ordinary
 driver: with the asyncio driver each statement is a trip to a thread and back, 1.5 ms for an admission instead of
-0.25 ms (measured). For a network database the same functions run through ``AsyncConnection.run_sync``.
+0.25 ms (measured). For PostgreSQL (``store_sql_postgres``) the same functions run through ``AsyncConnection.run_sync``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from carrel.errors import CarrelError, InternalError, QueueFullError, StoreUnavailableError
 
-__all__ = ["Operation", "SqliteDatabase", "unavailable"]
+__all__ = ["Database", "Operation", "SqliteDatabase", "internal", "unavailable"]
 
 _T = TypeVar("_T")
 Operation = Callable[[sa.Connection], _T]
@@ -45,6 +45,34 @@ def unavailable(error: BaseException) -> StoreUnavailableError:
     else:
         advice = "look at the database's own messages"
     return StoreUnavailableError(f"the run store cannot be used: {text[:200]}", advice=advice, retry_after_s=1.0)
+
+
+class Database(Protocol):
+    """What a store needs of a database."""
+
+    async def write(self, operation: Operation[_T], key: str = "") -> _T:
+        """Run one operation in a transaction, durable when this returns; all of it is in effect, or none.
+
+        It goes on, whether or not the caller waits for it. It may run more than once, in transactions that came to
+        nothing; so it must not do anything but look at and change the database.
+
+        Args:
+            operation: What to do.
+            key: Those of one key come one after the other. The empty one is nobody's.
+
+        Raises:
+            StoreUnavailableError: Nothing of the operation is in effect.
+            QueueFullError: Too much is waiting to be written.
+        """
+        ...
+
+    async def read(self, operation: Operation[_T]) -> _T:
+        """Run one operation over a snapshot. Never waits for those who write."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was accepted, then let go. Idempotent."""
+        ...
 
 
 class SqliteDatabase:
@@ -97,16 +125,8 @@ class SqliteDatabase:
         """For whoever listens to its events (telemetry, tests)."""
         return self._writing
 
-    async def write(self, operation: Operation[_T]) -> _T:
-        """Run one operation in a transaction, durable when this returns.
-
-        It runs once, whether or not the caller goes on waiting. Everything that arrives while a transaction is under
-        way shares the next one.
-
-        Raises:
-            StoreUnavailableError: Nothing of the operation is in effect.
-            QueueFullError: Too much is waiting to be written.
-        """
+    async def write(self, operation: Operation[_T], key: str = "") -> _T:
+        """See ``Database``. Everything that arrives while a transaction is under way shares the next one."""
         if self._closed:
             raise StoreUnavailableError("the run store is closed")
         if len(self._queue) >= _MAX_QUEUED:
@@ -120,13 +140,13 @@ class SqliteDatabase:
         return await future
 
     async def read(self, operation: Operation[_T]) -> _T:
-        """Run one operation over a snapshot. Never waits for the writer."""
+        """See ``Database``."""
         if self._closed:
             raise StoreUnavailableError("the run store is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, operation)
 
     async def close(self) -> None:
-        """Commit what is queued, then let go of the file. Idempotent."""
+        """See ``Database``."""
         if self._closed:
             return
         self._closed = True
@@ -171,13 +191,13 @@ class SqliteDatabase:
         except CarrelError as error:  # only ever of a group of one: its transaction was rolled back
             return [_Failed(error)]
         except exc.IntegrityError as error:  # a fault of ours: trying again would change nothing
-            return [_Failed(_internal(error)) for _ in operations]
+            return [_Failed(internal(error)) for _ in operations]
         except exc.DBAPIError as error:
             self._drop_writer()
             return [_Failed(unavailable(error)) for _ in operations]
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked
             self._drop_writer()
-            return [_Failed(_internal(error)) for _ in operations]
+            return [_Failed(internal(error)) for _ in operations]
 
     @staticmethod
     def _apply(connection: sa.Connection, operation: Operation[Any]) -> Any:
@@ -192,7 +212,7 @@ class SqliteDatabase:
         except CarrelError as error:
             failed = _Failed(error)
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked; the others of the group go on
-            failed = _Failed(_internal(error))
+            failed = _Failed(internal(error))
         else:
             return result
         connection.exec_driver_sql(_UNDO)
@@ -234,7 +254,8 @@ class _Failed:
         self.error = error
 
 
-def _internal(error: Exception) -> InternalError:
+def internal(error: Exception) -> InternalError:
+    """A fault of ours: what went wrong is its cause, for the log."""
     failure = InternalError(f"an operation of the run store failed: {type(error).__name__}")
     failure.__cause__ = error
     return failure

@@ -10,11 +10,11 @@ from carrel.ids import new_id
 from services.execution.domain.states import ENDABLE
 from services.execution.models import EngineRecord, RunState, StageState, UserKey
 from services.execution.models_steps import Again, Step
-from services.execution.store_sql_admission import count_engines, lock_user
+from services.execution.store_sql_admission import NEAR_LIMIT, count_engines, lock_totals, lock_user
 from services.execution.store_sql_reads import read_run
 from services.execution.store_sql_rows import engine_row
 from services.execution.store_sql_runs import attempted
-from services.execution.store_sql_threads import add_message, last_seq
+from services.execution.store_sql_threads import add_message
 from services.execution.tables import engines, runs, stages, users
 
 __all__ = ["promote"]
@@ -123,6 +123,9 @@ def promote(connection: sa.Connection, limit: int, *, owner: str, now: int, life
     # In one order everywhere, so that two processes that promote never wait for each other crosswise.
     for user in sorted({row.user_id for row in chosen}):
         lock_user(connection, UserKey(user), now)
+    if any(row.max_active_total and active + len(chosen) + NEAR_LIMIT >= row.max_active_total for row in chosen):
+        lock_totals(connection)
+        active = int(connection.execute(_ALL_ENGINES, {"now": now}).scalar_one())
     steps: list[Step] = []
     for row in chosen:
         if row.max_active_total and active + len(steps) >= row.max_active_total:
@@ -160,7 +163,6 @@ def _join_thread(connection: sa.Connection, key: dict[str, Any], run: Any, now: 
     message = {
         "user_id": key["u"],
         "thread_id": run.thread_id,
-        "seq": (last_seq(connection, key["u"], run.thread_id) or 0) + 1,
         "role": "user",
         "text": run.message,
         "run_id": key["run"],

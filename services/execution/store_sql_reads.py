@@ -61,6 +61,7 @@ __all__ = [
     "read_outbox",
     "read_run",
     "read_thread",
+    "run_from",
 ]
 
 _T = TypeVar("_T")
@@ -122,10 +123,16 @@ def read_run(connection: sa.Connection, user: UserKey, run_id: str) -> RunRecord
     """See ``RunStore.get_run``."""
     key = {"u": user, "run": run_id}
     row = connection.execute(_RUN, key).first()
-    if row is None:
-        return None
+    return None if row is None else run_from(connection, row)
+
+
+def run_from(connection: sa.Connection, row: Any) -> RunRecord:
+    """The run of a row of ``runs``, with all that belongs to it."""
+    key = {"u": row.user_id, "run": row.run_id}
     stages_of, artifacts_of = connection.execute(_STAGES, key), connection.execute(_ARTIFACTS, key)
-    return run_of(row, stages_of, artifacts_of, waiting_for=read_input(connection, user, run_id, row.waiting_input))
+    return run_of(
+        row, stages_of, artifacts_of, waiting_for=read_input(connection, row.user_id, row.run_id, row.waiting_input)
+    )
 
 
 def read_input(connection: sa.Connection, user: UserKey, run_id: str, input_id: str) -> InputRecord | None:

@@ -159,6 +159,7 @@ def run_of(
         artifacts=tuple(artifact_of(artifact) for artifact in artifacts),
         waiting_for=waiting_for,
         bound=row.bound,
+        agent_instance=row.agent_instance,
     )
 
 
@@ -182,6 +183,7 @@ def new_run(admission: Admission, now: int, deadline: int, *, queued: bool) -> R
         client_ref=admission.client_ref,
         engine_id="" if queued else admission.engine_id or admission.new_engine_id,
         bound=admission.bound,
+        agent_instance=admission.agent_instance,
     )
 
 
@@ -302,19 +304,19 @@ def audit_of(row: Row) -> AuditEntry:
 
 
 def audit_row(entry: AuditEntry) -> dict[str, Any]:
-    """Parameters that insert an audit record; an overlong target is cut, since it is there to be read."""
+    """Parameters that insert an audit record."""
     return {
         "user_id": entry.user,
         "record_id": entry.record_id,
         "thread_id": entry.thread_id,
         "run_id": entry.run_id,
         "request_id": entry.request_id,
-        "action": entry.action[:64],
-        "target": entry.target[:256],
+        "action": entry.action,
+        "target": entry.target,
         "outcome": entry.outcome.value,
         "started_at": entry.started_at,
         "duration_us": entry.duration_us,
-        "error_code": entry.error_code[:64],
-        "arguments_hash": entry.arguments_hash[:64],
-        "agent_name": entry.agent_name[:128],
+        "error_code": entry.error_code,
+        "arguments_hash": entry.arguments_hash,
+        "agent_name": entry.agent_name,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -11,9 +12,10 @@ from services.execution.domain.outcome import attempt_event, last_events
 from services.execution.domain.states import ENDABLE
 from services.execution.models import OutboxEvent, RunRecord, RunRef, RunState, StageRecord, StageState, UserKey
 from services.execution.models_steps import Again, Checkpoint, Finish, Finished, Step
-from services.execution.store_sql_reads import read_run
+from services.execution.store_sql_reads import read_run, run_from
+from services.execution.store_sql_returning import TellingUpdate
 from services.execution.store_sql_rows import error_json, outbox_row, stage_of, stage_rows
-from services.execution.store_sql_threads import add_message, last_seq
+from services.execution.store_sql_threads import add_message
 from services.execution.tables import engines, inputs, journal, outbox, runs, stages
 
 __all__ = [
@@ -36,6 +38,7 @@ _STAGE: Final = sa.and_(_OF_RUN, stages.c.stage_index == _P("i"))
 
 # FOR UPDATE where there is such a thing; SQLite's writer is alone anyway.
 _HELD: Final = sa.select(runs.c.state).where(_KEY).with_for_update()
+_HELD_RUN: Final = sa.select(runs).where(_KEY).with_for_update()
 _DONE_STAGE: Final = (
     stages.update()
     .where(_STAGE, stages.c.state == StageState.RUNNING)
@@ -49,7 +52,7 @@ _BEGIN_STAGE: Final = (
 _SET_PARAMS: Final = runs.update().where(_KEY).values(params=_P("json"))
 _ADD_STAGES: Final = stages.insert()
 
-_FINISH: Final = (
+_finish: Final = (
     runs.update()
     .where(_KEY, runs.c.state.in_(sorted(ENDABLE)))
     .values(
@@ -63,6 +66,11 @@ _FINISH: Final = (
     )
 )
 _STAGES: Final = sa.select(stages).where(_OF_RUN).order_by(stages.c.stage_index)
+_DONE_RUN: Final = (
+    stages.update()
+    .where(_OF_RUN, stages.c.state == StageState.RUNNING)
+    .values(state=StageState.SUCCEEDED, ended_at=_P("now"), answered_by=_P("answered"), result=_P("json"))
+)
 _END_STAGE: Final = (
     stages.update().where(_OF_RUN, stages.c.state == _P("was")).values(state=_P("becomes"), ended_at=_P("now"))
 )
@@ -72,23 +80,42 @@ _LAST_NUMBER: Final = sa.select(sa.func.max(outbox.c.number)).where(
 )
 _ADD_OUTBOX: Final = outbox.insert()
 _waits: Final = runs.alias("waits")
-_WHAT_ENDS: Final = sa.select(
+_waits_too: Final = sa.and_(
+    _waits.c.state == RunState.QUEUED, sa.not_(sa.and_(_waits.c.user_id == _P("u"), _waits.c.run_id == _P("run")))
+)
+_FINISH: Final = TellingUpdate(
+    _finish,
+    _KEY,
     runs.c.thread_id,
     runs.c.max_active_total,
     _LAST_NUMBER.scalar_subquery().label("last_number"),
     sa.select(sa.literal(1))
-    .where(_waits.c.user_id == _P("u"), _waits.c.state == RunState.QUEUED)
+    .where(_waits_too, _waits.c.user_id == _P("u"))
     .limit(1)
     .scalar_subquery()
     .label("own_waits"),
-    sa.select(sa.literal(1)).where(_waits.c.state == RunState.QUEUED).limit(1).scalar_subquery().label("any_waits"),
-).where(_KEY)
+    sa.select(sa.literal(1)).where(_waits_too).limit(1).scalar_subquery().label("any_waits"),
+)
 _ALL_ENGINES: Final = (
     sa.select(sa.func.count())
     .select_from(engines)
     .where(sa.or_(engines.c.run_id != "", engines.c.expires_at > _P("now")))
 )
-_CLOSE: Final = runs.update().where(_KEY, runs.c.state == RunState.FINISHING).values(state=runs.c.outcome)
+_CLOSE: Final = TellingUpdate(
+    runs.update().where(_KEY, runs.c.state == RunState.FINISHING).values(state=runs.c.outcome),
+    _KEY,
+    # Most runs have neither, and need no statements to remove them.
+    sa.select(sa.literal(1))
+    .where(journal.c.user_id == _P("u"), journal.c.run_id == _P("run"))
+    .limit(1)
+    .scalar_subquery()
+    .label("has_journal"),
+    sa.select(sa.literal(1))
+    .where(inputs.c.user_id == _P("u"), inputs.c.run_id == _P("run"))
+    .limit(1)
+    .scalar_subquery()
+    .label("has_inputs"),
+)
 _CLEAR_OUTBOX: Final = outbox.delete().where(outbox.c.user_id == _P("u"), outbox.c.run_id == _P("run"))
 
 _CLEAR_JOURNAL: Final = journal.delete().where(journal.c.user_id == _P("u"), journal.c.run_id == _P("run"))
@@ -110,9 +137,10 @@ def holds(connection: sa.Connection, ref: RunRef, states: frozenset[RunState]) -
 
 def checkpoint(connection: sa.Connection, ref: RunRef, step: Checkpoint, *, now: int) -> RunRecord | None:
     """See ``RunStore.checkpoint``."""
-    if not holds(connection, ref, frozenset({RunState.RUNNING})):
-        return None
     key = run_key(ref)
+    held = connection.execute(_HELD_RUN, key).first()
+    if held is None or held.state != RunState.RUNNING:
+        return None
     done = connection.execute(
         _DONE_STAGE, {**key, "i": step.index, "now": now, "answered": step.answered_by, "json": step.result}
     )
@@ -128,7 +156,8 @@ def checkpoint(connection: sa.Connection, ref: RunRef, step: Checkpoint, *, now:
         connection.execute(_SET_PARAMS, {**key, "json": step.params})
     connection.execute(_DROP_JOURNAL, {**key, "i": step.index})
     connection.execute(_BEGIN_STAGE, {**key, "i": step.index + 1, "now": now})
-    return read_run(connection, ref.user, ref.run_id)
+    run = run_from(connection, held)
+    return run if step.params is None else replace(run, params=step.params)
 
 
 def begin_attempt(
@@ -167,8 +196,8 @@ def add_events(connection: sa.Connection, ref: RunRef, events: Sequence[OutboxEv
 def finish(connection: sa.Connection, ref: RunRef, end: Finish, *, now: int) -> Finished | None:
     """See ``RunStore.finish``."""
     key = run_key(ref)
-    won = connection.execute(
-        _FINISH,
+    row = _FINISH.run(
+        connection,
         {
             **key,
             "outcome": end.outcome.value,
@@ -177,11 +206,10 @@ def finish(connection: sa.Connection, ref: RunRef, end: Finish, *, now: int) -> 
             "now": now,
         },
     )
-    if won.rowcount != 1:
+    if row is None:
         return None
     running = _end_stages(connection, key, end, now)
     freed = free_engine(connection, ref)
-    row = connection.execute(_WHAT_ENDS, key).one()
     events = last_events((row.last_number or 0) + 1, end, running, now)
     add_events(connection, ref, events)
     if end.reply:
@@ -196,11 +224,14 @@ def free_engine(connection: sa.Connection, ref: RunRef) -> int:
 
 def close_run(connection: sa.Connection, ref: RunRef) -> bool:
     """See ``RunStore.close_run``."""
-    if connection.execute(_CLOSE, run_key(ref)).rowcount != 1:
+    closed = _CLOSE.run(connection, run_key(ref))
+    if closed is None:
         return False
     connection.execute(_CLEAR_OUTBOX, run_key(ref))
-    connection.execute(_CLEAR_JOURNAL, run_key(ref))
-    connection.execute(_CLEAR_INPUTS, run_key(ref))
+    if closed.has_journal:
+        connection.execute(_CLEAR_JOURNAL, run_key(ref))
+    if closed.has_inputs:
+        connection.execute(_CLEAR_INPUTS, run_key(ref))
     return True
 
 
@@ -210,13 +241,12 @@ def run_key(ref: RunRef) -> dict[str, Any]:
 
 
 def _end_stages(connection: sa.Connection, key: dict[str, Any], end: Finish, now: int) -> StageRecord | None:
+    """End what has not ended of the run's stages; the one that ran or waited, where that needs an event of its own."""
+    if end.outcome is RunState.SUCCEEDED:
+        connection.execute(_DONE_RUN, {**key, "now": now, "answered": end.answered_by, "json": end.result})
+        return None
     rows = [stage_of(row) for row in connection.execute(_STAGES, key)]
     running = next((stage for stage in rows if stage.state in (StageState.RUNNING, StageState.WAITING)), None)
-    if end.outcome is RunState.SUCCEEDED:
-        if running is not None:
-            step = {"i": running.index, "now": now, "answered": end.answered_by, "json": end.result}
-            connection.execute(_DONE_STAGE, {**key, **step})
-        return running
     if running is not None:
         change = {"was": running.state.value, "becomes": StageState.FAILED.value, "now": now}
         connection.execute(_END_STAGE, {**key, **change})
@@ -235,18 +265,12 @@ def _somebody_waits(connection: sa.Connection, row: Any, freed: int, now: int) -
 
 
 def _add_reply(connection: sa.Connection, ref: RunRef, thread_id: str, reply: str, now: int) -> None:
-    last = last_seq(connection, ref.user, thread_id)
-    if last is None:
-        return
-    add_message(
-        connection,
-        {
-            "user_id": ref.user,
-            "thread_id": thread_id,
-            "seq": last + 1,
-            "role": "assistant",
-            "text": reply,
-            "run_id": ref.run_id,
-            "created_at": now,
-        },
-    )
+    message = {
+        "user_id": ref.user,
+        "thread_id": thread_id,
+        "role": "assistant",
+        "text": reply,
+        "run_id": ref.run_id,
+        "created_at": now,
+    }
+    add_message(connection, message)

@@ -7,9 +7,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from services.execution.models import UserKey
+from services.execution.store_sql_returning import TellingUpdate
 from services.execution.tables import messages, threads
 
-__all__ = ["LAST_SEQ", "add_message", "add_thread", "last_seq", "remove_messages", "touch_thread"]
+__all__ = ["LAST_SEQ", "add_message", "add_thread", "remove_messages", "touch_thread"]
 
 _P: Final = sa.bindparam
 _HERE: Final = sa.and_(threads.c.user_id == _P("u"), threads.c.thread_id == _P("thread"))
@@ -18,13 +19,15 @@ _HERE: Final = sa.and_(threads.c.user_id == _P("u"), threads.c.thread_id == _P("
 LAST_SEQ: Final = sa.case(
     (threads.c.last_seq > threads.c.message_count, threads.c.last_seq), else_=threads.c.message_count
 )
-_LAST_SEQ: Final = sa.select(LAST_SEQ).where(_HERE)
 _ADD: Final = threads.insert()
 _TOUCH: Final = threads.update().where(_HERE).values(updated_at=_P("now"))
-_GROW: Final = (
+# Numbers are given by the update itself: its lock keeps two that write at once from taking the same.
+_GROW: Final = TellingUpdate(
     threads.update()
     .where(_HERE)
-    .values(updated_at=_P("now"), message_count=threads.c.message_count + 1, last_seq=_P("n"))
+    .values(updated_at=_P("now"), message_count=threads.c.message_count + 1, last_seq=LAST_SEQ + 1),
+    _HERE,
+    threads.c.last_seq,
 )
 _ADD_MESSAGE: Final = messages.insert()
 _REMOVE_MESSAGES: Final = messages.delete().where(
@@ -45,7 +48,7 @@ def add_thread(
     row = {"user_id": user, "thread_id": thread_id, "created_at": now, "updated_at": now}
     connection.execute(_ADD, {**row, "message_count": count, "last_seq": count})
     if message is not None:
-        connection.execute(_ADD_MESSAGE, message)
+        connection.execute(_ADD_MESSAGE, {**message, "seq": 1})
 
 
 def touch_thread(connection: sa.Connection, user: UserKey, thread_id: str, now: int) -> None:
@@ -53,17 +56,14 @@ def touch_thread(connection: sa.Connection, user: UserKey, thread_id: str, now: 
     connection.execute(_TOUCH, {"u": user, "thread": thread_id, "now": now})
 
 
-def last_seq(connection: sa.Connection, user: UserKey, thread_id: str) -> int | None:
-    """The highest number that a message of the thread ever had; None when there is no such thread."""
-    value: int | None = connection.execute(_LAST_SEQ, {"u": user, "thread": thread_id}).scalar()
-    return value
-
-
-def add_message(connection: sa.Connection, message: dict[str, Any]) -> None:
-    """Add a message, whose ``seq`` is the one after ``last_seq``, to a thread that is there."""
+def add_message(connection: sa.Connection, message: dict[str, Any]) -> bool:
+    """Add a message, which gets the next number as ``seq``; False when the thread is gone."""
     here = {"u": message["user_id"], "thread": message["thread_id"]}
-    connection.execute(_GROW, {**here, "now": message["created_at"], "n": message["seq"]})
-    connection.execute(_ADD_MESSAGE, message)
+    grown = _GROW.run(connection, {**here, "now": message["created_at"]})
+    if grown is None:
+        return False
+    connection.execute(_ADD_MESSAGE, {**message, "seq": grown.last_seq})
+    return True
 
 
 def remove_messages(connection: sa.Connection, user: UserKey, thread_id: str, run_ids: list[str]) -> None:

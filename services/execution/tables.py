@@ -15,15 +15,20 @@ from sqlalchemy.sql.functions import FunctionElement
 __all__ = [
     "METADATA",
     "DbNow",
+    "artifact_bytes",
     "artifacts",
     "audit",
     "budgets",
+    "claims",
     "client_refs",
     "engines",
     "inputs",
     "journal",
+    "keepers",
     "messages",
     "outbox",
+    "owners",
+    "revocations",
     "runs",
     "stages",
     "threads",
@@ -56,12 +61,39 @@ def _postgresql_now(element: DbNow, compiler: Any, **kw: Any) -> str:
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
 
 
+class Words(sa.types.TypeDecorator[str]):
+    """Text that people and agents chose, as every database takes it.
+
+    PostgreSQL refuses a NUL and what is longer than its column: then a run with such a text could not even end. SQLite
+    takes both. So a NUL becomes a replacement character, and names, which are there to be read, are cut.
+    """
+
+    impl = sa.String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """What is stored."""
+        if value is None:
+            return None
+        length: int | None = self.impl_instance.length  # type: ignore[attr-defined]  # `impl` has it
+        if "\0" in value:
+            value = value.replace("\0", "\ufffd")
+        return value if length is None or len(value) <= length else value[:length]
+
+
+class LongWords(Words):
+    """The same without a bound."""
+
+    impl = sa.Text
+    cache_ok = True
+
+
 def _id(name: str, *, key: bool = True, length: int = 128) -> sa.Column[str]:
     return sa.Column(name, sa.String(length), primary_key=key, nullable=False)
 
 
 def _text(name: str, length: int = 128) -> sa.Column[str]:
-    return sa.Column(name, sa.String(length), nullable=False, server_default="")
+    return sa.Column(name, Words(length), nullable=False, server_default="")
 
 
 def _time(name: str, *, nullable: bool = False) -> sa.Column[int]:
@@ -115,7 +147,7 @@ messages = sa.Table(
     _id("thread_id"),
     _number("seq", key=True),
     sa.Column("role", sa.String(16), nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("text", LongWords, nullable=False),
     _id("run_id", key=False),
     _time("created_at"),
 )
@@ -130,7 +162,7 @@ runs = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("outcome", sa.String(16)),
     _text("agent_name"),
-    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("message", LongWords, nullable=False),
     _json("params", nullable=False),
     _text("strategy", 16),
     _text("client_ref"),
@@ -146,7 +178,8 @@ runs = sa.Table(
     _time("started_at", nullable=True),
     _time("ended_at", nullable=True),
     _time("deadline_at"),
-    # The process that drives it, until when on the database's clock, and how often that changed.
+    # The process that drives it, and how often that changed. Until when, its row in ``owners`` says;
+    # ``lease_expires_at`` is of processes before 0004 and no longer read.
     _text("lease_owner", 64),
     _time("lease_expires_at"),
     _number("fence"),
@@ -164,7 +197,7 @@ runs = sa.Table(
     sa.Index(None, "user_id", "created_at", "run_id"),
     sa.Index(None, "user_id", "thread_id"),
     sa.Index(None, "user_id", "state"),
-    sa.Index(None, "state", "lease_expires_at"),
+    sa.Index(None, "state", "lease_owner"),
 )
 
 stages = sa.Table(
@@ -194,7 +227,7 @@ inputs = sa.Table(
     _id("input_id"),
     _number("number"),
     _number("stage_index"),
-    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("prompt", LongWords, nullable=False),
     _json("schema_json", nullable=False),
     _text("arguments_hash", 64),
     _text("tool_name"),
@@ -269,6 +302,25 @@ budgets = sa.Table(
     sa.Index(None, "ends_at"),
 )
 
+# Names that are given once, whoever asks first; kept until what they stand for is worthless.
+claims = sa.Table(
+    "claims",
+    METADATA,
+    _id("name", length=256),
+    _time("expires_at"),
+    sa.Index(None, "expires_at"),
+)
+
+# Users whose logins and tickets from before a moment are worth nothing.
+revocations = sa.Table(
+    "revocations",
+    METADATA,
+    _id("user_id"),
+    _number("not_before"),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Index(None, "not_before"),
+)
+
 artifacts = sa.Table(
     "artifacts",
     METADATA,
@@ -280,6 +332,33 @@ artifacts = sa.Table(
     _text("sha256", 64),
     _time("created_at"),
     sa.Index(None, "created_at"),
+)
+
+# The bytes of artifacts, where no folder is shared. One row for each content of a run.
+artifact_bytes = sa.Table(
+    "artifact_bytes",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _id("sha256", length=64),
+    _json("data", nullable=False),
+)
+
+# The processes that hold runs, and until when on the database's clock: one row to renew, however many runs they hold.
+owners = sa.Table(
+    "owners",
+    METADATA,
+    _id("owner", length=64),
+    _time("expires_at"),
+)
+
+# Which processes have a caller that keeps a bound run alive.
+keepers = sa.Table(
+    "keepers",
+    METADATA,
+    _id("user_id"),
+    _id("run_id"),
+    _id("owner", length=64),
 )
 
 audit = sa.Table(

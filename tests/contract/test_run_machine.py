@@ -1,7 +1,8 @@
 """A state machine over engines, runs, threads, strategies, leases and cancels: the run store against a plain model.
 
-Three processes share a SQLite file. Each step is taken in the store and in `run_model`: what it returns is compared,
-and after some steps everything that can be read. At the end of each example every run is brought to its end.
+Three processes share a SQLite file, or a PostgreSQL database. Each step is taken in the store and in `run_model`: what
+it returns is compared, and after some steps everything that can be read. At the end of each example every run is
+brought to its end.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from services.execution.models_steps import Admitted, Again, Checkpoint, Finish
 from services.execution.store_sql import SqlRunStore
 from services.execution.store_sql_database import SqliteDatabase
 from services.execution.store_sql_open import migrate_sqlite
+from tests.contract.run_backends import PostgresBackend
 from tests.contract.run_model import LIVE, SECOND, UNENDED, F, Key, Model, ModelRun, Q, R, W
 from tests.contract.run_support import QUESTION, Clock, admission, success
+from tests.support.postgres import PostgresServer
 
 T = TypeVar("T")
 
@@ -69,12 +72,14 @@ class InlineDatabase(SqliteDatabase):
         super().__init__(path)
         self._connection = self.writing_engine.connect().execution_options(compiled_cache=_COMPILED)
 
-    async def write(self, operation: Callable[[sa.Connection], T]) -> T:
+    async def write(self, operation: Callable[[sa.Connection], T], key: str = "") -> T:
         """Run it now, in a transaction of its own."""
         with self._connection.begin():
             return operation(self._connection)
 
-    read = write
+    async def read(self, operation: Callable[[sa.Connection], T]) -> T:
+        """The same: nobody else writes meanwhile."""
+        return await self.write(operation)
 
     async def close(self) -> None:
         """Let go of the file."""
@@ -86,14 +91,18 @@ class RunMachine(RuleBasedStateMachine):
     """See the module."""
 
     template: Path
+    server: PostgresBackend | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory(prefix="carrel-machine-")
         self.path = Path(self.folder.name) / "runs.sqlite3"
-        shutil.copyfile(self.template, self.path)
         self.clock = Clock()
+        if self.server is None:
+            shutil.copyfile(self.template, self.path)
+        else:
+            self.do(self.server.clean())
         self.model = Model(self.clock())
         self.stores = {owner: self.process(owner) for owner in OWNERS}
         self.count = 0
@@ -364,9 +373,10 @@ class RunMachine(RuleBasedStateMachine):
             self.do(self.stores[other].release_leases())
         if how == "renewed":
             self.do(self.stores[other].renew_leases())
-        for run in self.model.runs.values():
-            if run.holder == other and run.state in UNENDED and how in ("expires", "renewed"):
-                run.lease_over = how == "expires"
+        if how == "expires":
+            self.model.over.add(other)
+        elif how == "renewed":
+            self.model.over.discard(other)
         if how == "restarts":
             self.do(self.stores[owner].close())
             self.stores[owner] = self.process(owner)
@@ -385,10 +395,11 @@ class RunMachine(RuleBasedStateMachine):
             assert {(run.identity.user, run.identity.run_id) for run in found} == expected
 
     def decided(self, owner: str) -> None:
-        keys = {(UserKey(run.user), run.run_id): run.state for run in self.model.runs.values()}
-        keys[UserKey("alice"), "never"] = F
-        found = self.do(self.stores[owner].decided(list(keys)))
-        assert found == {key for key, state in keys.items() if state not in LIVE}
+        runs = {(UserKey(run.user), run.run_id): run for run in self.model.runs.values()}
+        never = (UserKey("alice"), "never")
+        found = self.do(self.stores[owner].decided([*runs, never]))
+        mine = {key for key, run in runs.items() if run.state in LIVE and run.holder == owner}
+        assert found == {never, *runs} - mine
 
     @rule(owner=_owner, user=_user, thread=_thread)
     def delete_thread(self, owner: str, user: str, thread: str) -> None:
@@ -502,25 +513,36 @@ class RunMachine(RuleBasedStateMachine):
         self.engines_are_as_in_the_model()
 
     def process(self, owner: str) -> SqlRunStore:
+        if self.server is not None:
+            return self.do(self.server.process(owner, clock=self.clock))
         return SqlRunStore(InlineDatabase(self.path), owner=owner, clock=self.clock)
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
 
-@pytest.mark.timeout(300)
-def test_the_store_does_what_the_model_does(tmp_path: Path) -> None:
-    template = tmp_path / "template.sqlite3"
-    migrate_sqlite(template)
-    machine = type("Machine", (RunMachine,), {"template": template})
+def search(machine: type[RunMachine], share: int) -> None:
     # Some ten seconds in the ordinary profile; with `--hypothesis-profile` of more examples it searches longer. What it
     # finds is not made smaller: that takes minutes, and the steps of a failure are few enough to follow.
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=max(1, settings().max_examples // 5),
+            max_examples=max(1, settings().max_examples // share),
             stateful_step_count=60,
             phases=[Phase.reuse, Phase.generate],
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
+
+
+@pytest.mark.timeout(300)
+def test_the_store_does_what_the_model_does(tmp_path: Path) -> None:
+    template = tmp_path / "template.sqlite3"
+    migrate_sqlite(template)
+    search(type("Machine", (RunMachine,), {"template": template}), 5)
+
+
+@pytest.mark.container
+def test_the_store_on_postgresql_does_what_the_model_does(postgres: PostgresServer, run_tables: str) -> None:
+    server = PostgresBackend(postgres, run_tables, Clock())
+    search(type("PostgresMachine", (RunMachine,), {"server": server}), 20)

@@ -382,7 +382,7 @@ async def test_threads_are_listed_by_latest_activity_with_their_live_run(store: 
 async def test_history_is_the_end_of_the_thread_without_the_asking_run(store: RunStore) -> None:
     for n in range(3):
         admitted = await store.admit(admission(f"run-{n}", thread="t"))
-        await store.finish(admitted.run.ref, success(reply=f"answer {n}"))
+        await store.finish(admitted.run.ref, replace(success(), reply=f"answer {n}"))
     await store.admit(admission("run-3", thread="t"))
     history = await store.history(ALICE, "t", "run-3", 3)
     assert [(m.role, m.text) for m in history] == [
@@ -468,3 +468,17 @@ async def test_probe_leaves_nothing_and_close_is_repeatable(store: RunStore) -> 
     await store.probe()
     await store.close()
     await store.close()
+
+
+async def test_text_that_not_every_database_takes_is_kept_as_far_as_it_can_be(store: RunStore) -> None:
+    admitted = await store.admit(admission(thread="t", message="a\0b"))
+    ref = admitted.run.ref
+    call = JournalItem(1, "c" * 600, "tool", "n\0" * 300, "h" * 70, b"\0\xff")
+    assert await store.save_journal(ref, 0, [call])
+    (kept,) = await store.journal(ALICE, "run-1", 0)
+    assert (len(kept.call_id), len(kept.name), len(kept.arguments_hash), kept.result) == (512, 256, 64, b"\0\xff")
+    assert "\0" not in kept.name
+    assert await store.checkpoint(ref, Checkpoint(0, b"{}", "x" * 200))
+    assert await store.finish(ref, replace(success(), reply="say \0 there", answered_by="y\0"))
+    page = await store.messages(ALICE, "t", 10, None)
+    assert [message.text for message in page.items] == ["a\ufffdb", "say \ufffd there"]

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +16,13 @@ from carrel.errors import (
     UnendedRunsError,
     UnknownEngineError,
 )
+from services.execution import store_sql_leases as leases
 from services.execution.domain.errors import RunNotEndedError
 from services.execution.models import RunState, StageState, ThreadStrategy, UserKey
 from services.execution.models_steps import Admission, Admitted, Checkpoint
 from services.execution.store import RunStore
 from services.execution.store_sql import SqlRunStore
-from services.execution.store_sql_open import migrate_sqlite
+from tests.contract.run_backends import Backend
 from tests.contract.run_support import (
     ALICE,
     BOB,
@@ -31,7 +31,6 @@ from tests.contract.run_support import (
     SECOND,
     Clock,
     admission,
-    another_process,
     ids,
     need,
     said,
@@ -547,22 +546,24 @@ async def test_reservations_leave_no_room(store: RunStore) -> None:
     assert ids(await store.promote(10)) == ["run-3"]
 
 
-# Several processes
+# Several processes; those that meet in one moment are in `test_run_store_replicas`
 
 
 @asynccontextmanager
-async def processes(path: Path, clock: Clock, *owners: str) -> AsyncIterator[list[SqlRunStore]]:
+async def processes(backend: Backend, *owners: str) -> AsyncIterator[list[SqlRunStore]]:
     """Replicas over the same tables."""
-    await asyncio.to_thread(migrate_sqlite, path)
     async with AsyncExitStack() as stack:
-        found = [another_process(path, clock, owner) for owner in owners]
-        for store in found:
+        found = []
+        for owner in owners:
+            store = await backend.process(owner)
             stack.push_async_callback(store.close)
+            await store.renew_leases()
+            found.append(store)
         yield found
 
 
-async def test_a_process_begins_only_runs_that_it_holds(tmp_path: Path, clock: Clock) -> None:
-    async with processes(tmp_path / "runs.sqlite3", clock, "one", "two") as (one, two):
+async def test_a_process_begins_only_runs_that_it_holds(backend: Backend, clock: Clock) -> None:
+    async with processes(backend, "one", "two") as (one, two):
         first = await one.admit(message("run-1"))
         await two.admit(message("run-2"))
         finished = await one.finish(first.run.ref, success())
@@ -580,8 +581,8 @@ async def test_a_process_begins_only_runs_that_it_holds(tmp_path: Path, clock: C
         assert ids(await two.promote(1)) == ["ben-1"]
 
 
-async def test_queued_and_waiting_runs_are_taken_over_and_go_on(tmp_path: Path, clock: Clock) -> None:
-    async with processes(tmp_path / "runs.sqlite3", clock, "one", "two") as (one, two):
+async def test_queued_and_waiting_runs_are_taken_over_and_go_on(backend: Backend, clock: Clock) -> None:
+    async with processes(backend, "one", "two") as (one, two):
         first = await one.admit(message("run-1"))
         await one.suspend(first.run.ref, QUESTION, 60)
         queued = await one.admit(message("run-2"))
@@ -603,8 +604,8 @@ async def test_queued_and_waiting_runs_are_taken_over_and_go_on(tmp_path: Path, 
         assert ids(await two.promote(10)) == ["run-1"]
 
 
-async def test_another_process_ends_runs_and_their_holder_learns_of_it(tmp_path: Path, clock: Clock) -> None:
-    async with processes(tmp_path / "runs.sqlite3", clock, "one", "two") as (one, two):
+async def test_another_process_ends_runs_and_their_holder_learns_of_it(backend: Backend, clock: Clock) -> None:
+    async with processes(backend, "one", "two") as (one, two):
         mine = await one.admit(message("run-1"))
         mine_too = await one.admit(message("run-2"))
         await one.admit(message("run-1", user=BOB))
@@ -621,12 +622,40 @@ async def test_another_process_ends_runs_and_their_holder_learns_of_it(tmp_path:
 
 
 async def test_more_orphans_than_are_taken_at_once_are_all_taken(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with processes(tmp_path / "runs.sqlite3", clock, "one") as (one,):
+    monkeypatch.setattr(leases, "TAKEN_AT_ONCE", 50)
+    monkeypatch.setattr(leases, "_ORPHANS", leases._ORPHANS.limit(50))
+    async with processes(backend, "one") as (one,):
         limits: dict[str, Any] = {"max_engines": 2000, "max_unended": 2000}
-        await asyncio.gather(*(one.admit(admission(f"run-{n:04}", stages=("data",), **limits)) for n in range(1100)))
-    async with processes(tmp_path / "runs.sqlite3", clock, "one") as (again,):
+        await asyncio.gather(*(one.admit(admission(f"run-{n:04}", stages=("data",), **limits)) for n in range(110)))
+    async with processes(backend, "one") as (again,):
         taken = await again.take_over()
-        assert len({run.identity.run_id for run in taken}) == len(taken) == 1100
+        assert len({run.identity.run_id for run in taken}) == len(taken) == 110
         assert await again.take_over() == ()
+
+
+async def test_a_bound_run_is_kept_by_processes_that_live(backend: Backend) -> None:
+    async with processes(backend, "one", "two") as (one, two):
+        bound = await one.admit(admission("run-1", bound=True))
+        await one.admit(admission("run-2"))
+        assert not await one.keep(ALICE, "run-2")
+        assert not await one.keep(BOB, "run-1")
+        assert not await two.is_kept(ALICE, "run-1")
+        for _ in range(2):
+            assert await one.keep(ALICE, "run-1")
+            assert await two.keep(ALICE, "run-1")
+        assert not await one.let_go(ALICE, "run-1")
+        assert not await one.let_go(ALICE, "run-1")
+        await two.release_leases()
+        assert not await one.is_kept(ALICE, "run-1")
+        await two.renew_leases()
+        assert await one.is_kept(ALICE, "run-1")
+        both = await asyncio.gather(one.keep(ALICE, "run-1"), two.keep(ALICE, "run-1"))
+        assert list(both) == [True, True]
+        last = await asyncio.gather(one.let_go(ALICE, "run-1"), two.let_go(ALICE, "run-1"))
+        assert sorted(last) == [False, True]
+        await two.keep(ALICE, "run-1")
+        await one.finish(bound.run.ref, CANCEL)
+        assert not await two.let_go(ALICE, "run-1")
+        assert not await two.keep(ALICE, "run-1")

@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -23,7 +22,7 @@ from services.execution.models import (
 )
 from services.execution.models_steps import Admitted, Again, Checkpoint, Question, Step
 from services.execution.store import RunStore
-from services.execution.store_sql_open import open_sqlite_store
+from tests.contract.run_backends import Backend
 from tests.contract.run_support import (
     ALICE,
     BOB,
@@ -210,9 +209,9 @@ async def test_a_question_frees_the_engine_and_stops_the_clock_and_the_answer_le
 
 @pytest.mark.parametrize(("used", "lifetime", "left"), [(299, 300, 60), (10, 300, 290), (29, 30, 30), (400, 300, 60)])
 async def test_an_answer_leaves_time_to_go_on(
-    tmp_path: Path, clock: Clock, used: float, lifetime: float, left: float
+    backend: Backend, clock: Clock, used: float, lifetime: float, left: float
 ) -> None:
-    store = await open_sqlite_store(tmp_path / "a.sqlite3", migrate=True, engine_timeout_s=lifetime, clock=clock)
+    store = await backend.process("one", engine_timeout_s=lifetime)
     admitted = await store.admit(admission())
     clock.forward(used)
     await store.suspend(admitted.run.ref, QUESTION, 3600)
@@ -411,9 +410,8 @@ async def test_a_new_period_has_the_whole_budget(store: RunStore) -> None:
 # What survives
 
 
-async def test_everything_that_waits_is_there_after_a_restart_and_goes_on(tmp_path: Path, clock: Clock) -> None:
-    path = tmp_path / "a.sqlite3"
-    store = await open_sqlite_store(path, migrate=True, clock=clock)
+async def test_everything_that_waits_is_there_after_a_restart_and_goes_on(backend: Backend) -> None:
+    store = await backend.process("one")
     await store.take_over()
     rate: dict[str, Any] = {"rate_per_minute": 1.0, "rate_burst": 5}
     await store.admit(admission("run-1", thread="t", bound=True, **rate))
@@ -427,7 +425,7 @@ async def test_everything_that_waits_is_there_after_a_restart_and_goes_on(tmp_pa
     events = await store.outbox(ALICE, "run-1")
     await store.close()
 
-    store = await open_sqlite_store(path, migrate=False, clock=clock)
+    store = await backend.process("one")
     taken = await store.take_over()
     assert list(taken) == [replace(before[name], fence=before[name].fence + 1) for name in ("run-1", "run-2")]
     assert await store.outbox(ALICE, "run-1") == events

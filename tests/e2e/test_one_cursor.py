@@ -17,11 +17,11 @@ import aiohttp
 import pytest
 
 from carrel.client import Position
-from carrel.errors import CarrelError, NotFoundError
+from carrel.errors import NotFoundError
 from carrel.ids import new_id
 from tests.conftest import Eventually
 from tests.e2e.test_internal_client import internal
-from tests.support.readers import TERMINAL, TRANSPORTS, Reader, Seen
+from tests.support.readers import TERMINAL, TRANSPORTS, Reader, Seen, through_everything
 from tests.support.stack import RunningStack
 
 SEED: Final = int(os.environ.get("ONE_CURSOR_SEED", "7"))
@@ -123,26 +123,6 @@ async def test_another_user_s_run_is_not_found_like_one_that_does_not_exist(
             assert (response.status, (await response.json())["error"]["code"]) == (404, "UNKNOWN_RUN")
 
 
-async def _through_everything(user: Reader, run_id: str, first: int, chance: random.Random) -> tuple[list[Seen], int]:
-    """The run's events by transports in turn: the next one whenever a stream breaks, and now and then by itself."""
-    seen: list[Seen] = []
-    for turn in range(first, first + 200):
-        transport, most = TRANSPORTS[turn % len(TRANSPORTS)], chance.randint(5, 40)
-        try:
-            events = user.read(transport, run_id, seen[-1].position if seen else None)
-            async with aclosing(events) as reading:  # type: ignore[type-var]  # it is a generator
-                async for event in reading:
-                    seen.append(event)
-                    if event.event_type == TERMINAL:
-                        return seen, turn - first
-                    most -= 1
-                    if not most:
-                        break
-        except (CarrelError, aiohttp.ClientError, ConnectionError, TimeoutError):
-            await asyncio.sleep(0.1)
-    raise AssertionError("the run does not end")
-
-
 @pytest.mark.chaos
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("service", ["bridge", "gateway", "execution"])
@@ -153,7 +133,7 @@ async def test_readers_that_change_transports_while_a_process_dies_get_each_even
     ann = await people("ann")
     run_id = await _started(ann, 120)
     readers = [
-        asyncio.create_task(_through_everything(ann, run_id, first, random.Random(f"{SEED} {service} {first}")))
+        asyncio.create_task(through_everything(ann, run_id, first, random.Random(f"{SEED} {service} {first}")))
         for first in range(len(TRANSPORTS))
     ]
     await asyncio.sleep(chance.uniform(0.2, 1.5))

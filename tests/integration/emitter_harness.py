@@ -21,6 +21,7 @@ from servicekit.delivery import ProducerOptions, ProducerStream, StreamOptions
 from servicekit.identity.keys import KeySet, generate_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from services.emitter.app import serve_emitter
 from services.emitter.config import EmitterSettings
@@ -152,8 +153,11 @@ class Harness:
             listen=f"127.0.0.1:{self.emitter_port}", state_dir=self._tmp, **{"drain_seconds": 5.0, **self.overrides}
         )
         self._emitter = AsyncExitStack()
-        channel = await self._emitter.enter_async_context(open_channel(f"127.0.0.1:{self.bridge_port}"))
-        self.server = await self._emitter.enter_async_context(serve_emitter(settings, channel, self.verifier))
+        target = f"127.0.0.1:{self.bridge_port}"
+        channel = await self._emitter.enter_async_context(open_channel(target))
+        bridges = await self._emitter.enter_async_context(Copies(target, "bridge"))
+        serving = serve_emitter(settings, channel, bridges, self.verifier)
+        self.server = await self._emitter.enter_async_context(serving)
         self.emitter_port = await self.server.start()
 
     async def kill_emitter(self) -> None:

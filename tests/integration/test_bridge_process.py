@@ -251,6 +251,7 @@ async def test_second_bridge_on_the_same_log_is_refused_with_what_to_do(
     code, errors = await asyncio.to_thread(second.end)
     assert code == 1
     assert "in use by another process" in errors
+    assert "CARREL_BRIDGE_LOG__URL" in errors
     assert "INTEGRATION" in errors
 
 
@@ -263,6 +264,17 @@ async def test_second_bridge_on_the_same_log_is_refused_with_what_to_do(
         ({"CARREL_BRIDGE_LOG__SYNCHRONOUS": "OFF"}, 78, "CARREL_BRIDGE_LOG__SYNCHRONOUS"),
         ({"CARREL_BRIDGE_RETENTION__MAX_ENTRIES": "0"}, 78, "CARREL_BRIDGE_RETENTION__MAX_ENTRIES"),
         ({"CARREL_BRIDGE_LISTE": "x"}, 78, "CARREL_BRIDGE_LISTEN"),
+        ({"CARREL_BRIDGE_LOG__URL": "redis+sentinel://h:1"}, 78, "the name of the master is missing"),
+        (
+            {"CARREL_BRIDGE_LOG__URL": "redis://127.0.0.1:1", "CARREL_DOWNSTREAM_WAIT_SECONDS": "0.1"},
+            1,
+            "cannot be reached",
+        ),
+        (
+            {"CARREL_BRIDGE_LOG__URL": "redis://127.0.0.1:1", "CARREL_BRIDGE_LOG__PASSWORD_FILE": "/nowhere"},
+            78,
+            "/nowhere cannot be read",
+        ),
     ],
 )
 async def test_start_with_a_wrong_setting_ends_with_what_to_do(

@@ -293,6 +293,31 @@ async def _trimmed(g: Gateway, kept: int) -> None:
     _ = await g.log.sweep()
 
 
+async def test_operators_see_streams_beside_sockets(tmp_path: Path, eventually: Eventually) -> None:
+    async def seen() -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {token('ops', permissions=['operator:read'])}"}
+        async with g.http.get(f"{g.url}/api/operator/gateway", headers=headers) as response:
+            body: dict[str, Any] = await response.json()
+            return body
+
+    async with gateway(tmp_path) as g:
+        run_id, path = await _run(g)
+        before = await seen()
+        async with _open(g, path) as stream, _open(g) as other:
+            await other.next("connected")
+            during = await seen()
+            assert (during["connections"], during["users"], during["lag_events"]) == (2, 1, 0)
+            await g.publish("alice", run_id, 5, last=True)
+            g.execution.finish("alice", run_id)
+            _ = await stream.rest()
+        await eventually(lambda: g.server.connections == 0)
+        after = await seen()
+    assert after["totals"]["accepted"] - before["totals"]["accepted"] == 2
+    assert after["totals"]["events_sent"] - before["totals"]["events_sent"] >= 5
+    assert after["totals"]["bytes_sent"] > before["totals"]["bytes_sent"] + 1000
+    assert (after["ended"]["complete"], after["ended"]["lost"]) == (1, before["ended"].get("lost", 0) + 1)
+
+
 async def _raw_stream(g: Gateway) -> sockets.socket:
     """A stream that is opened and never read."""
     raw = sockets.socket()

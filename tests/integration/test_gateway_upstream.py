@@ -14,6 +14,7 @@ from grpc import aio
 from carrel.errors import CarrelError, PermissionDeniedError, StoreUnavailableError, TicketExpiredError
 from carrel.v1 import bridge_pb2, bridge_pb2_grpc, events_pb2
 from carrel.wire import error_to_proto
+from gateway.attachment import Attachment
 from gateway.close_codes import CloseCode
 from gateway.hub import Feed, Hub
 from gateway.login import Login
@@ -21,9 +22,10 @@ from gateway.ring import Place
 from gateway.tickets import TicketDesk
 from gateway.upstream import Upstream, UpstreamOptions
 from servicekit.identity.principals import ServicePrincipal, SessionPrincipal
+from servicekit.rpc.copies import Copies
 from tests.conftest import Eventually
 from tests.support.identity import identity
-from tests.support.rpc import serving
+from tests.support.rpc import Rpc, serving
 from tests.unit.gateway.entries import entries
 
 _never: Any = None
@@ -32,11 +34,13 @@ _never: Any = None
 class StubbornBridge(bridge_pb2_grpc.BridgeServiceServicer):
     """Says what the test tells it to, and remembers what it was asked."""
 
-    Publish = ReadEvents = ResolveRun = GetState = _never
+    Publish = ReadEvents = ResolveRun = _never
 
     def __init__(self) -> None:
         self.asked: list[bridge_pb2.AttachRequest] = []
         self.streams = 0
+        self.others = 0
+        self.attached = 0
         self.answers: asyncio.Queue[bridge_pb2.AttachResponse | CarrelError | None] = asyncio.Queue()
         self.answer_subscribe: Callable[[bridge_pb2.AttachRequest], None] = lambda request: None
 
@@ -44,6 +48,7 @@ class StubbornBridge(bridge_pb2_grpc.BridgeServiceServicer):
         self, request_iterator: AsyncIterator[bridge_pb2.AttachRequest], context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[bridge_pb2.AttachResponse]:
         self.streams += 1
+        self.attached += 1
 
         async def listen() -> None:
             async for request in request_iterator:
@@ -58,8 +63,14 @@ class StubbornBridge(bridge_pb2_grpc.BridgeServiceServicer):
                     raise answer
                 yield answer
         finally:
+            self.attached -= 1
             listening.cancel()
             await asyncio.wait([listening])
+
+    async def GetState(
+        self, request: bridge_pb2.GetStateRequest, context: aio.ServicerContext[Any, Any]
+    ) -> bridge_pb2.GetStateResponse:
+        return bridge_pb2.GetStateResponse(gateways=self.attached + self.others)
 
     def say(self, **item: Any) -> None:
         self.answers.put_nowait(bridge_pb2.AttachResponse(items=[bridge_pb2.AttachItem(**item)]))
@@ -102,11 +113,20 @@ def _login(user: str = "alice") -> Login:
 async def attached(options: UpstreamOptions | None = None) -> AsyncIterator[tuple[StubbornBridge, Hub, Upstream]]:
     bridge, hub = StubbornBridge(), Hub(100, 1 << 20)
     service = (bridge_pb2_grpc.add_BridgeServiceServicer_to_server, bridge, "carrel.v1.BridgeService")
-    async with serving([service]) as rpc:
-        upstream = Upstream(rpc.channel, hub, TicketDesk(identity().minter, 1200), "gw-1", options)
+    async with serving([service]) as rpc, upstream_to(rpc.address, hub, options) as upstream:
+        yield bridge, hub, upstream
+
+
+@asynccontextmanager
+async def upstream_to(
+    target: str, hub: Hub, options: UpstreamOptions | None = None, look_s: float = 60.0
+) -> AsyncIterator[Upstream]:
+    desk = TicketDesk(identity().minter, 1200)
+    async with Copies(target, "bridge") as copies:
+        upstream = Upstream(Attachment(copies, desk, look_s), hub, desk, "gw-1", options)
         running = asyncio.create_task(upstream.run())
         try:
-            yield bridge, hub, upstream
+            yield upstream
         finally:
             running.cancel()
             await asyncio.wait([running])
@@ -247,3 +267,83 @@ async def test_a_feed_that_fails_ends_its_own_users_connections_only(
             await eventually(lambda: _offsets(bob) == [1, 2])
             assert broken.ended is CloseCode.INTERNAL
     assert bridge.streams == 1
+
+
+# Several bridges.
+
+
+@asynccontextmanager
+async def two_bridges(look_s: float = 60.0) -> AsyncIterator[tuple[list[StubbornBridge], list[Rpc], Hub, Upstream]]:
+    bridges, hub = [StubbornBridge(), StubbornBridge()], Hub(100, 1 << 20)
+    add = bridge_pb2_grpc.add_BridgeServiceServicer_to_server
+    async with (
+        serving([(add, bridges[0], "carrel.v1.BridgeService")]) as one,
+        serving([(add, bridges[1], "carrel.v1.BridgeService")]) as two,
+        upstream_to(f"{one.address},{two.address}", hub, look_s=look_s) as upstream,
+    ):
+        yield bridges, [one, two], hub, upstream
+
+
+async def _mine(bridges: list[StubbornBridge], eventually: Eventually) -> int:
+    """Which bridge the gateway is attached to, once it is to one alone."""
+    await eventually(lambda: [bridge.attached for bridge in bridges] in ([1, 0], [0, 1]), within=3)
+    return 0 if bridges[0].attached else 1
+
+
+@pytest.mark.parametrize("how", ["bye", "drained", "broken"])
+async def test_a_bridge_that_ends_is_left_for_another_from_where_each_feed_is(how: str, eventually: Eventually) -> None:
+    async with two_bridges() as (bridges, servers, hub, upstream):
+        with hub.join(_login(), Listener()) as feed:
+            first = await _mine(bridges, eventually)
+            await eventually(lambda: bridges[first].subscriptions())
+            generation = bridges[first].subscriptions()[0].generation
+            bridges[first].begin(generation, 7)
+            bridges[first].entries(generation, 8, 9)
+            await eventually(lambda: _offsets(feed) == [8, 9])
+            other = bridges[1 - first]
+            other.others = 5  # more than there: it goes there all the same
+            if how == "bye":
+                servers[first].server.readiness.set_open(False)
+                bridges[first].say(bye=bridge_pb2.AttachBye(reason="restart"))
+            elif how == "drained":
+                await servers[first].server.drain(grace_s=0)
+            else:
+                await servers[first].server.drain(grace_s=0)
+                bridges[first].answers.put_nowait(StoreUnavailableError("away"))
+            await eventually(lambda: other.subscriptions(), within=3)
+            wanted = other.subscriptions()[0]
+            assert wanted.position == events_pb2.Position(epoch="e", offset=9, event_id="evt-9")
+            # What it has sent again and what is new come in order, once.
+            other.begin(wanted.generation, 11)
+            other.entries(wanted.generation, 9, 10)
+            other.entries(wanted.generation, 10, 11)
+            await eventually(lambda: _offsets(feed) == [8, 9, 10, 11])
+            assert upstream.attached
+
+
+async def test_a_gateway_goes_where_few_are(eventually: Eventually) -> None:
+    bridges, hub = [StubbornBridge(), StubbornBridge()], Hub(100, 1 << 20)
+    bridges[0].others = 2
+    add = bridge_pb2_grpc.add_BridgeServiceServicer_to_server
+    async with (
+        serving([(add, bridges[0], "carrel.v1.BridgeService")]) as one,
+        serving([(add, bridges[1], "carrel.v1.BridgeService")]) as two,
+        Copies(f"{one.address},{two.address}", "bridge") as copies,
+    ):
+        await eventually(lambda: len(copies.ready()) == 2, within=3)
+        chosen = await Attachment(copies, TicketDesk(identity().minter, 1200)).choose()
+        assert chosen.address == two.address
+    assert not len(hub)
+
+
+async def test_a_crowded_bridge_is_left_for_an_empty_one_and_an_even_one_is_kept(eventually: Eventually) -> None:
+    async with two_bridges(look_s=0.05) as (bridges, _, _, upstream):
+        first = await _mine(bridges, eventually)
+        await asyncio.sleep(0.3)
+        assert bridges[first].attached == 1, "one gateway here and none there is as even as it gets"
+        bridges[first].others = 1
+        await eventually(lambda: bridges[1 - first].attached == 1 and bridges[first].attached == 0, within=3)
+        assert upstream.attached
+        await asyncio.sleep(0.3)
+        assert bridges[1 - first].attached == 1
+        assert sum(bridge.streams for bridge in bridges) == 2

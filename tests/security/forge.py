@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from carrel.cli.state import StateFolder
 from carrel.v1.context_pb2 import UserExecutionContext
 from servicekit.identity.keys import SigningKey, load_signing_key
-from servicekit.identity.principals import OPERATOR_READ
+from servicekit.identity.principals import OPERATOR_READ, OPERATOR_REVOKE
 
 UNAUTHENTICATED: Final = grpc.StatusCode.UNAUTHENTICATED
 PERMISSION_DENIED: Final = grpc.StatusCode.PERMISSION_DENIED
@@ -42,7 +42,7 @@ class Who:
     thread: str = "thread-1"
     run: str = "run-1"
     request: str = "req-1"
-    permissions: tuple[str, ...] = (OPERATOR_READ,)
+    permissions: tuple[str, ...] = (OPERATOR_READ, OPERATOR_REVOKE)
 
     def context(self, ticket: str = "", **changes: Any) -> UserExecutionContext:
         """The ids of the scope, with a ticket and with changes."""
@@ -133,7 +133,7 @@ def attacks(forge: Forge, allowed: frozenset[str], *, needs_operator: bool = Fal
         yield Attack(f"scope {scope}", PERMISSION_DENIED, forge.good(Who(scope)))
     if needs_operator and "service" in allowed:
         plain = Who("service", permissions=("trace:read",))
-        yield Attack("service: without operator:read", PERMISSION_DENIED, forge.good(plain))
+        yield Attack("service: without an operator's permission", PERMISSION_DENIED, forge.good(plain))
 
 
 def _not_authentic(forge: Forge, who: Who) -> dict[str, Context]:

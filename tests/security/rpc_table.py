@@ -13,6 +13,7 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
 from carrel.v1 import agent_instance_pb2, bridge_pb2, context_pb2, emitter_pb2, execution_pb2
@@ -80,6 +81,12 @@ ROWS: Final[Mapping[str, Row]] = {
     "carrel.v1.ExecutionService.GetArtifact": Row(USER, {**_RUN_ID, "name": "report.md"}, NOT_FOUND),
     "carrel.v1.ExecutionService.ListAuditRecords": Row(ASKING, needs_operator=True),
     "carrel.v1.ExecutionService.GetFactoryMetrics": Row(SERVICE, needs_operator=True),
+    "carrel.v1.ExecutionService.ClaimOnce": Row(
+        SERVICE, {"name": "token-1", "expires_at": Timestamp(seconds=1_700_000_000)}
+    ),
+    "carrel.v1.ExecutionService.RevokeUser": Row(SERVICE, {"user_id": "nobody"}, needs_operator=True),
+    "carrel.v1.ExecutionService.ListRevocations": Row(SERVICE, needs_operator=True),
+    "carrel.v1.AgentInstanceService.GetLoad": Row(RUN),
     "carrel.v1.AgentInstanceService.ListAgents": Row(ANY),
     "carrel.v1.AgentInstanceService.CreateInstance": Row(RUN, {"agent_name": "nobody"}, NOT_FOUND),
     "carrel.v1.AgentInstanceService.RunInstance": Row(RUN),

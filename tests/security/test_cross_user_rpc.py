@@ -111,6 +111,11 @@ _RPCS: Final[Mapping[tuple[str, str], tuple[_Make, grpc.StatusCode]]] = {
         lambda stack, ids: request_for(f"{EXECUTION}.ListAuditRecords", _session(stack), run_id=ids.run, user_id=ALICE),
         _OK,
     ),
+    # A user's session is no operator, whomever it names.
+    (f"{EXECUTION}.RevokeUser", "user_id"): (
+        lambda stack, ids: request_for(f"{EXECUTION}.RevokeUser", _session(stack), user_id=ALICE),
+        grpc.StatusCode.PERMISSION_DENIED,
+    ),
     (f"{INSTANCE}.ReleaseInstance", "instance_id"): (
         _asks(f"{INSTANCE}.ReleaseInstance", _run, instance_id="instance"),
         _OK,

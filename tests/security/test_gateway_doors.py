@@ -7,17 +7,19 @@ import json
 import time
 from collections.abc import Mapping
 from typing import Any, Final
-from unittest.mock import MagicMock
 
 import aiohttp
 import pytest
 
 from carrel.errors import TokenError
 from carrel.ids import new_id
-from gateway.socket_tokens import MemorySocketTokens
+from gateway.login import Login
+from gateway.socket_tokens import SignedSocketTokens
+from servicekit.identity.keys import load_signing_key
 from servicekit.identity.principals import OPERATOR_READ
 from tests.security.forge import Forge
 from tests.security.gateway_calls import ask, bearer, connected, refused
+from tests.support.claims import MemoryClaims
 from tests.support.stack import RunningStack
 
 _FOREIGN: Final = (
@@ -124,11 +126,13 @@ async def test_a_socket_token_is_no_bearer_token_and_no_other_text_is_one(
 async def test_a_socket_token_expires(stack: RunningStack, http: aiohttp.ClientSession) -> None:
     status, _, body = await ask(http, "POST /api/socket-tokens", bearer(stack.token("alice")))
     assert (status, body["expires_in"]) == (201, 30)
-    # The gateway's own store with a shorter life: half a minute is too long to wait for here.
-    tokens = MemorySocketTokens(lifetime_s=0.0)
-    issued = await tokens.issue(MagicMock(user_id="alice"))
+    # The gateway's own with a shorter life: half a minute is too long to wait for here.
+    tokens = SignedSocketTokens(load_signing_key(stack.state.gateway_key), MemoryClaims(), lifetime_s=-20.0)
+    issued = await tokens.issue(Login("alice", time.time() + 60))
     with pytest.raises(TokenError, match="too old"):
         await tokens.redeem(issued)
+    error, _, code = await refused(http, "/ws", {"type": "connect", "socket_token": issued})
+    assert (error["code"], code) == ("TOKEN", 4500)
 
 
 # Tickets.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,9 @@ class ScriptedAgents(ai_grpc.AgentInstanceServiceServicer):
     async def GetPoolStatistics(
         self, request: ai.GetPoolStatisticsRequest, context: Any
     ) -> ai.GetPoolStatisticsResponse:
+        raise NotImplementedError
+
+    async def GetLoad(self, request: ai.GetLoadRequest, context: Any) -> ai.GetLoadResponse:
         raise NotImplementedError
 
     def attempt(self, agent: str) -> Attempt | None:
@@ -354,6 +357,25 @@ async def running_execution(
             async with open_channel(running.address) as channel:
                 yield World(agents, emitter, pb_grpc.ExecutionServiceStub(channel), running.address, folder)
             await running.drain()
+
+
+@asynccontextmanager
+async def running_replicas(
+    folder: Path, store_url: str, *, count: int = 2, scripts: Mapping[str, Script] | None = None, **changes: Any
+) -> AsyncIterator[list[World]]:
+    """Several executions on one PostgreSQL database, between the same neighbours; ``changes`` are settings of each."""
+    async with neighbours() as (agents, agents_at, emitter, emitter_at), AsyncExitStack() as stack:
+        agents.scripts |= scripts or {}
+        worlds = []
+        for number in range(count):
+            home = folder / f"replica-{number}"
+            settings = execution_settings(home, agents_at, emitter_at, store_url=store_url, **changes)
+            running = await stack.enter_async_context(app(settings, Starter("execution")))
+            stack.push_async_callback(running.drain)
+            await running.start()
+            channel = await stack.enter_async_context(open_channel(running.address))
+            worlds.append(World(agents, emitter, pb_grpc.ExecutionServiceStub(channel), running.address, home))
+        yield worlds
 
 
 def refusals(results: Iterable[Any], kind: type[BaseException]) -> list[Any]:

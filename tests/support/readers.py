@@ -7,18 +7,23 @@ What breaks a stream is raised as a ``ConnectionError`` or a ``CarrelError``; re
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
 
 from carrel.client import Event, InternalClient, LogReset, Position
+from carrel.errors import CarrelError
 from tests.support.asyncapi import GATEWAY, problems
 from tests.support.sse import sse
 from tests.support.stack import RunningStack
 
-__all__ = ["TERMINAL", "TRANSPORTS", "Reader", "Seen"]
+__all__ = ["TERMINAL", "TRANSPORTS", "Reader", "Seen", "through_everything"]
 
 TRANSPORTS: Final = ("socket", "sse", "read_events", "watch_run")
 TERMINAL: Final = "run_completed"
@@ -46,6 +51,8 @@ class Reader:
         self.name = name
         self.http = http
         self.client = client
+        # Any gateway will do, each time another.
+        self._urls = itertools.cycle(stack.urls)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -65,7 +72,7 @@ class Reader:
         resume: dict[str, Any] = {"offset": 0}
         if after is not None:
             resume = {"epoch": after.epoch, "offset": after.offset, "event_id": after.event_id}
-        async with self.http.ws_connect(f"{self.stack.url}/ws", headers=self.headers) as socket:
+        async with self.http.ws_connect(f"{next(self._urls)}/ws", headers=self.headers) as socket:
             epoch = (await _frame(socket))["epoch"]
             await socket.send_json({"type": "connect", "resume": resume})
             while (hello := await _frame(socket)).get("type") != "connected":
@@ -85,7 +92,7 @@ class Reader:
         headers = dict(self.headers)
         if after is not None:
             headers["Last-Event-ID"] = f"{after.epoch}:{after.offset}:{after.event_id}"
-        async with sse(self.http, f"{self.stack.url}/api/runs/{run_id}/events", headers=headers) as stream:
+        async with sse(self.http, f"{next(self._urls)}/api/runs/{run_id}/events", headers=headers) as stream:
             while (block := await stream.block(within_s=20)) is not None:
                 if block.event == "reset":
                     yield Seen(Position(block.data["epoch"], block.data["offset"]), "reset")
@@ -119,6 +126,30 @@ def _seen_by_client(item: Event | LogReset) -> Seen:
     if isinstance(item, LogReset):
         return Seen(Position(item.position.epoch, item.position.offset), "reset")
     return Seen(item.position, item.event_type, item.run_id, item.data)
+
+
+async def through_everything(user: Reader, run_id: str, first: int, chance: random.Random) -> tuple[list[Seen], int]:
+    """The run's events by transports in turn: the next one whenever a stream breaks, and now and then by itself.
+
+    Returns:
+        The events, and how often the transport changed.
+    """
+    seen: list[Seen] = []
+    for turn in range(first, first + 200):
+        transport, most = TRANSPORTS[turn % len(TRANSPORTS)], chance.randint(5, 40)
+        try:
+            events = user.read(transport, run_id, seen[-1].position if seen else None)
+            async with aclosing(events) as reading:  # type: ignore[type-var]  # it is a generator
+                async for event in reading:
+                    seen.append(event)
+                    if event.event_type == TERMINAL:
+                        return seen, turn - first
+                    most -= 1
+                    if not most:
+                        break
+        except (CarrelError, aiohttp.ClientError, ConnectionError, TimeoutError):
+            await asyncio.sleep(0.1)
+    raise AssertionError("the run does not end")
 
 
 async def _frame(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:

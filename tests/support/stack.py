@@ -1,4 +1,4 @@
-"""A whole stack for tests: five real processes under ``carrel up`` on free ports in a folder of its own.
+"""A whole stack for tests: real processes under ``carrel up`` on free ports in a folder of its own.
 
     with running_stack(tmp_path) as stack:
         async with stack.client("alice") as alice:
@@ -71,6 +71,15 @@ class RunningStack:
         """``host:port`` of one process; the same across its restarts."""
         return str(self.facts["addresses"][service])
 
+    def copies(self, service: str) -> list[str]:
+        """The names of a service's processes: its own, or ``bridge-1``, ``bridge-2`` …, which all methods take."""
+        return list(self.facts["copies"][service])
+
+    @property
+    def urls(self) -> list[str]:
+        """Every gateway's address for clients."""
+        return list(self.facts["urls"])
+
     def pid(self, service: str) -> int | None:
         """Its process id at this moment; None while it is down."""
         pid: int | None = self.facts.get("processes", {}).get(service, {}).get("pid")
@@ -117,14 +126,14 @@ class RunningStack:
             self.state.login_secret, user, permissions=permissions, lifetime_s=lifetime_s, limits=limits, environ={}
         )
 
-    def client(self, user: str, *, resume: Position | None = None, **options: Any) -> SocketClient:
-        """The user's WebSocket client; it reconnects by itself for a good while."""
+    def client(self, user: str, *, resume: Position | None = None, url: str = "", **options: Any) -> SocketClient:
+        """The user's WebSocket client, of the first gateway unless told; it reconnects by itself for a good while."""
         options.setdefault("backoff", Backoff(attempts=60, first_s=0.05, longest_s=0.5))
-        return SocketClient(self.url, self.token(user), resume=resume, **options)
+        return SocketClient(url or self.url, self.token(user), resume=resume, **options)
 
-    def http(self, user: str) -> GatewayHttp:
-        """The user's REST calls."""
-        return GatewayHttp(self.url, self.token(user))
+    def http(self, user: str, *, url: str = "") -> GatewayHttp:
+        """The user's REST calls, to the first gateway unless told."""
+        return GatewayHttp(url or self.url, self.token(user))
 
     @property
     def minter(self) -> TicketMinter:
@@ -197,6 +206,9 @@ def running_stack(
     agents: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     arguments: Sequence[str] = (),
+    replicas: Mapping[str, int] | None = None,
+    redis: str = "",
+    postgres: str = "",
 ) -> Iterator[RunningStack]:
     """``carrel up`` in ``folder`` for the length of the block; it must end by itself on SIGTERM.
 
@@ -206,8 +218,15 @@ def running_stack(
             None for the packaged ones alone.
         environment: Settings for every process.
         arguments: More options of ``carrel up``.
+        replicas: Copies by service; one of each that is not named.
+        redis: URL of the Redis that keeps the events.
+        postgres: URL of the PostgreSQL that keeps the runs.
     """
     command = carrel_command("up", "--state", str(folder / "state"), "--port", "0", *arguments)
+    if replicas:
+        command += ["--replicas", ",".join(f"{name}={count}" for name, count in replicas.items())]
+    for option, url in (("--redis", redis), ("--postgres", postgres)):
+        command += [option, url] if url else []
     if agents and PACKAGED not in agents:
         command.append("--no-packaged-agents")
     for item in agents:
@@ -234,7 +253,7 @@ def _wait_ready(stack: RunningStack) -> None:
 
 
 def _stop(stack: RunningStack) -> None:
-    pids = [pid for name in SERVICES if (pid := stack.pid(name)) is not None]
+    pids = [process["pid"] for process in stack.facts.get("processes", {}).values() if process["pid"] is not None]
     stack.process.terminate()
     try:
         stack.process.wait(_STOP_S)

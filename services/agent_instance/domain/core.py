@@ -21,7 +21,7 @@ from services.agent_instance.domain.pool import Part, ResourcePool
 from services.agent_instance.domain.registry import AgentClassRegistry, AgentEntry
 from services.agent_instance.domain.slots import FairSlots
 from services.agent_instance.domain.validation import DependencyChecker
-from services.agent_instance.models import Caller, PoolStatistics
+from services.agent_instance.models import Caller, Load, PoolStatistics
 
 __all__ = ["AgentExecutionCore", "CoreLimits", "Instance"]
 
@@ -297,6 +297,10 @@ class AgentExecutionCore:
                 await instance.end()
             await self.drop(instance)
         await self._pool.aclose()
+
+    def load(self) -> Load:
+        """How much room there is."""
+        return Load(len(self._instances), self._slots.waiting, self._limits.capacity)
 
     def statistics(self, *, periodic_updates_active: int = 0) -> PoolStatistics:
         """The counts as they are now."""

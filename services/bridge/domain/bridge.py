@@ -58,6 +58,7 @@ class Bridge:
     async def __aenter__(self) -> Self:
         await self.monitor.initialize()
         _ = self._tasks.start(self.monitor.run(), "integration monitor")
+        _ = self._tasks.start(self.hub.check(), "checks of positions")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -73,7 +74,11 @@ class Bridge:
             QueueFullError: Too much is waiting to be written.
         """
         self.monitor.require_active()
-        future = self._log.append(appends)
+        try:
+            future = self._log.append(appends)
+        except UnavailableError as error:
+            self.monitor.note_failure(error)
+            raise
 
         def committed(done: asyncio.Future[list[AppendResult]]) -> None:
             if done.cancelled():
@@ -83,7 +88,9 @@ class Bridge:
                 results = done.result()
                 self.hub.committed(appends, results)
                 self._count(appends, results)
-            elif isinstance(error, UnavailableError):
+                return
+            self.hub.recheck({append.user for append in appends})
+            if isinstance(error, UnavailableError):
                 self.monitor.note_failure(error)
 
         # Callbacks run in the order in which the futures were settled: that of the commits, whoever awaits them.

@@ -8,23 +8,27 @@ again. Nothing is kept here that a crash could lose.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from carrel.errors import CarrelError, LimitExceededError
 from servicekit.tasks import FailureHandler, TaskOwner, end_service
+from services.bridge.domain.chain import break_of, following
+from services.bridge.domain.checks import CheckOptions, Checks
 from services.bridge.domain.contract import bridge_contract
 from services.bridge.domain.links import GatewayLink, Subscription, entries_size
 from services.bridge.models import (
     Append,
     AppendResult,
     Bye,
+    Change,
     Entries,
     Refused,
     Reset,
     ResetReason,
     ResumePoint,
+    Standing,
     StoredEvent,
     Subscribed,
 )
@@ -39,6 +43,7 @@ class HubOptions:
 
     ``queue_bytes`` are queued for one gateway at most. ``readers`` subscriptions of one gateway catch up at once, each
     ``page_entries`` or ``page_bytes`` at a time. ``retry_s`` is the pause after the log could not be read.
+    ``checks`` says how often positions in a shared log are looked at.
     """
 
     queue_bytes: int = 8 << 20
@@ -47,6 +52,7 @@ class HubOptions:
     page_bytes: int = 256 << 10
     retry_s: float = 0.5
     max_subscriptions: int = 50_000
+    checks: CheckOptions = field(default_factory=CheckOptions)
 
 
 class Hub:
@@ -75,6 +81,11 @@ class Hub:
         self._by_user: dict[str, dict[GatewayLink, Subscription]] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._bye: Bye | None = None
+        self._feed = log.changes
+        self._checks: Checks | None = None
+        if self._feed is not None:
+            self._checks = Checks(self._feed, self._stands, store_failed, self._options.checks)
+            self._feed.follow(self._told, self._checks.soon)
         self.contract = bridge_contract()
 
     # Gateways.
@@ -133,6 +144,7 @@ class Hub:
         subscription = Subscription(link, user, generation, resume, connections)
         self.contract.check_input(subscription)
         link.subscriptions[user] = subscription
+        self._listen(user)
         self._by_user.setdefault(user, {})[link] = subscription
         link.add_behind(subscription)
 
@@ -157,6 +169,7 @@ class Hub:
             del links[link]
             if not links:
                 del self._by_user[user]
+                self._unlisten(user)
 
     # Fan-out.
 
@@ -171,7 +184,9 @@ class Hub:
             if links:
                 size = entries_size(events)
                 for link, subscription in links.items():
-                    link.offer(subscription, result.epoch, result.first_offset, events, size)
+                    link.offer(subscription, result, size)
+                if self._checks is not None:
+                    self._checks.touch(append.user)
             if watchers and (waiting := watchers.get(append.user)):
                 for event in waiting:
                     event.set()
@@ -180,6 +195,7 @@ class Hub:
     def watch(self, user: str) -> Iterator[asyncio.Event]:
         """An event that is set whenever the user's log has grown."""
         event = asyncio.Event()
+        self._listen(user)
         self._watchers.setdefault(user, set()).add(event)
         try:
             yield event
@@ -188,6 +204,49 @@ class Hub:
             waiting.discard(event)
             if not waiting:
                 del self._watchers[user]
+                self._unlisten(user)
+
+    # A log that others write to as well.
+
+    async def check(self) -> None:
+        """Look after positions in a shared log, for ever; ends at once when the log is this process's alone."""
+        if self._checks is not None:
+            await self._checks.run()
+
+    def recheck(self, users: Iterable[str]) -> None:
+        """What became of these users' appends is not known: see where their logs stand."""
+        if self._checks is not None:
+            self._checks.soon(users)
+
+    def _listen(self, user: str) -> None:
+        if self._feed is not None and self._checks is not None and not self._wanted(user):
+            self._feed.listen(user)
+            self._checks.add(user)
+
+    def _unlisten(self, user: str) -> None:
+        if self._feed is not None and self._checks is not None and not self._wanted(user):
+            self._feed.unlisten(user)
+            self._checks.remove(user)
+
+    def _wanted(self, user: str) -> bool:
+        return user in self._by_user or user in self._watchers
+
+    def _told(self, change: Change) -> None:
+        for link, subscription in self._by_user.get(change.user, {}).items():
+            link.hint(subscription, change)
+        self._wake(change.user)
+        if self._checks is not None:
+            self._checks.touch(change.user)
+
+    def _stands(self, user: str, standing: Standing, changed: bool) -> None:
+        for link, subscription in self._by_user.get(user, {}).items():
+            link.check(subscription, standing)
+        if changed:
+            self._wake(user)
+
+    def _wake(self, user: str) -> None:
+        for event in self._watchers.get(user, ()):
+            event.set()
 
     # Counts.
 
@@ -244,10 +303,10 @@ class Hub:
         reset: ResetReason | None = None
         if sub.resume is None:
             position = await self._log.position(sub.user)
-            point = ResumePoint(position.epoch, position.top, position.event_id)
+            point = ResumePoint(position.epoch, position.top, position.event_id, position.mark)
         else:
-            position, reset = await self._log.check_resume(sub.user, sub.resume)
-            point = sub.resume
+            position, reset, mark = await self._log.check_resume(sub.user, sub.resume)
+            point = sub.resume._replace(mark=mark)
         if sub.closed:
             return True
         sub.started = True
@@ -266,20 +325,20 @@ class Hub:
         read = await self._log.read(sub.user, sub.cursor, options.page_entries, options.page_bytes)
         if sub.closed:
             return True
-        position, entries = read.position, read.entries
-        if position.epoch != sub.epoch:
-            if position.top < sub.cursor:
-                # Another log: the offsets that the gateway has seen mean nothing in it.
-                self._reset(sub, ResetReason.EPOCH_CHANGED, ResumePoint(position.epoch, position.oldest - 1, ""))
-                return False
-            self._reset(sub, ResetReason.EPOCH_CHANGED, ResumePoint(position.epoch, sub.cursor, sub.event_id))
-        if read.trimmed:
-            self._reset(sub, ResetReason.TRIMMED, ResumePoint(position.epoch, position.oldest - 1, ""))
-        if entries:
+        position = read.position
+        if not position.epoch:
+            # The log is gone. One that is there is made, so that the gateway can be told a place in it.
+            _ = await self._log.position(sub.user)
+            return False
+        point = ResumePoint(sub.epoch, sub.cursor, sub.event_id, sub.mark)
+        if (broken := break_of(point, read)) is not None:
+            point = broken.point
+            self._reset(sub, broken.reason, point)
+        if entries := following(point, read):
             events = tuple(StoredEvent(entry.event_id, entry.blob) for entry in entries)
             item = Entries(sub.user, sub.generation, sub.epoch, entries[0].offset, events)
             sub.link.put(item, entries_size(events))
-            self._move(sub, ResumePoint(sub.epoch, entries[-1].offset, entries[-1].event_id))
+            self._move(sub, ResumePoint(sub.epoch, entries[-1].offset, entries[-1].event_id, read.mark))
         sub.live = max(position.top, sub.known_top) <= sub.cursor
         return sub.live
 
@@ -288,7 +347,7 @@ class Hub:
         self._move(sub, point)
 
     def _move(self, sub: Subscription, point: ResumePoint) -> None:
-        sub.epoch, sub.cursor, sub.event_id = point
+        sub.epoch, sub.cursor, sub.event_id, sub.mark = point
 
 
 def _too_many(limit: int) -> LimitExceededError:

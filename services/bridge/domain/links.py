@@ -9,7 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from services.bridge.models import Bye, Entries, GatewayItem, ResumePoint, StoredEvent
+from services.bridge.models import (
+    AppendResult,
+    Bye,
+    Change,
+    Entries,
+    GatewayItem,
+    ResumePoint,
+    Standing,
+    StoredEvent,
+)
 
 __all__ = ["GatewayLink", "Subscription", "entries_size"]
 
@@ -34,6 +43,7 @@ class Subscription:
         "known_top",
         "link",
         "live",
+        "mark",
         "resume",
         "started",
         "user",
@@ -50,6 +60,7 @@ class Subscription:
         self.epoch = ""
         self.cursor = 0
         self.event_id = ""
+        self.mark = ""
         self.known_top = 0
         self.started = False
         self.live = False
@@ -97,22 +108,48 @@ class GatewayLink:
         if self._size >= self._max_bytes:
             self._drained.clear()
 
-    def offer(self, sub: Subscription, epoch: str, first: int, events: tuple[StoredEvent, ...], size: int) -> None:
+    def offer(self, sub: Subscription, result: AppendResult, size: int) -> None:
         """New entries of a subscribed user have been committed: queue them, or remember that they are to be read."""
+        epoch, first, events, previous = result.epoch, result.first_offset, result.events, result.previous
         last = first + len(events) - 1
         if not sub.live:
             sub.known_top = max(sub.known_top, last)
             return
-        if epoch != sub.epoch or first != sub.cursor + 1 or self.full:
-            if last <= sub.cursor and epoch == sub.epoch:
+        follows = epoch == sub.epoch and first == sub.cursor + 1
+        # Where others write too, the offset may have been used again: what was seen last must be what is there.
+        if not follows or self.full or (previous is not None and previous != sub.mark):
+            alone = previous is None or result.mark == sub.mark
+            if alone and last <= sub.cursor and epoch == sub.epoch:
                 return
-            sub.live = False
-            sub.known_top = last
-            self.add_behind(sub)
+            self.fall_behind(sub, last)
             return
         self.put(Entries(sub.user, sub.generation, epoch, first, events), size)
         sub.cursor = last
-        sub.event_id = events[-1].event_id
+        sub.event_id, sub.mark = events[-1].event_id, result.mark
+
+    def hint(self, sub: Subscription, change: Change) -> None:
+        """Another process says that the user's log has grown. Old news is not looked into: positions are checked."""
+        if not sub.live:
+            sub.known_top = max(sub.known_top, change.top)
+        elif change.epoch != sub.epoch or change.top > sub.cursor or self._differs(sub, change.top, change.mark):
+            self.fall_behind(sub, change.top)
+
+    def check(self, sub: Subscription, standing: Standing) -> None:
+        """Where the user's log was found to stand: anything but the subscription's own place is looked into."""
+        if sub.live and (
+            standing.epoch != sub.epoch or standing.top != sub.cursor or self._differs(sub, standing.top, standing.mark)
+        ):
+            self.fall_behind(sub, standing.top)
+
+    @staticmethod
+    def _differs(sub: Subscription, top: int, mark: str) -> bool:
+        return top == sub.cursor and bool(sub.mark) and mark != sub.mark
+
+    def fall_behind(self, sub: Subscription, known_top: int) -> None:
+        """Have the log read for a subscription that was live."""
+        sub.live = False
+        sub.known_top = known_top
+        self.add_behind(sub)
 
     def add_behind(self, sub: Subscription) -> None:
         """Have the log read for this subscription."""

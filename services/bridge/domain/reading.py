@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from carrel.errors import UnknownRunError
+from services.bridge.domain.chain import break_of, following
 from services.bridge.domain.hub import Hub
 from services.bridge.models import Entry, Page, ReadItem, Reset, ResetReason, ResumePoint, Through
 from services.bridge.store import EventLog
@@ -97,9 +98,9 @@ class _Reading:
                 # A run that is asked for whole begins with what is kept of it, and that is said.
                 return [Reset(query.user, 0, ResetReason.TRIMMED, self.point)]
             return []
-        position, reason = await log.check_resume(query.user, query.resume)
+        position, reason, mark = await log.check_resume(query.user, query.resume)
         if reason is None:
-            self.point = query.resume
+            self.point = query.resume._replace(mark=mark)
             return []
         self.point = ResumePoint(position.epoch, position.oldest - 1, "")
         return [Reset(query.user, 0, reason, self.point)]
@@ -116,18 +117,17 @@ class _Reading:
     async def page(self) -> list[ReadItem]:
         read = await self._log.read(self._query.user, self.point.offset, _PAGE)
         position, items = read.position, list[ReadItem]()
-        if position.epoch != self.point.epoch or read.trimmed:
-            lost = read.trimmed or position.top < self.point.offset
-            reason = ResetReason.TRIMMED if read.trimmed else ResetReason.EPOCH_CHANGED
-            if lost:
-                self.point = ResumePoint(position.epoch, position.oldest - 1, "")
-            else:
-                self.point = self.point._replace(epoch=position.epoch)
-            items.append(Reset(self._query.user, 0, reason, self.point))
-            if lost and not read.trimmed:
-                return items
-        if read.entries:
-            items += self._keep(position.epoch, read.entries)
+        self._passed_over = False
+        if not position.epoch:
+            _ = await self._log.position(self._query.user)  # the log is gone: a place can only be in one that is there
+            return items
+        if (broken := break_of(self.point, read)) is not None:
+            self.point = broken.point
+            items.append(Reset(self._query.user, 0, broken.reason, self.point))
+        if entries := following(self.point, read):
+            items += self._keep(position.epoch, entries)
+            if self.point.offset == entries[-1].offset:
+                self.point = self.point._replace(mark=read.mark)
         self.at_top = self.point.offset >= position.top
         if not self.at_top and not self.done and self._passed_over:
             # A reader that is cut off now need not pass over them again.

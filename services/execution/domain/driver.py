@@ -354,6 +354,8 @@ class RunDriver:
         )
         self._tell_decided(outcome, finished.ended_at)
         self._changed()
+        if finished.queued:
+            self._services.wakeups.freed()
         await self._relay.send(finished.events)
         _ = self._services.start(self._relay.close(), "outbox relay")
 

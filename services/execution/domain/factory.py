@@ -80,6 +80,7 @@ class ExecutionEngineFactory:
         elif not await self._services.store.release_engine(user, engine_id):
             return False
         self.drop_engine(user, engine_id)
+        self._services.wakeups.freed()
         return True
 
     def drop_engine(self, user: UserKey, engine_id: str) -> None:

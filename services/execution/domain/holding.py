@@ -13,6 +13,7 @@ from typing import Final
 
 from carrel.errors import CancelledRunError, CarrelError, EngineTimeoutError, UnknownRunError
 from services.execution.domain.bound import BoundRuns
+from services.execution.domain.bound_shared import SharedBoundRuns
 from services.execution.domain.budgets import Budgets
 from services.execution.domain.driver import RunDriver
 from services.execution.domain.relay import Relays
@@ -39,7 +40,11 @@ class Holdings:
         self.idle = asyncio.Event()
         self.idle.set()
         self.draining = False
-        self.bound = BoundRuns(services.options.keeper_s, self._lapsed, lambda: self.draining)
+        self.bound: BoundRuns | SharedBoundRuns
+        if services.store.shared:
+            self.bound = SharedBoundRuns(services, self._lapsed, lambda: self.draining)
+        else:
+            self.bound = BoundRuns(services.options.keeper_s, self._lapsed, lambda: self.draining)
         self._services = services
         self._roster = roster
         self.relays = Relays(services)
@@ -60,6 +65,15 @@ class Holdings:
     def drives(self, ref: RunRef) -> bool:
         """Whether the run's outcome is open and this process is at it."""
         return self.driver_of(ref.user, ref.run_id) is not None
+
+    def holds(self, user: UserKey, run_id: str) -> bool:
+        """Whether the run runs, or waits, in this process's care."""
+        return (user, run_id) in self._timers or (user, run_id) in self._waiting
+
+    def waits_for_input(self, user: UserKey, run_id: str) -> bool:
+        """Whether the run waits for a person, as far as this process knows."""
+        run = self._waiting.get((user, run_id))
+        return run is not None and run.state is RunState.WAITING
 
     def driven(self) -> tuple[tuple[UserKey, str], ...]:
         """The runs that run here."""
@@ -214,6 +228,7 @@ class Holdings:
         self._drop(driver)
         self._hold(driver.run)
         self.freed.set()
+        self._services.wakeups.freed()
 
     def released(self, driver: RunDriver) -> None:
         """See ``RunOwner``."""

@@ -29,13 +29,24 @@ async def take_over(store: RunStore, factory: ExecutionEngineFactory) -> int:
     return total
 
 
-async def keep_leases(store: RunStore, factory: ExecutionEngineFactory, interval_s: float) -> NoReturn:
-    """Renew this process's leases and take over what others let expire, every ``interval_s``."""
+async def keep_leases(store: RunStore, factory: ExecutionEngineFactory, lease_s: float) -> NoReturn:
+    """Renew this process's lease and take over what others let expire, three times in ``lease_s``.
+
+    When it could not renew for a whole lease (the store was away, this process stood still) the others may have been as
+    unlucky and are about to renew: they get the time of a lease before anything of theirs counts as left.
+    """
+    loop = asyncio.get_running_loop()
+    renewed_at = patient_until = loop.time()
     while True:
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(lease_s / 3)
         try:
             await store.renew_leases()
-            await take_over(store, factory)
+            now = loop.time()
+            if now - renewed_at >= lease_s:
+                patient_until = now + lease_s
+            renewed_at = now
+            if now >= patient_until:
+                await take_over(store, factory)
         except CarrelError as error:
             _log.warning("leases not renewed", code=error.code, reason=error.message)
 

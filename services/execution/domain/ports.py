@@ -1,14 +1,16 @@
 """What the domain needs of the outside, as protocols that it owns, and the messages that pass through them.
 
-Implemented by ``client_agent_instance`` and ``client_emitter``, and by fakes in tests. No grpc, no protobuf.
+Implemented by ``client_agent_instance``, ``client_emitter`` and ``store_sql_wakeups``, and by fakes in tests. No grpc,
+no protobuf.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 from services.execution.domain.planning import Catalogue
 from services.execution.models import (
@@ -20,8 +22,9 @@ from services.execution.models import (
     Micros,
     OutboxEvent,
     RunIdentity,
+    UserKey,
 )
-from services.execution.models_steps import Budget, Question
+from services.execution.models_steps import Budget, Hints, Question
 
 __all__ = [
     "AgentHost",
@@ -35,6 +38,7 @@ __all__ = [
     "Heartbeat",
     "InputRequired",
     "JournalStored",
+    "NoWakeups",
     "OutboxChannel",
     "RefreshTicket",
     "StageAccepted",
@@ -44,6 +48,7 @@ __all__ = [
     "StageStart",
     "StageStream",
     "Uplink",
+    "Wakeups",
 ]
 
 
@@ -245,3 +250,41 @@ class EventSink(Protocol):
     def outbox(self, identity: RunIdentity, fence: int, deadline_at: Micros) -> OutboxChannel:
         """Open a run's channel; one at a time for each run."""
         ...
+
+
+class Wakeups(Protocol):
+    """Hints from process to process on one store, so that none need ask all the time. A lost one costs time only."""
+
+    @property
+    def listening(self) -> bool:
+        """Whether hints of others arrive at present."""
+        ...
+
+    def changed(self, user: UserKey, run_id: str) -> None:
+        """Tell the others that a run has changed. Never waits."""
+        ...
+
+    def freed(self) -> None:
+        """Tell the others that something is free which a run may wait for. Never waits."""
+        ...
+
+    async def listen(self, heard: Callable[[Hints], None]) -> NoReturn:
+        """Send and receive for ever, connecting anew when it must; ``heard`` gets what others tell."""
+        ...
+
+
+class NoWakeups:
+    """For a store of one process: nobody else is there."""
+
+    listening = False
+
+    def changed(self, user: UserKey, run_id: str) -> None:
+        """See ``Wakeups``."""
+
+    def freed(self) -> None:
+        """See ``Wakeups``."""
+
+    async def listen(self, heard: Callable[[Hints], None]) -> NoReturn:
+        """See ``Wakeups``."""
+        while True:
+            await asyncio.Event().wait()

@@ -105,10 +105,11 @@ class DecisionWatch:
         return waiting[first : self._next]
 
 
-async def watch_decisions(watch: DecisionWatch, poll_s: float) -> NoReturn:
-    """``DecisionWatch.look`` every ``poll_s``."""
+async def watch_decisions(services: RunServices, watch: DecisionWatch) -> NoReturn:
+    """``DecisionWatch.look`` every so often: more often while other processes can't tell by themselves."""
+    options = services.options
     while True:
-        await asyncio.sleep(poll_s)
+        await asyncio.sleep(options.decided_told_s if services.wakeups.listening else options.decided_poll_s)
         try:
             await watch.look()
         except CarrelError as error:

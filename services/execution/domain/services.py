@@ -13,7 +13,7 @@ from services.execution.domain.admission import UserLimits
 from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.limits import ModelLimits, RateLimits
 from services.execution.domain.metrics import FactoryMetrics
-from services.execution.domain.ports import AgentHost, EventSink
+from services.execution.domain.ports import AgentHost, EventSink, NoWakeups, Wakeups
 from services.execution.domain.uploads import ArtifactLimits
 from services.execution.domain.watch import Changes
 from services.execution.models import Micros
@@ -41,6 +41,8 @@ class RunOptions:
     keeper_s: float = 5.0
     queue_poll_s: float = 0.25
     decided_poll_s: float = 0.05
+    # While other processes tell by themselves.
+    decided_told_s: float = 1.0
     ticket_refresh_s: float = 300.0
     retry_first_s: float = 0.1
     retry_max_s: float = 5.0
@@ -64,6 +66,7 @@ class RunServices:
     changes: Changes
     clock: Callable[[], Micros]
     options: RunOptions = field(default_factory=RunOptions)
+    wakeups: Wakeups = field(default_factory=NoWakeups)
     # Runs outlive the call that began them, so their tasks must not inherit its deadline and caller.
     home: Context = field(default_factory=copy_context)
 

@@ -1,4 +1,4 @@
-"""Who wants to hear of a run's changes, within this process. Says that it changed; the store says how."""
+"""Who wants to hear of a run's changes, in this process. Says that it changed; the store says how."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ __all__ = ["Changes", "watch_run"]
 
 
 class Changes:
-    """Wakes the watchers of a run. Changes that come while a watcher is busy become one."""
+    """Wakes the watchers of a run. Changes that come while a watcher is busy become one.
 
-    def __init__(self) -> None:
+    Args:
+        tell: Tells other processes of what has changed here.
+    """
+
+    def __init__(self, tell: Callable[[UserKey, str], None] = lambda user, run_id: None) -> None:
         self._watchers: dict[tuple[UserKey, str], set[asyncio.Event]] = {}
+        self._tell = tell
 
     def notify(self, user: UserKey, run_id: str) -> None:
+        """This process has changed the run in the store."""
+        self.wake(user, run_id)
+        self._tell(user, run_id)
+
+    def wake(self, user: UserKey, run_id: str) -> None:
         """The run has changed in the store."""
         for event in self._watchers.get((user, run_id), ()):
             event.set()

@@ -18,7 +18,7 @@ from carrel.errors import StartupError
 
 def problems_of(environment: dict[str, str]) -> list[str]:
     with pytest.raises(StartupError) as caught:
-        check_settings(dict.fromkeys(SETTINGS, environment))
+        check_settings((service, environment) for service in SETTINGS)
     assert exit_code_of(caught.value) == 78
     problems: list[str] = caught.value.details["problems"]
     assert all(problem in caught.value.message for problem in problems)
@@ -26,7 +26,7 @@ def problems_of(environment: dict[str, str]) -> list[str]:
 
 
 def test_nothing_is_said_of_settings_that_are_right() -> None:
-    check_settings({service: {"CARREL_LOG_LEVEL": "debug", "OTHERS": "1"} for service in SETTINGS})
+    check_settings((service, {"CARREL_LOG_LEVEL": "debug", "OTHERS": "1"}) for service in SETTINGS)
 
 
 def test_problems_of_all_services_are_told_together_and_shared_ones_once() -> None:

@@ -203,7 +203,8 @@ async def test_a_call_that_the_peer_cancels_is_opened_again(hop: Hop, producer: 
 
 async def test_an_old_connection_is_replaced_without_loss(hop: Hop, eventually: Eventually) -> None:
     options = StreamOptions(max_age_s=0.02, close_grace_s=0.05, first_delay_s=0.001)
-    async with ProducerStream(hop.open, options=options) as stream:
+    states: list[bool] = []
+    async with ProducerStream(hop.open, options=options, on_state=states.append) as stream:
         producer = Producer(stream, "p1", run_context(), options=QUICK_PRODUCER)
         while len(hop.calls) < 4:
             await producer.emit(*EVENT)
@@ -212,6 +213,10 @@ async def test_an_old_connection_is_replaced_without_loss(hop: Hop, eventually: 
         assert hop.numbers() == list(range(1, producer.emitted + 1))
         assert all(call.half_closed for call in hop.calls[:3])
         assert stream.statistics.losses == 0
+        # Whoever asks for readiness meanwhile must not take the process for one that has lost its peer.
+        assert all(states)
+        hop.absent = True
+        await eventually(lambda: not stream.connected)
         await producer.aclose()
 
 

@@ -60,3 +60,38 @@ async def test_loop_says_why_the_store_failed_and_tries_again(
     record = caplog.records[0]
     assert record.getMessage() == event
     assert vars(record)["fields"] == {"code": "STORE_UNAVAILABLE", "reason": "the disk is full"}
+
+
+class CountingStore:
+    """Renews unless told otherwise, and counts how often it was asked to take over."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.renewed = self.taken = 0
+
+    async def renew_leases(self) -> None:
+        if self.away:
+            raise StoreUnavailableError("restarting")
+        self.renewed += 1
+
+    async def take_over(self) -> tuple[()]:
+        self.taken += 1
+        return ()
+
+
+async def test_after_the_store_was_away_for_a_lease_others_get_the_time_of_one_to_renew_theirs(
+    eventually: Eventually,
+) -> None:
+    store = CountingStore()
+    task = asyncio.create_task(keep_leases(cast(RunStore, store), FACTORY, 0.3))
+    await eventually(lambda: store.taken >= 2)
+    store.away = True
+    await asyncio.sleep(0.5)
+    taken, renewed = store.taken, store.renewed
+    store.away = False
+    await eventually(lambda: store.renewed > renewed)
+    assert store.taken == taken
+    await eventually(lambda: store.taken > taken)
+    assert store.renewed >= renewed + 3
+    task.cancel()
+    await asyncio.wait({task})

@@ -13,6 +13,7 @@ from carrel.errors import StoreUnavailableError
 from services.execution.models import JournalItem, RunRecord, RunState, ThreadStrategy
 from services.execution.models_steps import Again, Checkpoint, Finish
 from services.execution.store_sql import SqlRunStore
+from services.execution.store_sql_database import SqliteDatabase
 from services.execution.store_sql_open import open_sqlite_store
 from services.execution.tables import METADATA
 from tests.contract.run_support import ALICE, QUESTION, admission, success
@@ -119,7 +120,9 @@ async def test_a_write_that_fails_at_any_of_its_statements_has_done_nothing(
 ) -> None:
     prepare, write = WRITES[name]
     run = await prepare(store)
-    disk = Disk(store._database.writing_engine)
+    database = store._database
+    assert isinstance(database, SqliteDatabase)
+    disk = Disk(database.writing_engine)
     path = tmp_path / "runs.sqlite3"
     before = dump(path)
     for at in range(1, 100):

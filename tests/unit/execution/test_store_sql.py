@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from services.execution.store_sql_database import SqliteDatabase
 from services.execution.store_sql_open import migrate_sqlite, open_sqlite_store
 from services.execution.store_sql_rows import identity_json
 from services.execution.tables import METADATA
-from tests.contract.run_support import QUESTION, admission, success
+from tests.contract.run_support import ALICE, QUESTION, admission, success
 
 
 def insert(value: int) -> Any:
@@ -280,3 +281,24 @@ def test_head_is_the_newest_revision() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     assert ScriptDirectory.from_config(config).get_current_head() == migrations.HEAD
+
+
+async def test_a_sqlite_that_cannot_tell_what_it_updated_is_asked(tmp_path: Path) -> None:
+    store = await open_sqlite_store(tmp_path / "runs.sqlite3", migrate=True)
+    database = store._database
+    assert isinstance(database, SqliteDatabase)
+    told: list[str] = []
+    sa.event.listen(
+        database.writing_engine, "before_cursor_execute", lambda _c, _u, statement, *_: told.append(statement)
+    )
+    for able in (True, False):
+        database.writing_engine.dialect.update_returning = able
+        told.clear()
+        run = (await store.admit(admission(f"run-{able}", thread="t"))).run
+        assert await store.finish(run.ref, replace(success(), reply=f"reply {able}"))
+        assert await store.close_run(run.ref)
+        assert not await store.close_run(run.ref)
+        assert any("RETURNING" in statement for statement in told) == able
+    messages = (await store.messages(ALICE, "t", 10, None)).items
+    assert [message.text for message in messages] == ["hello", "reply True", "hello", "reply False"]
+    await store.close()

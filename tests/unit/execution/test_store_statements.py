@@ -11,6 +11,7 @@ from services.execution import (
     store_sql_admission,
     store_sql_budgets,
     store_sql_care,
+    store_sql_keepers,
     store_sql_leases,
     store_sql_queue,
     store_sql_reads,
@@ -23,6 +24,7 @@ MODULES = [
     store_sql_admission,
     store_sql_budgets,
     store_sql_care,
+    store_sql_keepers,
     store_sql_leases,
     store_sql_queue,
     store_sql_reads,
@@ -67,6 +69,7 @@ def test_statements_compile_for_postgresql(module: ModuleType) -> None:
         (store_sql_waiting, "_RUNNING"),
         (store_sql_waiting, "_ASKED"),
         (store_sql_leases, "_ORPHANS"),
+        (store_sql_keepers, "_RUN"),
     ],
 )
 def test_what_a_write_decides_upon_is_locked_where_rows_can_be(module: ModuleType, name: str) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from carrel.errors import StartupError
+from carrel.errors import StartupError, UnavailableError
 from gateway.config import GatewaySettings
+from servicekit.addresses import addresses_of, has_copies, split_addresses
 from servicekit.settings import ListenAddress, PeerAddress, SharedSettings, TcpListenAddress, load_settings
 from services.agent_instance.config import AgentInstanceSettings
 from services.bridge.config import BridgeSettings
@@ -56,6 +57,40 @@ def test_port_0_is_listened_on_and_not_dialled_and_a_name_service_is_dialled_and
 @pytest.mark.parametrize("address", NO_ADDRESS)
 def test_what_is_no_address_is_taken_nowhere(address: str) -> None:
     assert not any(takes(kind, address) for kind in (LISTEN, TCP, PEER))
+
+
+COPIES = ["127.0.0.1:1,127.0.0.1:2", "[::1]:1,127.0.0.1:2", "a:1,b:1,c:1"]
+NO_COPIES = [
+    "a:1,", ",a:1", "a:1,,b:1", "a:1,b", "a:1,b:0", "a:1,a:1", "dns:///a:1,b:1", "a:1,dns:///b:1", "a:1,unix:/b",
+    ",".join(f"a:{port}" for port in range(1, 258)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", COPIES)
+def test_a_list_of_copies_is_dialled_and_not_listened_on(address: str) -> None:
+    assert [takes(kind, address) for kind in (LISTEN, TCP, PEER)] == [False, False, True]
+    assert has_copies(address)
+    assert split_addresses(PEER.validate_python(address.replace(",", " , "))) == address.split(",")
+
+
+@pytest.mark.parametrize("address", NO_COPIES)
+def test_what_is_no_list_of_copies_is_taken_nowhere(address: str) -> None:
+    assert not any(takes(kind, address) for kind in (LISTEN, TCP, PEER))
+
+
+def test_a_comma_in_a_sockets_path_makes_no_list() -> None:
+    assert takes(PEER, "unix:/run/a,b.sock")
+    assert split_addresses("unix:/run/a,b.sock") == ["unix:/run/a,b.sock"]
+    assert not has_copies("unix:/run/a,b.sock")
+
+
+async def test_single_addresses_of_each_kind_of_target() -> None:
+    assert await addresses_of("a:1") == ["a:1"]
+    assert await addresses_of("a:1,b:2") == ["a:1", "b:2"]
+    assert "127.0.0.1:7" in await addresses_of("dns:///localhost:7")
+    assert has_copies("dns:///localhost:7")
+    with pytest.raises(UnavailableError, match="no-such-host"):
+        await addresses_of("dns:///no-such-host.invalid:7")
 
 
 @pytest.mark.parametrize(

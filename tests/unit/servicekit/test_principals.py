@@ -45,7 +45,11 @@ def test_further_tables_name_rpcs_that_exist() -> None:
 
 def test_service_tickets_need_the_operators_permission_where_they_read_others_things() -> None:
     takes_service = {name for name, scopes in METHOD_SCOPES.items() if Scope.SERVICE in scopes}
-    free = {"/carrel.v1.AgentInstanceService/ListAgents", "/carrel.v1.BridgeService/Attach"}
+    free = {
+        "/carrel.v1.AgentInstanceService/ListAgents",
+        "/carrel.v1.BridgeService/Attach",
+        "/carrel.v1.ExecutionService/ClaimOnce",
+    }
     assert takes_service - SERVICE_PERMISSIONS.keys() == free
 
 

@@ -1,0 +1,51 @@
+"""``carrel revoke``: ends what a user has begun on this machine's stack, for whoever may read its keys."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+from grpc import aio
+
+from carrel.cli.output import EXIT_OK, Printer
+from carrel.cli.state import StateFolder, address_in
+from carrel.errors import StartupError
+from carrel.rpc_errors import from_rpc_error
+from carrel.v1 import context_pb2, execution_pb2
+from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
+
+__all__ = ["revoke_user"]
+
+_CALL_S: Final = 10.0
+
+
+async def revoke_user(state: StateFolder, user_id: str, reason: str) -> int:
+    """Revoke the user's logins of before now and cancel their runs; the exit code.
+
+    Raises:
+        StartupError: No stack runs in the state folder.
+        CarrelError: Execution refused or cannot be reached.
+    """
+    running = state.read_stack()
+    if running is None:
+        raise StartupError(
+            f"no stack runs in the state folder {state.root}", advice="start one with `carrel up`, or name its --state"
+        )
+    request = execution_pb2.RevokeUserRequest(context=_operator(state), user_id=user_id, reason=reason)
+    async with aio.insecure_channel(address_in(running, "execution"), [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = await ExecutionServiceStub(channel).RevokeUser(request, timeout=_CALL_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+    runs = "1 run was" if answer.cancelled_runs == 1 else f"{answer.cancelled_runs} runs were"
+    Printer().say(f"{user_id} is out: {runs} cancelled, and what was issued until now opens nothing any more")
+    return EXIT_OK
+
+
+def _operator(state: StateFolder) -> context_pb2.UserExecutionContext:
+    from servicekit.identity.keys import load_signing_key
+    from servicekit.identity.principals import OPERATOR_REVOKE
+    from servicekit.identity.tickets import TicketMinter
+
+    minter = TicketMinter(load_signing_key(state.gateway_key), "gateway")
+    return context_pb2.UserExecutionContext(ticket=minter.mint_service("operator", (OPERATOR_REVOKE,), 60.0))

@@ -1,0 +1,68 @@
+"""Where the run store under test keeps its tables: a SQLite file, or a database of a real PostgreSQL server.
+
+``process`` gives the store as one process has it; several at once are replicas over the same tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Protocol
+
+from services.execution.config_store import PostgresAddress
+from services.execution.store_sql import SqlRunStore
+from services.execution.store_sql_database import SqliteDatabase
+from services.execution.store_sql_open import migrate_sqlite
+from services.execution.store_sql_postgres import PostgresDatabase
+from services.execution.store_sql_postgres_open import connector
+from services.execution.tables import METADATA
+from tests.contract.run_support import Clock
+from tests.support.postgres import PostgresServer
+
+CLEAN = "; ".join(f"DELETE FROM {table.name}" for table in METADATA.sorted_tables)
+
+
+class Backend(Protocol):
+    """Tables that stores may be opened over."""
+
+    async def process(self, owner: str, **options: Any) -> SqlRunStore:
+        """The store as a process of this name has it; the caller closes it."""
+        ...
+
+
+class SqliteBackend:
+    """A file."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self.path = path
+        self._clock = clock
+
+    async def process(self, owner: str, **options: Any) -> SqlRunStore:
+        """See ``Backend``."""
+        if not self.path.exists():
+            await asyncio.to_thread(migrate_sqlite, self.path)
+        return SqlRunStore(SqliteDatabase(self.path), owner=owner, **{"clock": self._clock, **options})
+
+
+class PostgresBackend:
+    """A database of a server, whose rows of former tests are gone."""
+
+    def __init__(self, server: PostgresServer, database: str, clock: Clock) -> None:
+        self.address = PostgresAddress(server.url(database))
+        self._server, self._database = server, database
+        self._clock = clock
+
+    async def clean(self) -> None:
+        """Delete all rows: of so few that is quicker than to truncate, or make, a database."""
+        import asyncpg
+
+        connection = await asyncpg.connect(self._server.url(self._database), timeout=10)
+        try:
+            await connection.execute(CLEAN)
+        finally:
+            await connection.close(timeout=5)
+
+    async def process(self, owner: str, **options: Any) -> SqlRunStore:
+        """See ``Backend``."""
+        database = PostgresDatabase(connector(self.address))
+        return SqlRunStore(database, owner=owner, **{"clock": self._clock, **options})
