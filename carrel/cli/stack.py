@@ -42,7 +42,7 @@ _LOG_FORMAT: Final = "CARREL_LOG_FORMAT"
 _DATA_DIR: Final = "LLM_COSTS_DATA_DIR"
 _WAIT: Final = "CARREL_DOWNSTREAM_WAIT_SECONDS"
 _START_S: Final = 30.0
-_START_OF_COPY_S: Final = 5.0
+_START_OF_COPY_S: Final = 8.0
 _FROM_HERE: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 -- compared, not listened on
 
 _MODULES: Final[Mapping[str, str]] = {

@@ -19,7 +19,8 @@ from services.execution.migrations import HEAD
 from services.execution.store_sql_postgres_open import migrate_postgres, open_postgres_store
 from tests.support.execution import TERMINAL, Attempt, Up, World, answer, result, running_execution
 from tests.support.identity import session_context
-from tests.support.postgres import GUARDED, PASSWORD, PostgresServer, with_password
+from tests.support.postgres import GUARDED, PASSWORD, PostgresServer, run_apart, with_password
+from tests.support.stack import run_carrel
 
 pytestmark = pytest.mark.container
 
@@ -79,6 +80,9 @@ async def test_password_comes_from_a_file_and_is_in_no_message(
         world.agents.scripts["data"] = answer({})
         assert (await world.ended((await world.execute()).run.run_id)).state == pb.RUN_STATE_SUCCEEDED
     await (await open_postgres_store(PostgresAddress(with_password(url, PASSWORD)), migrate=False)).close()
+    with pytest.raises(StartupError, match="password file") as raised:
+        await open_postgres_store(PostgresAddress(url, tmp_path / "none"), migrate=True)
+    assert "CARREL_EXECUTION_STORE_PASSWORD_FILE" in raised.value.advice
     file.write_text("Geheim-1")
     for address in (PostgresAddress(url, file), PostgresAddress(with_password(url, "Geheim-1"))):
         with pytest.raises(StartupError) as raised:
@@ -141,3 +145,22 @@ async def test_old_schema_is_migrated_only_where_that_is_allowed_and_a_newer_one
             await open_postgres_store(address, migrate=migrate)
     with pytest.raises(StartupError, match="newer version"):
         await migrate_postgres(address)
+
+
+def test_migrate_command_brings_the_database_up_to_date_without_a_folder(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    name = run_apart(postgres.create())
+    environment = {"CARREL_EXECUTION_STORE_URL": with_password(postgres.url(name), "Geheim-1")}
+    try:
+        for _ in range(2):
+            done = run_carrel("migrate", "--state", "none", cwd=tmp_path, environment=environment)
+            assert done.returncode == 0, done.stderr
+            assert f"/{name} is at version {HEAD}" in done.stdout
+            assert "Geheim" not in done.stdout + done.stderr
+        assert not (tmp_path / "none").exists()
+        shown = run_carrel("config", "execution", cwd=tmp_path, environment=environment)
+        assert "CARREL_EXECUTION_STORE_URL" in shown.stdout
+        assert "Geheim" not in shown.stdout + shown.stderr
+    finally:
+        run_apart(postgres.drop(name))
