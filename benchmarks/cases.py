@@ -16,6 +16,7 @@ from benchmarks.process_cases import memory, startup
 from benchmarks.reconnect_case import reconnect_storm
 from benchmarks.recovery_case import recovery
 from benchmarks.runs_case import runs
+from benchmarks.stalled_case import stalled_readers
 from benchmarks.worker_cases import memory_per_run, worker_start
 
 __all__ = ["CASES"]
@@ -35,4 +36,5 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "connections": connections,
     "reconnect_storm": reconnect_storm,
     "active_users": active_users,
+    "stalled_readers": stalled_readers,
 }
