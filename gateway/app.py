@@ -125,7 +125,7 @@ def _parts(
         desk=desk,
         connections=Connections(),
         tally=Tally(),
-        hub=Hub(settings.max_events_per_user, settings.ring_bytes),
+        hub=Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes),
         log=BridgeLogReader(BridgeServiceStub(bridge), desk),
         runs=Runs(execution, desk),
         agents=Agents(agents, desk),
