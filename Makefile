@@ -41,8 +41,8 @@ run: setup ## starts the five processes and runs two users' agents; ONCE=1 ends 
 	@$(RUN) -m carrel.cli demo $(if $(ONCE),--once)
 
 .PHONY: test
-test: setup ## the tests, naming each one skipped and why; ARGS="tests/unit -x"
-	$(RUN) -m pytest -ra $(ARGS)
+test: setup ## the tests, two files at a time (JOBS=1 for one), naming each one skipped and why; ARGS="tests/unit -x"
+	$(RUN) -m pytest -ra -n $(or $(JOBS),2) --dist loadfile $(ARGS)
 
 .PHONY: check
 check: setup ## format, lint, types, layers, file layout, protos and stubs; changes nothing

@@ -4,16 +4,20 @@ Not here: fakes and servers. Those stand beside what they replace, or in a conft
 """
 
 import asyncio
+import contextlib
+import ctypes
 import inspect
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol, TypeVar, overload
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, Protocol, TypeVar, overload
 
+import psutil
 import pytest
 from hypothesis import settings
 
 T = TypeVar("T")
+_PR_SET_CHILD_SUBREAPER: Final = 36
 
 # No deadline per example: the machine is shared, and pytest-timeout bounds the test as a whole.
 settings.register_profile("carrel", deadline=None)
@@ -78,6 +82,22 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     # An unknown or leftover CARREL_* of the developer's shell would be an error, or worse, change what is tested.
     for name in [name for name in os.environ if name.startswith("CARREL_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nobodys_heir() -> Iterator[None]:
+    # Tests of workers make this process the heir of orphans, as agent_instance is. Elsewhere they would stay zombies.
+    yield
+    disinherit()
+
+
+def disinherit() -> None:
+    """Be the heir of nobody's orphans, and bury those that were inherited."""
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(child.pid, os.WNOHANG)
 
 
 @pytest.fixture(autouse=True)

@@ -173,7 +173,7 @@ class ServerProcess:
             self._reap_orphans(_ORPHAN_LOOKS)
 
     def _reap_orphans(self, looks: int) -> None:
-        # Its children are this process's now, if this is the heir of orphans; they have been killed, and some still die.
+        # Its children are this process's now, if this is the heir of orphans. They were killed, and some are dying.
         with suppress(ChildProcessError):
             while os.waitpid(-self.pid, os.WNOHANG)[0]:
                 pass

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -507,6 +508,7 @@ class RunMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
 
+@pytest.mark.timeout(300)
 def test_the_store_does_what_the_model_does(tmp_path: Path) -> None:
     template = tmp_path / "template.sqlite3"
     migrate_sqlite(template)

@@ -43,7 +43,8 @@ async def _run_and_kill(
 
 
 async def _back(slow_stack: RunningStack, eventually: Eventually, service: str, old_pid: int) -> None:
-    await eventually(lambda: slow_stack.restarted(service, old_pid), within=10, what=f"{service} is back")
+    # How long a start takes on a busy machine is not what is tested here.
+    await eventually(lambda: slow_stack.restarted(service, old_pid), within=40, what=f"{service} is back")
 
 
 def _pid(slow_stack: RunningStack, service: str) -> int:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,26 +15,8 @@ import pytest
 
 from carrel.errors import ToolFailedError, ToolUnavailableError
 from services.agent_instance.workers import kernel
-from tests.conftest import Eventually
+from tests.conftest import Eventually, disinherit
 from tests.integration.mcp_support import ROOT, Caller, cancelled_in, children, logged, opened, stdio
-
-_PR_SET_CHILD_SUBREAPER = 36
-
-
-@pytest.fixture(autouse=True)
-def nobodys_heir() -> Iterator[None]:
-    """Tests of workers make this process the heir of orphans, as agent_instance is; here they would stay zombies."""
-    _disinherit()
-    yield
-    _disinherit()
-
-
-def _disinherit() -> None:
-    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess, ChildProcessError):
-            if child.status() == psutil.STATUS_ZOMBIE:
-                os.waitpid(child.pid, os.WNOHANG)
 
 
 async def test_tools_are_listed_with_the_servers_own_schemas() -> None:
@@ -202,6 +181,7 @@ async def test_what_is_no_server_is_unavailable_and_leaves_no_process(
     command: str, args: list[str], told: str, eventually: Eventually
 ) -> None:
     settings = {"command": command, "args": args, "start_timeout": 0.5 if command == "sleep" else 10, "backoff": 20}
+    before = set(psutil.Process().children())
     async with opened({"notes": settings}) as servers:
         server, call = servers._servers["notes"], Caller(servers, "notes")
         assert call.mine.tools(call.entry) == {}
@@ -211,12 +191,13 @@ async def test_what_is_no_server_is_unavailable_and_leaves_no_process(
         server._backoff.succeeded()
         with pytest.raises(ToolUnavailableError, match=told):
             await server.open()
-        await eventually(lambda: not psutil.Process().children(recursive=True))
+        # Other tests' servers may be this process's children, too.
+        await eventually(lambda: set(psutil.Process().children()) <= before)
 
 
 @pytest.mark.parametrize("heir", [False, True], ids=["", "heir of orphans"])
 async def test_what_a_server_left_in_its_group_ends_with_it(tmp_path: Path, eventually: Eventually, heir: bool) -> None:
-    if heir:  # as agent_instance is; ``nobodys_heir`` sets it back
+    if heir:  # as agent_instance is
         kernel.become_subreaper()
     # It holds the server's streams open, too.
     script = f"sleep 300 & echo $! > {tmp_path}/pid; exec {sys.executable} -m tests.support.mcp_server"
@@ -227,6 +208,7 @@ async def test_what_a_server_left_in_its_group_ends_with_it(tmp_path: Path, even
         left = int((tmp_path / "pid").read_text(encoding="ascii"))
         if heir:
             await eventually(lambda: not psutil.pid_exists(left))
+            disinherit()
         else:
             await eventually(
                 lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE

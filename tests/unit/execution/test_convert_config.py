@@ -28,11 +28,10 @@ from services.execution.models_steps import Question
 from tests.support.identity import identity, run_context
 
 IDENTITY = RunIdentity(UserKey("alice"), "t", "run-1", "req-1")
-CONTEXT = run_context()
 
 
 def principal() -> RunPrincipal:
-    verified = identity().verifier().verify(CONTEXT)
+    verified = identity().verifier().verify(run_context())
     assert isinstance(verified, RunPrincipal)
     return verified
 
@@ -41,7 +40,7 @@ def test_every_state_of_the_contract_has_its_twin() -> None:
     assert set(convert.states_from_proto(pb.RunState.values())) == set(RunState)
     assert {f"STAGE_STATE_{state.value}" for state in StageState} == set(pb.StageState.keys()[1:])
     for strategy in pb.ThreadStrategy.values():
-        request = pb.ExecutePipelineRequest(context=CONTEXT, strategy=strategy)
+        request = pb.ExecutePipelineRequest(context=run_context(), strategy=strategy)
         assert isinstance(convert.pipeline_request(request, principal()).strategy, ThreadStrategy)
 
 
@@ -104,9 +103,10 @@ def test_stage_start_carries_everything() -> None:
     ],
 )
 def test_every_message_down(message: ports.Downlink, kind: str) -> None:
-    request = convert_stage.downlink_to_proto(message, CONTEXT)
+    context = run_context()
+    request = convert_stage.downlink_to_proto(message, context)
     assert request.WhichOneof("message") == kind
-    assert request.context == CONTEXT
+    assert request.context == context
     assert len(request.cancel.reason) <= 1024
 
 
