@@ -19,6 +19,7 @@ from benchmarks.recovery_case import recovery
 from benchmarks.redis_case import redis_events
 from benchmarks.replicas_case import replicas
 from benchmarks.runs_case import runs
+from benchmarks.stalled_case import stalled_readers
 from benchmarks.worker_cases import memory_per_run, worker_start
 
 __all__ = ["CASES"]
@@ -37,8 +38,9 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "cancel": cancel,
     "recovery": recovery,
     "fairness": fairness,
-    "costs": costs,
     "connections": connections,
     "reconnect_storm": reconnect_storm,
     "active_users": active_users,
+    "stalled_readers": stalled_readers,
+    "costs": costs,
 }

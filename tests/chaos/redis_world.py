@@ -244,6 +244,7 @@ class World:
             await asyncio.gather(*(bridge.start() for bridge in self.bridges))
             settings = EmitterSettings(listen="127.0.0.1:0", state_dir=self._folder)
             to_bridge = await self._stack.enter_async_context(open_channel(self.bridges[0].address))
+            bridges = await self._stack.enter_async_context(Copies(self.bridges[0].address, "bridge"))
             verifier = TicketVerifier(KeySet([KEY]))
             server = await self._stack.enter_async_context(serve_emitter(settings, to_bridge, bridges, verifier))
             port = await server.start()
