@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Protocol, TypeVar
 
 from carrel.errors import DrainingError, InvalidRequestError
 from carrel.v1 import bridge_pb2, context_pb2, events_pb2
 from carrel.v1 import execution_pb2 as pb
 from services.execution import convert
-from services.execution.domain.bound import BoundRuns
 from services.execution.domain.watch import Changes, watch_run
 from services.execution.models import TERMINAL_STATES, RunRecord, UserKey
 from services.execution.store import RunStore
 
-__all__ = ["Reading", "RunLog", "RunWatch"]
+__all__ = ["Keeper", "Reading", "RunLog", "RunWatch"]
 
 T = TypeVar("T")
 
@@ -42,6 +41,12 @@ class RunLog(Protocol):
     ) -> Reading: ...
 
 
+class Keeper(Protocol):
+    """What bound runs live by; ``domain.bound`` has it."""
+
+    def keeping(self, user: UserKey, run_id: str) -> AbstractContextManager[None]: ...
+
+
 class RunWatch:
     """Args:
     store: Where runs are.
@@ -52,7 +57,7 @@ class RunWatch:
     """
 
     def __init__(
-        self, store: RunStore, changes: Changes, bound: BoundRuns, log: RunLog, stop: Callable[[RunRecord], bool]
+        self, store: RunStore, changes: Changes, bound: Keeper, log: RunLog, stop: Callable[[RunRecord], bool]
     ) -> None:
         self._store = store
         self._changes = changes

@@ -30,6 +30,7 @@ from servicekit.delivery import Producer, ProducerOptions, ProducerStream, Strea
 from servicekit.identity.keys import KeySet, generate_key, write_jwks
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from services.emitter.app import serve_emitter
 from services.emitter.config import EmitterSettings
 from tests.support.redis_servers import free_port
@@ -244,7 +245,8 @@ class World:
             settings = EmitterSettings(listen="127.0.0.1:0", state_dir=self._folder)
             to_bridge = await self._stack.enter_async_context(open_channel(self.bridges[0].address))
             verifier = TicketVerifier(KeySet([KEY]))
-            server = await self._stack.enter_async_context(serve_emitter(settings, to_bridge, verifier))
+            copies = await self._stack.enter_async_context(Copies(self.bridges[0].address, "bridge"))
+            server = await self._stack.enter_async_context(serve_emitter(settings, to_bridge, copies, verifier))
             port = await server.start()
             to_emitter = await self._stack.enter_async_context(open_channel(f"127.0.0.1:{port}"))
             quick = StreamOptions(first_delay_s=0.01, max_delay_s=0.2)
