@@ -125,6 +125,8 @@ def test_settings_by_the_documents_names_and_what_production_asks_for(tmp_path: 
         {
             "WEBSOCKET_HEARTBEAT_INTERVAL": "12",
             "WEBSOCKET_DELIVERY_TIMEOUT": "3",
+            "WEBSOCKET_ENABLE_COMPRESSION": "false",
+            "CARREL_GATEWAY_ACK_WINDOW_EVENTS": "50",
             "CARREL_GATEWAY_LOGIN__ISSUER": "idp",
             "CARREL_GATEWAY_LIMITS__PER_USER": "7",
             "CARREL_GATEWAY_ALLOWED_ORIGINS": "https://A.example:443,http://b.example:81",
@@ -134,6 +136,7 @@ def test_settings_by_the_documents_names_and_what_production_asks_for(tmp_path: 
     )
     options = settings.handshake_options()
     assert (options.session.heartbeat_s, options.flow.stall_s) == (12, 3)
+    assert (options.terms.compression, options.terms.ack_events, options.flow.ack_s) == (False, 50, 3)
     assert settings.allowed_origins == ("https://a.example", "http://b.example:81")
     assert (settings.login.issuer, settings.limits.per_user) == ("idp", 7)
     assert settings.ticket_key == tmp_path / "keys" / "gateway.jwk.json"
