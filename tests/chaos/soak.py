@@ -220,6 +220,8 @@ def settings(temporary: Path) -> dict[str, str]:
     return {
         "CARREL_AGENT_INSTANCE_WORKERS__TEMP_DIR": str(temporary),
         "CARREL_EXECUTION_RUNS_PER_MINUTE_PER_USER": "0",
+        # All of them come from one address, each with a socket and calls beside it, and some are there twice.
+        "CARREL_GATEWAY_LIMITS__PER_ADDRESS": "2000",
         "CARREL_LOG_LEVEL": "info",
     }
 
