@@ -13,6 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from carrel.cli.options import (
+    STATE,
+    STRATEGIES,
+    AgentsOption,
+    DataOption,
+    HostOption,
+    JsonOption,
+    PortOption,
+    PostgresOption,
+    RedisOption,
+    ReplicasOption,
+    StateOption,
+    TokenOption,
+    UrlOption,
+    UserOption,
+)
+
 if TYPE_CHECKING:
     from carrel.cli.stack import StackOptions
     from carrel.cli.target import Target
@@ -30,32 +47,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StateOption = Annotated[
-    Path,
-    typer.Option("--state", envvar="CARREL_STATE_DIR", help="Folder for keys and embedded stores.", metavar="DIR"),
-]
-AgentsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--agents",
-        help="Agents to load beside the packaged ones: FILE.py, module or module:attribute. May be repeated.",
-    ),
-]
-PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="The gateway's port; 0 is any free one.")]
-HostOption = Annotated[str, typer.Option("--host", help="The address that the gateway listens on.")]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", envvar="LLM_COSTS_DATA_DIR", help="Folder that traces may be read from.", metavar="DIR"),
-]
-UrlOption = Annotated[str, typer.Option("--url", help="The gateway; by default that of the stack in the state folder.")]
-TokenOption = Annotated[
-    str, typer.Option("--token", envvar="CARREL_CLI_TOKEN", help="The user's token, in place of --user.")
-]
-UserOption = Annotated[str, typer.Option("--user", help="Whom a development token is made for.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
-STATE = Path(".carrel")
-STRATEGIES = ("reject", "enqueue", "interrupt", "rollback")
-
 
 @app.command()
 def up(
@@ -70,28 +61,9 @@ def up(
     port: PortOption = 8080,
     host: HostOption = "127.0.0.1",
     data: DataOption = None,
-    replicas: Annotated[
-        str,
-        typer.Option("--replicas", help="Copies of services, as execution=2,bridge=2; one of each by default."),
-    ] = "",
-    redis: Annotated[
-        str,
-        typer.Option(
-            "--redis",
-            envvar="CARREL_UP_REDIS",
-            help="Keep events in this Redis; copies of bridge need it.",
-            metavar="URL",
-        ),
-    ] = "",
-    postgres: Annotated[
-        str,
-        typer.Option(
-            "--postgres",
-            envvar="CARREL_UP_POSTGRES",
-            help="Keep runs in this PostgreSQL; copies of execution need it.",
-            metavar="URL",
-        ),
-    ] = "",
+    replicas: ReplicasOption = "",
+    redis: RedisOption = "",
+    postgres: PostgresOption = "",
 ) -> None:
     """Start the services on this machine, and keep them running until Ctrl-C.
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from carrel.cli.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Printer
 from carrel.cli.reconnect import RECONNECTS_NAME, reconnects
+from carrel.cli.replicas import without_password
 from carrel.cli.settings import SETTINGS, settings_class
 from carrel.cli.state import StateFolder
 from carrel.errors import StartupError
@@ -118,6 +119,12 @@ def _cli_rows(state: Path, environ: Mapping[str, str]) -> list[_Row]:
             "the gateway, as --url; else that of the stack in the folder",
         ),
         ("CARREL_CLI_TOKEN", _SECRET if environ.get("CARREL_CLI_TOKEN") else "", "the user's token, as --token"),
+        ("CARREL_UP_REDIS", without_password(environ.get("CARREL_UP_REDIS", "")), "Redis of the events, as up --redis"),
+        (
+            "CARREL_UP_POSTGRES",
+            without_password(environ.get("CARREL_UP_POSTGRES", "")),
+            "PostgreSQL of the runs, as up --postgres",
+        ),
         ("LLM_COSTS_DATA_DIR", environ.get("LLM_COSTS_DATA_DIR", ""), "folder that traces may be read from, as --data"),
         (RECONNECTS_NAME, str(reconnects(environ)), "attempts in a row to connect again, of run and watch"),
     )

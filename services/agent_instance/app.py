@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -46,6 +47,8 @@ __all__ = ["app", "dependency_checker", "open_models", "open_tool_servers", "sta
 
 _log: Final = get_logger("agent_instance.app")
 _SERVICE: Final = "carrel.v1.AgentInstanceService"
+# What is left of the drain for those who are given back to hear of it.
+_LAST_WORDS_S: Final = 1.0
 
 
 def dependency_checker(settings: AgentInstanceSettings) -> DependencyChecker:
@@ -222,6 +225,15 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
             limits=StreamLimits(heartbeat_s=settings.times.heartbeat),
         )
         # Readiness says nothing of the emitter: events wait here while it is away, and nothing is lost.
-        yield RpcServer(
+        server = RpcServer(
             settings.listen, [(add_AgentInstanceServiceServicer_to_server, servicer, _SERVICE)], verifier, settings
         )
+        _ = tasks.start(_give_back(server, servicer, settings.drain_seconds), "end of the streams on drain")
+        yield server
+
+
+async def _give_back(server: RpcServer, servicer: AgentInstanceServicer, drain_s: float) -> None:
+    """Give back what has not ended by itself in time, before it is cut off: another makes it, and no try is lost."""
+    await server.draining.wait()
+    await asyncio.sleep(max(0.0, drain_s - min(_LAST_WORDS_S, drain_s / 4)))
+    servicer.end_streams()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
 from grpc import aio
@@ -46,6 +46,12 @@ class AgentInstanceServicer(pb_grpc.AgentInstanceServiceServicer):
         self._verifier = verifier
         self._make_producer = make_producer
         self._limits = limits or StreamLimits()
+        self._sessions: set[RunSession] = set()
+
+    def end_streams(self) -> None:
+        """Give back the attempts that still run."""
+        for session in self._sessions:
+            session.give_back()
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: _Context) -> pb.ListAgentsResponse:
         """The frozen registry, with the tools of MCP servers as they are known now."""
@@ -101,12 +107,20 @@ class AgentInstanceServicer(pb_grpc.AgentInstanceServiceServicer):
             raise InvalidRequestError("a stage runs under the run's root request", fields={"context": "is a child's"})
         start = convert.stage_start(first.start)
         session = RunSession(self._services, start, caller, self._make_producer, self._limits)
-        async with session:
+        async with session, self._listed(session):
             session.listen(request_iterator, self._verify)
             async with aclosing(session.responses()) as responses:
                 async for response in responses:
                     yield response
             await session.part()
+
+    @asynccontextmanager
+    async def _listed(self, session: RunSession) -> AsyncIterator[None]:
+        self._sessions.add(session)
+        try:
+            yield
+        finally:
+            self._sessions.discard(session)
 
     async def _first(self, requests: AsyncIterator[pb.RunInstanceRequest]) -> pb.RunInstanceRequest:
         try:

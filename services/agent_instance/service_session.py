@@ -13,7 +13,14 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from carrel.context import UserExecutionContext
-from carrel.errors import CancelledRunError, CarrelError, IdentityMismatchError, InternalError, InvalidRequestError
+from carrel.errors import (
+    CancelledRunError,
+    CarrelError,
+    DrainingError,
+    IdentityMismatchError,
+    InternalError,
+    InvalidRequestError,
+)
 from carrel.v1 import agent_instance_pb2 as pb
 from servicekit.logs import bind, get_logger, hash_user
 from servicekit.tasks import TaskOwner
@@ -131,6 +138,10 @@ class RunSession:
         """
         if self._listener is not None:
             await asyncio.wait({self._listener}, timeout=self._limits.parting_s)
+
+    def give_back(self) -> None:
+        """End without a result, because this process ends: the attempt is to be made elsewhere."""
+        self._failed("drain", DrainingError("agent_instance is shutting down", retry_after_s=0.0))
 
     # The domain's Uplink.
 

@@ -33,13 +33,13 @@ from services.bridge.models import (
     Retention,
     RunInfo,
 )
-from services.bridge.store_redis_batch import AppendBatch
+from services.bridge.store_redis_batch import AppendBatch, AppendParcel
 from services.bridge.store_redis_codec import entries_of, position_of
 from services.bridge.store_redis_connection import ConnectOptions
 from services.bridge.store_redis_errors import refused, unavailable
 from services.bridge.store_redis_hints import RedisHints
 from services.bridge.store_redis_keys import Keys, KeySpace
-from services.bridge.store_redis_nodes import Node, Nodes, NodeSet
+from services.bridge.store_redis_nodes import Nodes, NodeSet
 from services.bridge.store_redis_probe import probe_keys
 from services.bridge.store_redis_scripts import ScriptLane, script_call
 from services.bridge.store_redis_wait import WaitOptions
@@ -177,51 +177,25 @@ class RedisEventLog:
             )
         current = self._nodes.now()
         batch = AppendBatch(current, batches, self._result_of, partial(self._settled, cost))
-        parcels: dict[Node, tuple[list[bytes], list[Callable[[Any], None]]]] = {}
+        parcels: dict[object, AppendParcel] = {}
         for index, append in enumerate(batches):
             keys = self.keys.of(append.user)
             node = current.of(keys.slot)
-            packed, takers = parcels.setdefault(node, ([], []))
-            packed.append(self._packed(append, keys))
-            takers.append(partial(batch.took, index))
+            # One script's keys must lie in one slot of a Cluster, and are better many than few elsewhere.
+            where: object = keys.slot if self._nodes.sharded else node
+            parcel = parcels.get(where)
+            if parcel is None:
+                parcel = parcels[where] = AppendParcel(node, (self._now(), *self._bounds, self._origin), batch)
+            parcel.add(index, append, keys, self._known.get(append.user))
             if append.terminal and node.wait is not None:
                 batch.waits.append((node, keys.wait))
         self._queued += cost
         self._idle.clear()
         if not batches:
             batch.finish()
-        for node, (packed, takers) in parcels.items():
-            try:
-                node.writes.send(packed, takers)
-            except StoreUnavailableError as error:
-                for taker in takers:
-                    taker(error)
+        for parcel in parcels.values():
+            parcel.send()
         return batch.future
-
-    def _packed(self, append: Append, keys: Keys) -> bytes:
-        known = self._known.get(append.user) or ("", 0, "")
-        flags = ("t" if append.terminal else "") + ("n" if append.notified else "") + ("g" if append.gap else "")
-        arguments: list[str | bytes | int] = [
-            self._now(),
-            os.urandom(8).hex(),
-            append.thread_id,
-            append.run_id,
-            append.producer_id,
-            append.fence,
-            append.first_number,
-            append.first_number + len(append.events) - 1,
-            flags,
-            *self._bounds,
-            keys.channel,
-            self._origin,
-            *known,
-        ]
-        if append.gap is not None:
-            arguments += append.gap
-        for event in append.events:
-            arguments += event
-        names = (keys.stream, keys.meta, keys.run(append.run_id), keys.producer(append.producer_id))
-        return script_call("append", names, *arguments)
 
     def _result_of(self, append: Append, answer: list[Any]) -> AppendResult:
         code, through_text, epoch_text, first, stored, before, newest = answer

@@ -1,18 +1,26 @@
-"""One call of ``append`` on its way: answers gathered, replicas waited for where a terminal event is in it."""
+"""One call of ``append`` on its way: what is sent to which server, the answers gathered, replicas waited for."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
-from carrel.errors import InternalError
+from carrel.errors import InternalError, StoreUnavailableError
 from services.bridge.models import Append, AppendResult
-from services.bridge.store_redis_connection import ReplyError
+from services.bridge.store_redis_connection import ReplyError, Taker
 from services.bridge.store_redis_errors import refused
+from services.bridge.store_redis_keys import Keys
 from services.bridge.store_redis_nodes import Node, NodeSet
+from services.bridge.store_redis_scripts import script_call
 
-__all__ = ["AppendBatch"]
+__all__ = ["AppendBatch", "AppendParcel"]
+
+# A script holds up everybody else: some appends at a time, and no further one beyond so many bytes.
+_PARCEL_APPENDS: Final = 16
+_PARCEL_BYTES: Final = 128 << 10
 
 
 class AppendBatch:
@@ -43,6 +51,12 @@ class AppendBatch:
         self._error: Exception | None = None
         self.waits: list[tuple[Node, str]] = []
         self.future: asyncio.Future[list[AppendResult]] = asyncio.get_running_loop().create_future()
+
+    def took_all(self, indexes: Sequence[int], answers: Any) -> None:
+        """The answer of a script: one for each of these appends, or an error for all of them."""
+        alike = isinstance(answers, Exception)
+        for n, index in enumerate(indexes):
+            self.took(index, answers if alike else answers[n])
 
     def took(self, index: int, answer: Any) -> None:
         """An append's answer."""
@@ -79,6 +93,74 @@ class AppendBatch:
         self._left -= 1
         if self._left == 0:
             self.finish()
+
+
+class AppendParcel:
+    """Appends of one batch that go to one server, in as few calls of the script as is good for the others.
+
+    Args:
+        node: The server.
+        shared: The arguments that are the same for all of them.
+        batch: Who gets the answers.
+    """
+
+    __slots__ = ("_arguments", "_batch", "_bytes", "_indexes", "_names", "_node", "_packed", "_shared", "_takers")
+
+    def __init__(self, node: Node, shared: tuple[str | int, ...], batch: AppendBatch) -> None:
+        self._node = node
+        self._shared = shared
+        self._batch = batch
+        self._packed: list[bytes] = []
+        self._takers: list[Taker] = []
+        self._begin()
+
+    def add(self, index: int, append: Append, keys: Keys, known: tuple[str, int, str] | None) -> None:
+        """One more; ``known`` is the newest position of the user's log that is known here."""
+        self._names += (keys.stream, keys.meta, keys.run(append.run_id), keys.producer(append.producer_id))
+        self._indexes.append(index)
+        flags = ("t" if append.terminal else "") + ("n" if append.notified else "") + ("g" if append.gap else "")
+        count = len(append.events)
+        self._arguments += (
+            12 + 2 * (count + (append.gap is not None)),
+            os.urandom(8).hex(),
+            append.thread_id,
+            append.run_id,
+            append.producer_id,
+            append.fence,
+            append.first_number,
+            append.first_number + count - 1,
+            flags,
+            keys.channel,
+            *(known or ("", 0, "")),
+        )
+        if append.gap is not None:
+            self._arguments += append.gap
+        for event in append.events:
+            self._arguments += event
+            self._bytes += len(event.blob)
+        if len(self._indexes) >= _PARCEL_APPENDS or self._bytes >= _PARCEL_BYTES:
+            self._end()
+
+    def send(self) -> None:
+        """Send them; when that is not possible, that is their answer."""
+        if self._indexes:
+            self._end()
+        try:
+            self._node.writes.send(self._packed, self._takers)
+        except StoreUnavailableError as error:
+            for taker in self._takers:
+                taker(error)
+
+    def _begin(self) -> None:
+        self._names: list[str] = []
+        self._arguments: list[str | bytes | int] = list(self._shared)
+        self._indexes: list[int] = []
+        self._bytes = 0
+
+    def _end(self) -> None:
+        self._packed.append(script_call("append", self._names, *self._arguments))
+        self._takers.append(partial(self._batch.took_all, self._indexes))
+        self._begin()
 
 
 def _failure(error: Exception) -> Exception:

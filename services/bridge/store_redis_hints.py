@@ -63,11 +63,6 @@ class RedisHints:
         """End. Idempotent."""
         await self._tasks.aclose()
 
-    @property
-    def subscribed(self) -> bool:
-        """Whether messages can arrive now."""
-        return bool(self._links)
-
     def follow(self, told: Callable[[Change], None], missed: Callable[[Sequence[str] | None], None]) -> None:
         self._told, self._missed = told, missed
 

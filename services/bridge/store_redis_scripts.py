@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +33,7 @@ def script_texts() -> list[bytes]:
     return [text for _, text in _scripts().values()]
 
 
-def script_call(name: str, keys: tuple[str, ...], *arguments: Argument) -> bytes:
+def script_call(name: str, keys: Sequence[str], *arguments: Argument) -> bytes:
     """One packed call of a script."""
     return pack("EVALSHA", digest(name), len(keys), *keys, *arguments)
 

@@ -20,12 +20,14 @@ from services.execution.store_sql_leases import clean_owners
 from services.execution.store_sql_rows import artifact_of, audit_row, engine_of, error_json
 from services.execution.store_sql_runs import holds
 from services.execution.tables import (
+    artifact_bytes,
     artifacts,
     audit,
     client_refs,
     engines,
     inputs,
     journal,
+    keepers,
     messages,
     outbox,
     runs,
@@ -146,7 +148,7 @@ def delete_thread(connection: sa.Connection, user: UserKey, thread_id: str) -> t
     if unended:
         raise RunNotEndedError("a run of the thread has not ended", retry_after_s=1.0, run_id=unended[0])
     of_runs = sa.select(runs.c.run_id).where(of_thread)
-    for table in (stages, outbox, journal, inputs, artifacts):
+    for table in (stages, outbox, journal, inputs, artifacts, artifact_bytes, keepers):
         connection.execute(table.delete().where(table.c.user_id == user, table.c.run_id.in_(of_runs)))
     connection.execute(client_refs.delete().where(client_refs.c.user_id == user, client_refs.c.run_id.in_(of_runs)))
     connection.execute(messages.delete().where(messages.c.user_id == user, messages.c.thread_id == thread_id))

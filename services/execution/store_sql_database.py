@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -22,10 +22,12 @@ from sqlalchemy.pool import NullPool
 
 from carrel.errors import CarrelError, InternalError, QueueFullError, StoreUnavailableError
 
-__all__ = ["Database", "Operation", "SqliteDatabase", "internal", "unavailable"]
+__all__ = ["Connector", "Database", "Operation", "SqliteDatabase", "internal", "unavailable"]
 
 _T = TypeVar("_T")
 Operation = Callable[[sa.Connection], _T]
+# Makes a connection of an asynchronous driver's.
+Connector = Callable[[], Awaitable[Any]]
 
 _MAX_GROUP: Final = 128
 _MAX_QUEUED: Final = 10_000

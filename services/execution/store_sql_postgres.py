@@ -24,19 +24,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from carrel.errors import CarrelError, QueueFullError, StoreUnavailableError
-from services.execution.store_sql_database import Operation, internal
+from services.execution.store_sql_database import Connector, Operation, internal
 from services.execution.store_sql_postgres_errors import Meaning, is_away, meaning_of, postgres_unavailable
 
-__all__ = ["Connector", "PostgresDatabase"]
+__all__ = ["PostgresDatabase"]
 
 _T = TypeVar("_T")
-# Makes a connection of the driver's.
-Connector = Callable[[], Awaitable[Any]]
 
 _MAX_QUEUED: Final = 10_000
 _TRIES: Final = 5
 # After an attempt to connect that failed, others need not wait for their own to fail.
 _AWAY_S: Final = 0.1
+# A connection that nobody needed for so long is not trusted: what lies between may have forgotten it without a word.
+_IDLE_S: Final = 60.0
 _DOUBT_S: Final = 0.1
 _BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _XID: Final = "SELECT pg_current_xact_id_if_assigned()::text"
@@ -54,6 +54,7 @@ class _Slot:
     connection: AsyncConnection
     raw: Any
     fresh: bool = True
+    used_at: float = 0.0
 
 
 class _InDoubtError(Exception):
@@ -252,24 +253,23 @@ class PostgresDatabase:
                 self._turns[key] = (lock, users - 1)
 
     async def _take(self) -> _Slot:
+        loop = asyncio.get_running_loop()
         while self._idle:
             slot = self._idle.pop()
-            if not slot.raw.is_closed():
+            if not slot.raw.is_closed() and loop.time() < slot.used_at + _IDLE_S:
                 slot.fresh = False
                 return slot
             await self._drop(slot)
-        loop = asyncio.get_running_loop()
         if self._away is not None and loop.time() < self._away_until:
-            raise self._away
+            raise StoreUnavailableError(self._away.message, advice=self._away.advice, retry_after_s=1.0)
         try:
             connection = await self._engine.connect()
-        except (exc.DBAPIError, OSError, TimeoutError) as error:
-            unavailable = postgres_unavailable(error)
-            if is_away(error):
-                self._away, self._away_until = unavailable, loop.time() + _AWAY_S
-            raise unavailable from error
+        except CarrelError:
+            raise
         except Exception as error:
-            if meaning_of(error) is Meaning.FAULT:
+            if is_away(error):
+                self._away, self._away_until = postgres_unavailable(error), loop.time() + _AWAY_S
+            elif not isinstance(error, exc.DBAPIError):
                 raise internal(error) from error
             raise postgres_unavailable(error) from error
         self._away = None
@@ -277,6 +277,7 @@ class PostgresDatabase:
         return _Slot(connection, held.driver_connection)
 
     def _give_back(self, slot: _Slot) -> None:
+        slot.used_at = asyncio.get_running_loop().time()
         self._idle.append(slot)
 
     async def _drop(self, slot: _Slot) -> None:

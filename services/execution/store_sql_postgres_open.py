@@ -7,6 +7,7 @@ import secrets
 import socket
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -22,7 +23,8 @@ from services.execution.store_sql_clock import DatabaseClock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.execution.store_sql_postgres import Connector, PostgresDatabase
+    from services.execution.store_sql_database import Connector
+    from services.execution.store_sql_postgres import PostgresDatabase
 
 __all__ = ["SharedRunStore", "connector", "migrate_postgres", "open_postgres_store"]
 
@@ -140,11 +142,10 @@ def connector(address: PostgresAddress, *, name: str = "carrel-execution", patie
     }
 
     def connect(**_options: Any) -> Any:
-        # Read each time: it may have been exchanged.
-        password = address.password_file and address.password_file.read_text(encoding="utf-8").rstrip("\r\n")
         return asyncpg.connect(
             address.url,
-            password=password or None,
+            # Read each time: it may have been exchanged.
+            password=_password(address.password_file),
             timeout=address.connect_s,
             # The server ends a statement in time; a server, or a network, that says nothing more does not.
             command_timeout=None if patient else address.statement_s + 5,
@@ -161,6 +162,19 @@ def _database(address: PostgresAddress) -> PostgresDatabase:
 
     readers = max(1, address.connections * 2 // 5)
     return PostgresDatabase(connect, writers=max(1, address.connections - readers), readers=readers)
+
+
+def _password(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        raise StoreUnavailableError(
+            f"the password file {file} can't be read: {getattr(error, 'strerror', None) or 'it is no UTF-8 text'}",
+            advice="correct CARREL_EXECUTION_STORE_PASSWORD_FILE, or make the file readable for this process",
+            retry_after_s=1.0,
+        ) from error
 
 
 def _owner() -> str:

@@ -17,7 +17,7 @@ import orjson
 from servicekit.logs import get_logger
 from services.execution.models import UserKey
 from services.execution.models_steps import Hints
-from services.execution.store_sql_postgres import Connector
+from services.execution.store_sql_database import Connector
 
 __all__ = ["PostgresWakeups"]
 

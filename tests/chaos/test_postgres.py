@@ -17,8 +17,8 @@ from carrel.v1 import execution_pb2 as pb
 from tests.support.execution import TERMINAL, Attempt, Up, World, result, running_replicas
 from tests.support.postgres import OwnServer, PostgresServer
 
-pytestmark = [pytest.mark.chaos, pytest.mark.container, pytest.mark.slow]
-USERS, ROUNDS = 6, 4
+pytestmark = [pytest.mark.chaos, pytest.mark.container, pytest.mark.slow, pytest.mark.timeout(120)]
+USERS, ROUNDS = 6, 3
 
 
 async def busy(attempt: Attempt) -> AsyncIterator[Up]:

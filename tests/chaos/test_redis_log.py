@@ -141,7 +141,7 @@ async def test_full_redis_holds_producers_back_and_loses_nothing(tmp_path: Path,
         async with World(tmp_path, server.url) as world:
             reader = world.reader("alice")
             writer = await begun(world, eventually, reader)
-            server.call("CONFIG", "SET", "maxmemory", "1mb")
+            server.call("CONFIG", "SET", "maxmemory", "100kb")
             await away(world, eventually, writer)
             server.call("CONFIG", "SET", "maxmemory", "0")
             await caught_up(eventually, writer, reader)

@@ -6,9 +6,10 @@ twice over Redis and PostgreSQL, is ``pytest -m container tests/chaos/test_rolli
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,22 +52,15 @@ async def everything(tmp_path: Path, postgres: PostgresServer) -> AsyncIterator[
     await postgres.drop(database)
 
 
-def _seeded(stack: RunningStack, services: Iterable[str], dice: random.Random) -> list[tuple[str, int]]:
-    """Every copy of the services, service by service; of each one is killed, the others end in order."""
-    chosen: list[tuple[str, int]] = []
-    for service in services:
-        copies = stack.copies(service)
-        victim = dice.choice(copies)
-        chosen += [(name, signal.SIGKILL if name == victim else signal.SIGTERM) for name in copies]
-    return chosen
-
-
 @pytest.mark.chaos
 @pytest.mark.timeout(150)
 async def test_copies_are_restarted_and_killed_under_load(stateless: RunningStack) -> None:
     async def doing() -> None:
-        for name, number in _seeded(stateless, STATELESS, random.Random(SEED)):
-            await restart(stateless, name, number)
+        dice = random.Random(SEED)
+        victims = {service: dice.choice(stateless.copies(service)) for service in STATELESS}
+        others = [name for service in STATELESS for name in stateless.copies(service) if name != victims[service]]
+        await asyncio.gather(*(restart(stateless, name, signal.SIGKILL) for name in victims.values()))
+        await asyncio.gather(*(restart(stateless, name, signal.SIGTERM) for name in others))
         await got_work(stateless, ["agent_instance", "emitter"])
 
     workers = await work_while(stateless, 4, doing())

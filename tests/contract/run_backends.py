@@ -13,7 +13,6 @@ from services.execution.config_store import PostgresAddress
 from services.execution.store_sql import SqlRunStore
 from services.execution.store_sql_database import SqliteDatabase
 from services.execution.store_sql_open import migrate_sqlite
-from services.execution.store_sql_postgres import PostgresDatabase
 from services.execution.store_sql_postgres_open import connector
 from services.execution.tables import METADATA
 from tests.contract.run_support import Clock
@@ -64,5 +63,8 @@ class PostgresBackend:
 
     async def process(self, owner: str, **options: Any) -> SqlRunStore:
         """See ``Backend``."""
+        # Loads what is there only with the extra `postgres`.
+        from services.execution.store_sql_postgres import PostgresDatabase
+
         database = PostgresDatabase(connector(self.address))
         return SqlRunStore(database, owner=owner, **{"clock": self._clock, **options})

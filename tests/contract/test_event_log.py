@@ -187,6 +187,21 @@ async def test_one_call_for_many_users_refuses_only_the_wrong_one(log: EventLog)
     assert bad.refusal == Refusal(RefusalReason.GAP, 0)
 
 
+async def test_one_call_of_many_appends_gives_their_results_in_order(log: EventLog) -> None:
+    batches: list[Append] = []
+    expected: list[tuple[int, Refusal | None]] = []
+    for n in range(1, 11):
+        for user in ("alice", "bob", "carol", "dave", "eve"):
+            batches.append(make(n, n, user=user))
+            expected.append((n, None))
+            if n % 3 == 0:
+                batches.append(make(n + 2, n + 2, user=user))
+                expected.append((0, Refusal(RefusalReason.GAP, n)))
+    results = await put(log, *batches)
+    assert [(result.first_offset, result.refusal) for result in results] == expected
+    assert await ids(log, "eve") == [(n, f"p-{n}") for n in range(1, 11)]
+
+
 async def test_empty_append_is_acknowledged_with_the_last_number(log: EventLog) -> None:
     await put(log, make(1, 2))
     (result,) = await put(log, make(3, 2))

@@ -399,7 +399,7 @@ async def test_full_redis_refuses_whole_appends_and_takes_them_once_there_is_roo
     with single_server(tmp_path, binary=binaries()[source]) as server:
         log = await opener(server.url)
         await put(log, make(1, 3))
-        server.call("CONFIG", "SET", "maxmemory", "1mb")
+        server.call("CONFIG", "SET", "maxmemory", "100kb")
         with pytest.raises(StoreUnavailableError, match="no memory"):
             await put(log, make(4, 60))
         with pytest.raises(StoreUnavailableError, match="no memory"):

@@ -536,6 +536,7 @@ def search(machine: type[RunMachine], share: int) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.timeout(180)
 def test_the_store_does_what_the_model_does(tmp_path: Path) -> None:
     template = tmp_path / "template.sqlite3"
     migrate_sqlite(template)
@@ -543,6 +544,7 @@ def test_the_store_does_what_the_model_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.container
+@pytest.mark.timeout(180)
 def test_the_store_on_postgresql_does_what_the_model_does(postgres: PostgresServer, run_tables: str) -> None:
     server = PostgresBackend(postgres, run_tables, Clock())
     search(type("PostgresMachine", (RunMachine,), {"server": server}), 20)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc import aio
 
-from carrel.errors import StartupError
+from carrel.errors import DrainingError, StartupError
+from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import agent_instance_pb2 as pb
 from carrel.v1 import agent_instance_pb2_grpc, emitter_pb2_grpc
 from servicekit.lifecycle import Starter
@@ -91,6 +93,30 @@ async def test_a_class_that_asks_for_the_loop_gets_it_and_the_log_says_so(
     (told,) = [vars(record)["fields"] for record in caplog.records if record.levelno == logging.WARNING]
     assert told["agents"] == ["hello"]
     assert "holds up every other run" in told["limit"]
+
+
+async def test_a_drain_lets_short_attempts_end_and_gives_long_ones_back(tmp_path: Path, agent_file: Path) -> None:
+    pause = '        import asyncio\n        await asyncio.sleep(request.params["pause_s"])\n'
+    agent_file.write_text(AGENT.replace("        return", pause + "        return"), encoding="utf-8")
+    async with serving([emitter_service(FakeEmitter())]) as rpc:
+        settings = settings_for(tmp_path, emitter=rpc.address, agents=(str(agent_file),), drain_seconds=2.0)
+        async with app(settings, Starter("agent_instance")) as server, server, open_channel(server.address) as channel:
+            stub = agent_instance_pb2_grpc.AgentInstanceServiceStub(channel)
+            attempts = []
+            for name, params in (("short", b'{"pause_s": 0.5}'), ("long", b'{"pause_s": 60}')):
+                attempt = Attempt(new_run_context(), stub.RunInstance(), name)
+                start = pb.StartStage(agent_name="hello", attempt=1, producer_id=name, message="hi", params_json=params)
+                await attempt.send(start=start)
+                while (message := await attempt.read()) is not None and not message.HasField("accepted"):
+                    pass
+                attempts.append(attempt)
+            draining = asyncio.create_task(server.drain())
+            await attempts[0].finish()
+            assert attempts[0].value == {"said": "hi"}
+            with pytest.raises(aio.AioRpcError) as caught:
+                await attempts[1].finish()
+            assert isinstance(from_rpc_error(caught.value), DrainingError)
+            await draining
 
 
 async def test_a_start_without_emitter_says_what_to_do(tmp_path: Path, agent_file: Path) -> None:

@@ -162,3 +162,16 @@ async def test_use_of_models_is_counted_and_answered_with_what_is_left(tmp_path:
         assert world.agents.attempts[1].start.budget.tokens == 58
         await world.ended((await world.execute(limits={"model_tokens_per_user": 1000})).run.run_id)
         assert world.agents.attempts[2].start.budget.tokens == 1000 - 84
+
+
+async def test_attempts_that_were_given_back_by_who_ends_in_order_use_up_no_tries(world: World) -> None:
+    async def given_back(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(accepted=ai.StageAccepted(instance_id="i-1"))
+        raise DrainingError("agent_instance is shutting down", retry_after_s=0.0)
+
+    world.agents.scripts["data"] = in_turn(*[given_back] * 4, answer({"rows": 3}))
+    run = (await world.execute()).run
+    ended = await world.ended(run.run_id, within=20)
+    assert ended.state == pb.RUN_STATE_SUCCEEDED
+    assert ended.stages[0].attempt == 5
+    assert not any(attempt.start.last_attempt for attempt in world.agents.attempts)

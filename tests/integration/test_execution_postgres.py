@@ -80,6 +80,9 @@ async def test_password_comes_from_a_file_and_is_in_no_message(
         world.agents.scripts["data"] = answer({})
         assert (await world.ended((await world.execute()).run.run_id)).state == pb.RUN_STATE_SUCCEEDED
     await (await open_postgres_store(PostgresAddress(with_password(url, PASSWORD)), migrate=False)).close()
+    with pytest.raises(StartupError, match="password file") as raised:
+        await open_postgres_store(PostgresAddress(url, tmp_path / "none"), migrate=True)
+    assert "CARREL_EXECUTION_STORE_PASSWORD_FILE" in raised.value.advice
     file.write_text("Geheim-1")
     for address in (PostgresAddress(url, file), PostgresAddress(with_password(url, "Geheim-1"))):
         with pytest.raises(StartupError) as raised:

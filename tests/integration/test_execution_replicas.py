@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -199,15 +200,14 @@ async def test_runs_of_a_killed_process_are_taken_over_within_the_lease_and_comp
 ) -> None:
     async with neighbours() as (agents, agents_at, emitter, emitter_at), AsyncExitStack() as stack:
         agents.scripts["data"] = stuck
-        worlds, processes = [], []
-        for number in range(2):
-            process, channel = await stack.enter_async_context(
-                execution_process(tmp_path / str(number), database, agents_at, emitter_at)
+        started = await asyncio.gather(
+            *(
+                stack.enter_async_context(execution_process(tmp_path / name, database, agents_at, emitter_at))
+                for name in ("0", "1")
             )
-            processes.append(process)
-            stub = pb_grpc.ExecutionServiceStub(channel)
-            worlds.append(World(agents, emitter, stub, "", tmp_path))
-        one, two = worlds
+        )
+        stubs = [pb_grpc.ExecutionServiceStub(channel) for _, channel in started]
+        one, two = (World(agents, emitter, stub, "", tmp_path) for stub in stubs)
         running = (await one.execute(pipeline=["data", "optimization"])).run.run_id
         agents.scripts["optimization"] = answer({"saved": 1})
         other = (await two.execute(user="bob")).run.run_id
@@ -216,7 +216,7 @@ async def test_runs_of_a_killed_process_are_taken_over_within_the_lease_and_comp
         await eventually(lambda: len(agents.attempts) == 3)
         agents.scripts["data"] = answer({"rows": 1})
         watching = [asyncio.ensure_future(two.ended(run_id, within=30)) for run_id in (running, queued.run_id, behind)]
-        processes[0].kill()
+        started[0][0].kill()
         killed = time.monotonic()
         ended = await asyncio.gather(*watching)
         # The lease is 3 s, and looked at every second.
@@ -227,6 +227,36 @@ async def test_runs_of_a_killed_process_are_taken_over_within_the_lease_and_comp
         assert (await two.run(other, "bob")).state == pb.RUN_STATE_RUNNING
         await two.cancel(other, "bob")
         assert (await two.ended(other, "bob")).state == pb.RUN_STATE_CANCELLED
+
+
+async def test_a_process_that_stood_still_finds_its_runs_taken_and_goes_on_with_others(
+    database: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    async with neighbours() as (agents, agents_at, emitter, emitter_at), AsyncExitStack() as stack:
+        agents.scripts["data"] = stuck
+        started = await asyncio.gather(
+            *(
+                stack.enter_async_context(execution_process(tmp_path / name, database, agents_at, emitter_at))
+                for name in ("0", "1")
+            )
+        )
+        stubs = [pb_grpc.ExecutionServiceStub(channel) for _, channel in started]
+        one, two = (World(agents, emitter, stub, "", tmp_path) for stub in stubs)
+        process = started[0][0]
+        run_id = (await one.execute()).run.run_id
+        await eventually(lambda: agents.attempts)
+        agents.scripts["data"] = answer({"rows": 1})
+        process.send_signal(signal.SIGSTOP)
+        try:
+            assert (await two.ended(run_id, within=20)).state == pb.RUN_STATE_SUCCEEDED
+        finally:
+            process.send_signal(signal.SIGCONT)
+        # Its attempt is told to end, and nothing that it still believes changes the run or its log.
+        await eventually(lambda: agents.attempts[0].closed, within=10)
+        assert (await one.run(run_id)).state == pb.RUN_STATE_SUCCEEDED
+        assert emitter.kinds(run_id) == ["run_accepted", "run_attempt", "run_completed"]
+        again = (await one.execute()).run.run_id
+        assert (await one.ended(again)).state == pb.RUN_STATE_SUCCEEDED
 
 
 @asynccontextmanager

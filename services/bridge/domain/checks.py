@@ -63,9 +63,6 @@ class Checks:
         self._heap: list[tuple[float, str]] = []
         self._woken = asyncio.Event()
 
-    def __len__(self) -> int:
-        return len(self._watched)
-
     def add(self, user: str) -> None:
         """Look at this user's log from now on."""
         pause = self._options.first_s

@@ -20,7 +20,7 @@ from servicekit.logs import bind, get_logger, hash_user
 from services.execution.domain.answers import check_question
 from services.execution.domain.attempts import Attempts, is_lost
 from services.execution.domain.budgets import Budgets
-from services.execution.domain.errors import AgentInstanceLostError
+from services.execution.domain.errors import AgentInstanceDrainedError, AgentInstanceLostError
 from services.execution.domain.outcome import fits, reply_text
 from services.execution.domain.planning import MAX_STAGES, order_plan
 from services.execution.domain.ports import InputRequired, StageFailure, StagePlan, StageResult
@@ -208,7 +208,8 @@ class RunDriver:
                     return result
             except AgentInstanceLostError as error:
                 self._services.catalogue.invalidate()
-                counts = self._attempts.accepted
+                # One that was given back by who ends in order is no failure: restarts in a row must not use tries up.
+                counts = self._attempts.accepted and not isinstance(error, AgentInstanceDrainedError)
                 if self._over.is_set() or (counts and start.last_attempt):
                     raise
                 _log.warning("attempt lost", reason=error.message, attempt=start.attempt, accepted=counts)

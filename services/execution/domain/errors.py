@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from carrel.errors import ConflictError, Status, WorkerLostError
 
-__all__ = ["AgentInstanceLostError", "RunNotEndedError"]
+__all__ = ["AgentInstanceDrainedError", "AgentInstanceLostError", "RunNotEndedError"]
 
 
 class AgentInstanceLostError(WorkerLostError):
@@ -12,6 +12,12 @@ class AgentInstanceLostError(WorkerLostError):
 
     code = "AGENT_INSTANCE_LOST"
     default_advice = "send the request again"
+
+
+class AgentInstanceDrainedError(AgentInstanceLostError):
+    """The agent_instance that ran the stage ends in order and gave the attempt back: nobody's failure."""
+
+    code = "AGENT_INSTANCE_DRAINED"
 
 
 class RunNotEndedError(ConflictError):

@@ -10,7 +10,7 @@ from typing import TypeVar
 from carrel.errors import CancelledRunError, DrainingError, StoreUnavailableError, UnavailableError
 from services.execution.domain.budgets import Budgets
 from services.execution.domain.coalesce import Coalescer
-from services.execution.domain.errors import AgentInstanceLostError
+from services.execution.domain.errors import AgentInstanceDrainedError, AgentInstanceLostError
 from services.execution.domain.ports import (
     ArtifactChunk,
     BudgetGrant,
@@ -70,7 +70,7 @@ class StageSession:
         """Open the attempt and see it through.
 
         Raises:
-            AgentInstanceLostError: It broke off, or gave no sign of life for ``silence_s``.
+            AgentInstanceLostError: It broke off, or gave no sign of life for ``silence_s``; or, drained, gave it back.
             DrainingError: agent_instance is ending and has not begun it.
             CarrelError: agent_instance refused it.
         """
@@ -95,8 +95,10 @@ class StageSession:
         except StoreUnavailableError:
             raise
         except (UnavailableError, CancelledRunError) as error:
-            if isinstance(error, DrainingError) and not self.accepted:
-                raise
+            if isinstance(error, DrainingError):
+                if not self.accepted:
+                    raise
+                raise AgentInstanceDrainedError(error.message) from error
             raise AgentInstanceLostError(f"agent_instance broke off: {error.message}") from error
         finally:
             # A finished watch can't be set anew, and a cancel may come at any moment.
