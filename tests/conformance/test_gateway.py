@@ -7,43 +7,32 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conformance.server.suite import ALL
-from tests.support.stack import ROOT, RunningStack, running_stack
+from tests.support.stack import ROOT, RunningStack
 
-AGENTS = str(Path(__file__).with_name("quick_agents.py"))
-EXECUTE = {"message": "x", "agent_name": "quick", "params": {"lines": 40}}
-# Short, so that every scenario can be played: a heartbeat is waited for, and a log's beginning trimmed.
-SETTINGS = {"CARREL_GATEWAY_HEARTBEAT_INTERVAL": "2", "CARREL_BRIDGE_RETENTION__MAX_ENTRIES": "400"}
 # It takes 15 s, and is played with --slow.
 LEFT_OUT = {"connect-timeout"}
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    with running_stack(tmp_path_factory.mktemp("conformance"), agents=[AGENTS], environment=SETTINGS) as running:
-        yield running
-
-
-def played(stack: RunningStack, file: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+def played(stack: RunningStack, execute: dict[str, Any], file: Path, *arguments: str) -> tuple[int, list[Any]]:
     """The suite as a user runs it: the exit code, and the results from its JSON."""
     tokens = ["--token-a", stack.token("alice"), "--token-b", stack.token("bob")]
     command = [sys.executable, "-P", "-m", "conformance", "server", "--url", stack.url, *tokens]
-    command += ["--execute", json.dumps(EXECUTE), "--json", str(file), *arguments]
+    command += ["--execute", json.dumps(execute), "--json", str(file), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     return done.returncode, json.loads(file.read_text())["results"]
 
 
 @pytest.mark.timeout(150)
-def test_gateway_conforms(stack: RunningStack, tmp_path: Path) -> None:
+def test_gateway_conforms(stack: RunningStack, execute: dict[str, Any], tmp_path: Path) -> None:
     drain = f"kill -TERM {stack.pid('gateway')}"
-    code, results = played(stack, tmp_path / "results.json", "--drain", drain)
+    code, results = played(stack, execute, tmp_path / "results.json", "--drain", drain)
     failed = {row["name"]: row["why"] for row in results if row["outcome"] == "failed"}
     assert failed == {}
     assert code == 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,19 +14,10 @@ from aiohttp import web
 
 from conformance.server.suite import play
 from conformance.server.world import Options
-from tests.support.stack import RunningStack, running_stack
+from tests.support.stack import RunningStack
 
-AGENTS = str(Path(__file__).with_name("quick_agents.py"))
-EXECUTE = {"message": "x", "agent_name": "quick", "params": {"lines": 40}}
 Frame = dict[str, Any]
 Spoil = Callable[[Frame], list[Frame]]
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    settings = {"CARREL_GATEWAY_HEARTBEAT_INTERVAL": "1"}
-    with running_stack(tmp_path_factory.mktemp("suite"), agents=[AGENTS], environment=settings) as running:
-        yield running
 
 
 @asynccontextmanager
@@ -129,15 +119,17 @@ BREACHES: list[tuple[str, str, Spoil]] = [
 
 
 @pytest.mark.parametrize(("name", "what", "spoil"), BREACHES, ids=[f"{name}: {what}" for name, what, _ in BREACHES])
-async def test_breach_is_found(stack: RunningStack, name: str, what: str, spoil: Spoil) -> None:
+async def test_breach_is_found(
+    stack: RunningStack, execute: dict[str, Any], name: str, what: str, spoil: Spoil
+) -> None:
     async with proxy(stack.url, spoil) as url:
-        options = Options(url, stack.token("alice"), stack.token("bob"), EXECUTE, least=20, patience_s=3)
+        options = Options(url, stack.token("alice"), stack.token("bob"), execute, least=20, patience_s=3)
         results = {result.name: result for result in await play(options, [name])}
     assert results[name].outcome == "failed", results[name]
 
 
-async def test_the_proxy_alone_breaks_nothing(stack: RunningStack) -> None:
+async def test_the_proxy_alone_breaks_nothing(stack: RunningStack, execute: dict[str, Any]) -> None:
     async with proxy(stack.url, lambda frame: [frame]) as url:
-        options = Options(url, stack.token("alice"), stack.token("bob"), EXECUTE, least=20, patience_s=3)
+        options = Options(url, stack.token("alice"), stack.token("bob"), execute, least=20, patience_s=3)
         results = await play(options, sorted({name for name, _, _ in BREACHES}))
     assert {result.name: result.why for result in results if result.outcome != "passed"} == {}

@@ -63,6 +63,8 @@ class FakeGateway:
     spoil: Callable[[int, dict[str, Any]], list[dict[str, Any] | str]] = lambda _, frame: [frame]
     acked: int = 0
     ahead: int = 0
+    sent: int = 0
+    wrong_acks: list[int] = field(default_factory=list)
     sockets: list[web.WebSocketResponse] = field(default_factory=list)
     refreshed: list[str] = field(default_factory=list)
     expires_at: float = 0.0
@@ -112,7 +114,7 @@ class FakeGateway:
         if reset:
             await self._say(ws, number, {"type": "reset", "reason": "epoch_changed", "epoch": self.epoch, "offset": 0})
         limit = self.cut_after[number] if number < len(self.cut_after) else None
-        self.acked = at
+        self.acked = self.sent = at
         sending = asyncio.create_task(self._send(ws, number, at, limit, window or 10**9))
         try:
             async for message in ws:
@@ -142,6 +144,7 @@ class FakeGateway:
                     await self.changed.wait()
             most = min(self.batch, self.acked + window - at, 10**9 if stop is None else stop - at)
             events = self.log[at : at + most]
+            self.sent = at + len(events)
             compress = self.connects[number].get("compress")
             await self._say(ws, number, events[0] if len(events) == 1 else batch(events, compress=bool(compress)))
             at += len(events)
@@ -154,6 +157,8 @@ class FakeGateway:
             await ws.send_json({"type": "pong", "client_ref": frame["client_ref"]})
             return
         if frame["type"] == "ack":
+            if frame["offset"] > self.sent:
+                self.wrong_acks.append(frame["offset"])
             async with self.changed:
                 self.acked = max(self.acked, frame["offset"])
                 self.changed.notify_all()

@@ -68,6 +68,8 @@ async def test_client_whose_inbox_is_full_comes_back_when_half_of_it_was_taken(e
     log = [event(n) for n in range(1, 101)]
     async with fake_gateway(log=log, window=100, cut_after=[20, 3]) as gateway, client(gateway, window=20) as socket:
         await eventually(lambda: socket.held > 20 and socket.state.phase is Phase.WAITING)
+        await asyncio.sleep(0.1)
+        assert gateway.attempts == 1
         items = socket.items()
         got = [await anext(items) for _ in range(10)]
         assert len(gateway.connects) == 1
@@ -100,6 +102,19 @@ async def test_repeated_events_are_acknowledged_though_nobody_gets_them(eventual
         gateway.log = [*log, event(51)]
         assert await take(socket, 1) == [51]
         assert socket.reader.duplicates == 50
+
+
+async def test_no_more_is_acknowledged_than_this_connection_has_brought() -> None:
+    # `connected` told no event_id, so everything is read again, and much of it lies before the application's place.
+    log = [event(n) for n in range(1, 11)]
+    async with (
+        fake_gateway(log=log, window=3, cut_after=[0]) as gateway,
+        SocketClient(gateway.url, TOKEN, backoff=FAST) as socket,
+    ):
+        await gateway.append(event(11))
+        assert await take(socket, 1) == [11]
+        assert gateway.wrong_acks == []
+        assert gateway.acked >= 8
 
 
 async def test_compressed_batches_are_their_events(eventually: Eventually) -> None:
