@@ -19,6 +19,7 @@ from benchmarks.recovery_case import recovery
 from benchmarks.redis_case import redis_events
 from benchmarks.replicas_case import replicas
 from benchmarks.runs_case import runs
+from benchmarks.stalled_case import stalled_readers
 from benchmarks.worker_cases import memory_per_run, worker_start
 
 __all__ = ["CASES"]
@@ -41,4 +42,5 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "connections": connections,
     "reconnect_storm": reconnect_storm,
     "active_users": active_users,
+    "stalled_readers": stalled_readers,
 }

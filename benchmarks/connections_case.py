@@ -55,10 +55,12 @@ async def connections() -> dict[str, float]:
     }
 
 
-def orders_of(stack: Stack, count: int, name: str, *, returns: bool = False) -> HerdOrders:
+def orders_of(stack: Stack, count: int, name: str, *, returns: bool = False, stalled: bool = False) -> HerdOrders:
     """Orders for ``count`` users called ``name0``, ``name1`` …"""
     host, _, port = stack.addresses["gateway"].rpartition(":")
-    return HerdOrders(host, int(port), str(stack.state.login_secret), [f"{name}{n}" for n in range(count)], returns)
+    return HerdOrders(
+        host, int(port), str(stack.state.login_secret), [f"{name}{n}" for n in range(count)], returns, {}, stalled
+    )
 
 
 def own_kb(pid: int) -> int:

@@ -42,6 +42,7 @@ class HerdOrders:
         users: Names; each gets one connection.
         returns: Whether a client that is cut off comes back at once, with its position.
         options: Fields of ``connect``.
+        stalled: Whether a client reads nothing more once it is connected.
     """
 
     host: str
@@ -50,6 +51,7 @@ class HerdOrders:
     users: Sequence[str]
     returns: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    stalled: bool = False
 
 
 class Herd:
@@ -99,6 +101,8 @@ class Herd:
     def _changed(self, client: HerdClient, word: str) -> None:
         if word == "connected":
             self.connected += 1
+            if self._orders.stalled and client.transport is not None:
+                client.transport.pause_reading()
             return
         if word == "lost":
             self.connected, self.lost = self.connected - 1, self.lost + 1

@@ -34,6 +34,7 @@ TARGETS: Final[Mapping[tuple[str, str], str]] = {
     ("connections", "kb_per_idle_connection"): "≤ 20",
     ("connections", "idle_cpu_percent"): "≤ 5",
     ("reconnect_storm", "caught_up_s"): "≤ 10",
+    ("stalled_readers", "p99_ratio"): "≤ 2",
     ("active_users", "active_at_once"): "≥ 1000",
     ("active_users", "not_succeeded"): "≤ 0",
     ("memory_per_run", "worker_private_mb"): "≤ 3",

@@ -141,7 +141,7 @@ def _parts(
         desk=desk,
         connections=Connections(),
         tally=Tally(),
-        hub=Hub(settings.max_events_per_user, settings.ring_bytes),
+        hub=Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes),
         log=log,
         run_log=log,
         runs=Runs(execution, desk),

@@ -87,6 +87,7 @@ class GatewaySettings(SharedSettings):
     )
     execute_wait_seconds: float = Field(330.0, gt=0, description="how long POST /api/agents/execute waits for its run")
     ring_bytes: int = Field(4 << 20, ge=64 << 10, description="newest events kept for each connected user")
+    rings_bytes: int = Field(1 << 30, ge=1 << 20, description="the same for all users together")
     max_events_per_user: Annotated[
         int, Field(ge=16, description="the same in events"), alias_env("WEBSOCKET_MAX_EVENTS_PER_USER")
     ] = 1000

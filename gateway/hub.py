@@ -21,6 +21,8 @@ __all__ = ["Batch", "Feed", "Gate", "Hub", "Listener"]
 
 # Batches of more than so many events are worth compressing.
 _MOST_PLAIN: Final = 3
+# What a ring keeps when all of them together hold too much.
+_LEAST_BYTES: Final = 64 * 1024
 
 
 class Listener(Protocol):
@@ -68,6 +70,16 @@ class Gate:
             await shield(self._waiting)
 
 
+class Budget:
+    """What the rings of all users may hold together; one that would take more keeps its newest events only."""
+
+    __slots__ = ("most", "used")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.used = 0
+
+
 class Feed:
     """One user's newest entries, and who listens.
 
@@ -75,9 +87,11 @@ class Feed:
     who joined: subscriptions are asked for in its name.
     """
 
-    __slots__ = ("_batches", "listeners", "login", "ready", "ring", "user_id")
+    __slots__ = ("_batches", "_budget", "_counted", "listeners", "login", "ready", "ring", "user_id")
 
-    def __init__(self, login: Login, max_events: int, max_bytes: int) -> None:
+    def __init__(self, login: Login, max_events: int, max_bytes: int, budget: Budget | None = None) -> None:
+        self._budget = budget or Budget(max_bytes)
+        self._counted = 0
         self.user_id = login.user_id
         self.login = login
         self.ring = Ring(max_events, max_bytes)
@@ -107,6 +121,7 @@ class Feed:
         for entry in entries:
             if entry.offset > top:
                 ring.append(encode_entry(user_id, entry))
+        self._count()
         self.wake()
 
     def reset(self, place: Place) -> None:
@@ -116,8 +131,24 @@ class Feed:
             self.ring.turn(place.epoch)
         else:
             self.ring.restart(place)
+            self._count()
         self.ready.set()
         self.wake()
+
+    def _count(self) -> None:
+        """Keep to the budget. Whoever reads what is given up here reads it from the log."""
+        ring, budget = self.ring, self._budget
+        budget.used += ring.size - self._counted
+        if budget.used > budget.most and ring.size > _LEAST_BYTES:
+            before = ring.size
+            ring.shrink(_LEAST_BYTES)
+            budget.used -= before - ring.size
+        self._counted = ring.size
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self._budget.used -= self._counted
+        self._counted = 0
 
     def batch(self, frames: Sequence[Frame], *, compress: bool) -> Batch:
         """Several entries as one frame; connections that are due the same ones at once share the work and its bytes."""
@@ -159,7 +190,8 @@ def _batch(frames: Sequence[Frame], *, compress: bool) -> Batch:
 class Hub:
     """All feeds. ``on_change(user_id)`` is told when a user's first connection comes or the last one goes."""
 
-    def __init__(self, max_events: int = 1000, max_bytes: int = 4 << 20) -> None:
+    def __init__(self, max_events: int = 1000, max_bytes: int = 4 << 20, all_bytes: int = 1 << 30) -> None:
+        self._budget = Budget(all_bytes)
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._feeds: dict[str, Feed] = {}
@@ -170,7 +202,7 @@ class Hub:
         user_id = login.user_id
         feed = self._feeds.get(user_id)
         if feed is None:
-            feed = self._feeds[user_id] = Feed(login, self._max_events, self._max_bytes)
+            feed = self._feeds[user_id] = Feed(login, self._max_events, self._max_bytes, self._budget)
             self.on_change(user_id)
         feed.renew(login)
         feed.listeners.add(listener)
@@ -180,12 +212,13 @@ class Hub:
         feed.listeners.discard(listener)
         if not feed.listeners:
             del self._feeds[feed.user_id]
+            feed.close()
             self.on_change(feed.user_id)
 
     @property
     def ring_bytes(self) -> int:
         """Bytes of events that all feeds hold."""
-        return sum(feed.ring.size for feed in self._feeds.values())
+        return self._budget.used
 
     def feed(self, user_id: str) -> Feed | None:
         """The user's feed, while somebody listens."""

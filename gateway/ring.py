@@ -101,10 +101,19 @@ class Ring:
         frames.append(frame)
         self._size += len(frame.wire)
         while len(frames) > self._max_events or (self._size > self._max_bytes and len(frames) > 1):
-            oldest = frames.popleft()
-            self._base, self._base_id = oldest.offset, oldest.event_id
-            self._size -= len(oldest.wire)
+            self._drop_oldest()
         return True
+
+    def shrink(self, most_bytes: int) -> None:
+        """Give up the oldest until no more than so many bytes are held, the newest in any case."""
+        frames = self._frames
+        while self._size > most_bytes and len(frames) > 1:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        oldest = self._frames.popleft()
+        self._base, self._base_id = oldest.offset, oldest.event_id
+        self._size -= len(oldest.wire)
 
     def knows(self, place: Place) -> bool:
         """Whether ``place`` is certainly of this log: its entry is held, or was the last to go, and is the same."""

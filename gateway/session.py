@@ -43,6 +43,7 @@ Waiting: TypeAlias = Coroutine[Any, Any, None]
 
 _BAD_IN_A_ROW: Final = 10
 _AT_ONCE: Final = 8
+_IN_A_TURN: Final = 64
 
 
 class Logins(Protocol):
@@ -95,7 +96,6 @@ class Session:
         self._may_connect = False
         self._reading = False
         self._bad_in_a_row = 0
-        # Most connections never need one of these.
         self._tasks: set[asyncio.Task[None]] | None = None
         self._commands: Commands | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -175,7 +175,10 @@ class Session:
         assert self._out is not None
         try:
             if self._tasks:
-                await _stop(*self._tasks)
+                tasks = list(self._tasks)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
             if self._commands is not None:
                 await self._commands.aclose()
             if self._ending is not None:
@@ -239,8 +242,7 @@ class Session:
         try:
             waiting = self._advance()
         except Exception as error:  # noqa: BLE001 -- one connection's fault must not pass in silence, nor reach others
-            _log.error("reading failed", error=error, connection=self.connection_id)
-            self.end(CloseCode.INTERNAL)
+            self._fail(error)
             return
         if waiting is not None:
             self._reading = True
@@ -252,19 +254,26 @@ class Session:
                 await waiting
                 waiting = self._advance()
         except Exception as error:  # noqa: BLE001 -- as in _arrived
-            _log.error("reading failed", error=error, connection=self.connection_id)
-            self.end(CloseCode.INTERNAL)
+            self._fail(error)
         finally:
             self._reading = False
+
+    def _fail(self, error: Exception) -> None:
+        _log.error("reading failed", error=error, connection=self.connection_id)
+        self.end(CloseCode.INTERNAL)
 
     def _advance(self) -> Waiting | None:
         """Act on messages in their order, until there are none, or something has to be waited for."""
         socket, out = self._socket, self._out
         assert socket is not None
         assert out is not None
+        done = 0
         while self._ending is None:
             if not out.has_room:
                 return out.room()
+            if (done := done + 1) > _IN_A_TURN:
+                # One read may bring thousands of small frames: others have their turn in between.
+                return asyncio.sleep(0)
             message = socket.next_message()
             if message is None:
                 break
@@ -325,7 +334,6 @@ class Session:
 
     async def _start_later(self, frame: Inbound, out: SocketOutflow, command: Command) -> None:
         while self._tasks is not None and len(self._tasks) > _AT_ONCE:
-            # One of them is this one, the reader.
             others = [task for task in self._tasks if task is not asyncio.current_task()]
             await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
         self._beside(self._answer(command, frame.client_ref, out), f"{frame.type} command")
@@ -389,9 +397,3 @@ class Session:
         flow, window = parts.terms.flow_for(options, socket.deflate_bits), parts.terms.window_for(options)
         out.move(start.cursor, flow, window)
         start.announce(out, self.connection_id, parts.options.heartbeat_s, Terms.granted(flow, window))
-
-
-async def _stop(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

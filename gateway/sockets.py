@@ -25,6 +25,7 @@ __all__ = ["MAX_MESSAGE_BYTES", "Ending", "Socket", "error_fields", "read_frame"
 MAX_MESSAGE_BYTES: Final = 1 << 20
 # Messages that wait to be acted on; beyond it nothing more is read from the peer.
 _MOST_WAITING: Final = 32
+_MOST_WAITING_BYTES: Final = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,8 @@ class Socket(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_close_sent", "_deaf", "_gone", "_held_back", "_reader", "_timer", "deflate_bits", "full", "heard", "inbox",
-        "lost", "on_full", "on_inbox", "on_lost", "on_room", "transport",
+        "_close_sent", "_deaf", "_gone", "_held_back", "_reader", "_timer", "_waiting_bytes", "deflate_bits", "full",
+        "heard", "inbox", "lost", "on_full", "on_inbox", "on_lost", "on_room", "transport",
     )  # fmt: skip
 
     def __init__(self, transport: asyncio.Transport, full_bytes: int, deflate_bits: int = 0) -> None:
@@ -81,6 +82,7 @@ class Socket(asyncio.Protocol):
         self.deflate_bits = deflate_bits
         self._reader = MessageReader(MAX_MESSAGE_BYTES, deflate=bool(deflate_bits))
         self.inbox: deque[Message] | None = None
+        self._waiting_bytes = 0
         self.on_inbox: Callable[[], None] = _nothing
         self.on_lost: Callable[[], None] = _nothing
         self.on_full: Callable[[], None] = _nothing
@@ -108,7 +110,8 @@ class Socket(asyncio.Protocol):
         except WireError as error:
             self._hang_up(error.code, error.reason)
         if self.inbox:
-            if len(self.inbox) > _MOST_WAITING and not self._held_back:
+            much = len(self.inbox) > _MOST_WAITING or self._waiting_bytes > _MOST_WAITING_BYTES
+            if much and not self._held_back:
                 self._held_back = True
                 self.transport.pause_reading()
             self.on_inbox()
@@ -140,7 +143,9 @@ class Socket(asyncio.Protocol):
     def next_message(self) -> Message | None:
         """The message that has waited longest; None when none waits, and then the peer may send more."""
         if self.inbox:
-            return self.inbox.popleft()
+            message = self.inbox.popleft()
+            self._waiting_bytes -= _size(message)
+            return message
         self.inbox = None
         if self._held_back and not self.lost:
             self._held_back = False
@@ -179,6 +184,7 @@ class Socket(asyncio.Protocol):
                 if self.inbox is None:
                     self.inbox = deque()
                 self.inbox.append(message)
+                self._waiting_bytes += _size(message)
         return True
 
     # The end.
@@ -216,6 +222,10 @@ class Socket(asyncio.Protocol):
         if self._gone is None:
             self._gone = asyncio.get_running_loop().create_future()
         await self._gone
+
+
+def _size(message: Message) -> int:
+    return len(message.text) + len(message.data)
 
 
 def bound_unsent(transport: asyncio.Transport, most_bytes: int) -> None:
