@@ -80,7 +80,7 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
     A bound run is cancelled when the last stream that keeps it alive ends.
     """
 
-    CreateEngine = CleanupEngine = ListEngines = ListAuditRecords = GetFactoryMetrics = _never
+    CreateEngine = CleanupEngine = ListEngines = ListAuditRecords = GetFactoryMetrics = RevokeUser = _never
 
     runs: dict[tuple[str, str], execution_pb2.Run] = field(default_factory=dict)
     requests: list[execution_pb2.ExecutePipelineRequest] = field(default_factory=list)
@@ -94,6 +94,8 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
     kept: dict[str, int] = field(default_factory=dict)
     answers: list[execution_pb2.ProvideInputRequest] = field(default_factory=list)
     first_state: str = "RUNNING"
+    claimed: set[str] = field(default_factory=set)
+    revoked: list[execution_pb2.Revocation] = field(default_factory=list)
 
     def finish(self, user: str, run_id: str, state: str = "SUCCEEDED", result: bytes = b'{"answer":42}') -> None:
         run = self.runs[user, run_id]
@@ -113,6 +115,23 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
         )
         run.waiting_for.expires_at.FromSeconds(1_900_000_000)
         self.changed.set()
+
+    async def ClaimOnce(
+        self, request: execution_pb2.ClaimOnceRequest, context: _Context
+    ) -> execution_pb2.ClaimOnceResponse:
+        first = request.name not in self.claimed
+        self.claimed.add(request.name)
+        return execution_pb2.ClaimOnceResponse(first=first)
+
+    async def ListRevocations(
+        self, request: execution_pb2.ListRevocationsRequest, context: _Context
+    ) -> execution_pb2.ListRevocationsResponse:
+        return execution_pb2.ListRevocationsResponse(revocations=self.revoked)
+
+    def revoke(self, user: str) -> None:
+        revocation = execution_pb2.Revocation(user_id=user)
+        revocation.not_before.FromNanoseconds(time.time_ns())
+        self.revoked.append(revocation)
 
     def _own(self, run_id: str) -> execution_pb2.Run:
         run = self.runs.get((current_principal().user_id, run_id))  # type: ignore[union-attr]  # a user's principal
@@ -241,7 +260,7 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
 class FakeAgents(agent_instance_pb2_grpc.AgentInstanceServiceServicer):
     """One agent."""
 
-    CreateInstance = ReleaseInstance = GetPoolStatistics = _never
+    CreateInstance = ReleaseInstance = GetPoolStatistics = GetLoad = _never
     RunInstance = _never
 
     async def ListAgents(self, request: Any, context: _Context) -> Any:

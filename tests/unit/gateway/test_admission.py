@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from gateway.config import GatewaySettings
 from gateway.limits import ConnectionLimits, client_address
 from gateway.login import Login
 from gateway.origins import Origins, normal_origin
-from gateway.socket_tokens import MemorySocketTokens
+from gateway.socket_tokens import SignedSocketTokens
 from gateway.tickets import TicketDesk
+from servicekit.identity.keys import generate_key
+from servicekit.identity.tickets import TicketMinter
 from servicekit.settings import load_settings
+from tests.support.claims import MemoryClaims
 from tests.support.identity import identity
 
 
@@ -78,19 +82,80 @@ def test_what_is_no_origin_is_refused(text: str) -> None:
 async def test_socket_tokens_are_bounded_expire_and_work_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("gateway.socket_tokens.time.monotonic", lambda: clock[0])
-    tokens = MemorySocketTokens(most_per_user=2)
+    tokens = SignedSocketTokens(generate_key(), MemoryClaims(), most_per_user=2)
     first, second = await tokens.issue(_login()), await tokens.issue(_login())
     with pytest.raises(RateLimitError):
         await tokens.issue(_login())
     await tokens.issue(_login("bob"))
     assert (await tokens.redeem(first)).user_id == "alice"
-    for wrong in (first, "", "st-nonsense", second[:-1]):
+    for wrong in (first, "", "st-nonsense", second[:-1], second.removeprefix("st-")):
         with pytest.raises(TokenError):
             await tokens.redeem(wrong)
     clock[0] += 30
-    with pytest.raises(TokenError):
+    await tokens.issue(_login())
+    assert len(tokens) == 1
+    now = time.time()
+    monkeypatch.setattr("jwt.api_jwt.datetime", Clock(now + 40))
+    with pytest.raises(TokenError, match="too old"):
         await tokens.redeem(second)
-    assert len(tokens) == 0
+
+
+class Clock:
+    """Stands in for PyJWT's datetime."""
+
+    def __init__(self, at: float) -> None:
+        self._at = at
+
+    def now(self, tz: tzinfo | None = None) -> datetime:
+        return datetime.fromtimestamp(self._at, tz)
+
+
+async def test_a_socket_token_of_one_gateway_logs_in_at_another_and_then_nowhere() -> None:
+    key, claims = generate_key(), MemoryClaims()
+    here, there = SignedSocketTokens(key, claims), SignedSocketTokens(key, claims)
+    login = Login("alice", time.time() + 600, frozenset({"trace:read"}), {"max_engines": 3}, time.time() - 10)
+    token = await here.issue(login)
+    found = await there.redeem(token)
+    assert found == login
+    assert found.issued_at == login.issued_at
+    for tokens in (here, there):
+        with pytest.raises(TokenError):
+            await tokens.redeem(token)
+    # Kept until the token is worthless by itself.
+    (ends,) = claims.names.values()
+    assert time.time() + 30 < ends < time.time() + 60
+
+
+async def test_what_another_key_has_signed_or_is_no_socket_token_logs_in_nowhere() -> None:
+    key = generate_key()
+    claims = MemoryClaims()
+    tokens = SignedSocketTokens(key, claims)
+    forged = await SignedSocketTokens(generate_key(key.kid), MemoryClaims()).issue(_login())
+    ticket = TicketMinter(key, "gateway").mint_session("alice")
+    for wrong in (forged, f"st-{ticket}", ticket):
+        with pytest.raises(TokenError):
+            await tokens.redeem(wrong)
+    assert not claims.names, "nobody is asked about what nobody has issued"
+
+
+async def test_a_socket_token_of_a_login_that_was_revoked_logs_in_nowhere() -> None:
+    tokens = SignedSocketTokens(generate_key(), MemoryClaims())
+    token = await tokens.issue(_login())
+
+    def refuse(login: Login) -> None:
+        raise TokenError(f"{login.user_id} was revoked")
+
+    tokens.check = refuse
+    with pytest.raises(TokenError, match="alice was revoked"):
+        await tokens.redeem(token)
+
+
+def test_a_user_who_was_revoked_gets_fresh_tickets_from_then_on() -> None:
+    desk = TicketDesk(identity().minter, 1200)
+    alice, bob = desk.session(_login()).ticket, desk.session(_login("bob")).ticket
+    desk.forget("alice")
+    assert desk.session(_login()).ticket != alice
+    assert desk.session(_login("bob")).ticket == bob
 
 
 def test_session_tickets_are_used_again_until_they_near_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
