@@ -36,6 +36,7 @@ from servicekit.identity.tickets import TicketMinter
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "execution", "agent_instance", "emitter", "bridge")
 _START_S = 30.0
+_START_OF_COPY_S = 8.0
 _STOP_S = 40.0
 
 
@@ -240,14 +241,14 @@ def running_stack(
         )
     stack = RunningStack(folder, process, log_path)
     try:
-        _wait_ready(stack)
+        _wait_ready(stack, _START_S + _START_OF_COPY_S * sum(count - 1 for count in (replicas or {}).values()))
         yield stack
     finally:
         _stop(stack)
 
 
-def _wait_ready(stack: RunningStack) -> None:
-    deadline = time.monotonic() + _START_S
+def _wait_ready(stack: RunningStack, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
     while not stack.facts.get("ready_s"):
         if stack.process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"the stack did not start\n{stack.log()[-8000:]}")
