@@ -27,11 +27,14 @@ from typing import Final
 from tests.chaos.canaries import Canaries, scan_databases, scan_files, scan_log
 from tests.chaos.recovery import AGENTS, wait_whole
 from tests.chaos.soak_user import SoakUser
+from tests.chaos.soak_wanderer import Wanderer
 from tests.faults.oracle import Verdict
 from tests.support.processes import Holdings, below, holdings, kill_all, worker_pids, zygote_pid
 from tests.support.stack import RunningStack, running_stack
 
 _KILL_EVERY_S: Final = (1.0, 4.0)
+# Every so many users, one has a second reader that changes between socket and Server-Sent Events.
+_WANDERERS: Final = 5
 _MAX_KILLS: Final = 500
 _ENDS_WITHIN_S: Final = 150.0
 _CALM_S: Final = 20.0
@@ -96,6 +99,8 @@ async def soak(stack: RunningStack, plan: Plan, temporary: Path) -> Report:
     stop = asyncio.Event()
     users = [SoakUser(stack, number, plan.seed, canaries, report.counts) for number in range(plan.users)]
     tasks = [asyncio.create_task(user.live(stop), name=user.name) for user in users]
+    wanderers = [Wanderer(stack, user.name, plan.seed) for user in users[::_WANDERERS]]
+    wandering = [asyncio.create_task(each.live(), name=f"wanderer of {each.user}") for each in wanderers]
     killing = asyncio.create_task(_kill_now_and_then(stack, plan, report.counts), name="kills")
     try:
         _, _ = await asyncio.wait(tasks, timeout=plan.seconds, return_when=asyncio.FIRST_EXCEPTION)
@@ -108,6 +113,9 @@ async def soak(stack: RunningStack, plan: Plan, temporary: Path) -> Report:
     finally:
         for task in (killing, *tasks):
             task.cancel()
+        if sys.exc_info()[0] is not None:
+            for task in wandering:
+                task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
     report.problems += [
         f"{task.get_name()}: {type(error).__name__}: {error}"
@@ -118,6 +126,10 @@ async def soak(stack: RunningStack, plan: Plan, temporary: Path) -> Report:
         report.problems += user.problems
         report.problems += [f"{user.name}: {run_id} has no terminal event" for run_id in user.unended]
         report.verdict += await user.verdict()
+    for wanderer, task, user in zip(wanderers, wandering, users[::_WANDERERS], strict=True):
+        report.verdict.add_wrong(await wanderer.end(task, await user.log()))
+        report.counts["events read by wanderers"] += len(wanderer.received.events)
+        report.counts.update({f"stays of wanderers: {name}": count for name, count in wanderer.stays.items()})
     report.problems += report.verdict.problems
     if not report.verdict.committed:
         report.problems.append("nothing was committed, so the soak has shown nothing")
@@ -208,6 +220,8 @@ def settings(temporary: Path) -> dict[str, str]:
     return {
         "CARREL_AGENT_INSTANCE_WORKERS__TEMP_DIR": str(temporary),
         "CARREL_EXECUTION_RUNS_PER_MINUTE_PER_USER": "0",
+        # All of them come from one address, each with a socket and calls beside it, and some are there twice.
+        "CARREL_GATEWAY_LIMITS__PER_ADDRESS": "2000",
         "CARREL_LOG_LEVEL": "info",
     }
 

@@ -101,10 +101,14 @@ class SoakUser:
                 self._received.wire_repeats = self._client.reader.duplicates
                 self._received.wire_holes = self._client.reader.holes
 
+    async def log(self) -> LogEnd:
+        """Once ``live`` has come to its end: what the log has."""
+        self._log = self._log or await read_log(self._stack, self.name)
+        return self._log
+
     async def verdict(self) -> Verdict:
-        """Once ``live`` has come to its end: what the log has against what came."""
-        log = self._log or await read_log(self._stack, self.name)
-        return judge(self._received, log, self._asked)
+        """What the log has against what came."""
+        return judge(self._received, await self.log(), self._asked)
 
     async def _settled(self) -> LogEnd:
         """The log, once it holds the end of every run in it and all of it has come, or time is up.

@@ -379,18 +379,20 @@ async def _rolling_copies(scene: Scene) -> None:
             await scene.restart(name, signal.SIGTERM)
 
 
-def _clock(service: str, seconds: float) -> Act:
-    """One process's wall clock is wrong for a while; what its tickets say is refused meanwhile, and told to users."""
+def _clock(seconds: float, *services: str) -> Act:
+    """Wall clocks are wrong for a while; what tickets say is refused meanwhile, and told to users."""
 
     async def act(scene: Scene) -> None:
         clocks = scene.servers.clocks
         assert clocks is not None
         await scene.moment()
-        clocks.set(service, seconds)
+        for service in services:
+            clocks.set(service, seconds)
         try:
             await asyncio.sleep(4)
         finally:
-            clocks.set(service, 0.0)
+            for service in services:
+                clocks.set(service, 0.0)
 
     return act
 
@@ -522,8 +524,8 @@ def _copies_cells() -> list[Cell]:
 
 def _other_cells() -> list[Cell]:
     cells = [
-        Cell(f"{service}'s clock is 10 minutes {word}", _clock(service, seconds), "clock", "clocks")
-        for service in SERVICES
+        Cell(f"{whose} clock is 10 minutes {word}", _clock(seconds, *services), "clock", "clocks")
+        for whose, services in [*((f"{service}'s", (service,)) for service in SERVICES), ("everybody's", SERVICES)]
         for word, seconds in (("ahead", 600.0), ("behind", -600.0))
     ]
     return [

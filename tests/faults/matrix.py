@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, help="so many, chosen by the seed")
     parser.add_argument("--repeats", type=int, default=1, help="how often each, with another seed each time")
     parser.add_argument("--users", type=int, default=USERS)
-    parser.add_argument("--out", type=Path, help="a file for the outcomes as JSON")
+    parser.add_argument("--out", type=Path, help="a file for the outcomes as JSON, which are printed without")
     parser.add_argument("--list", action="store_true", help="name the cells and do nothing")
     parser.add_argument("--keep", type=Path, help="where to copy the processes' log")
     arguments = parser.parse_args(argv)
@@ -205,9 +205,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(outcomes))
     bad = [outcome for outcome in outcomes if not outcome.good]
     print(f"{len(outcomes) - len(bad)} of {len(outcomes)} went well (seed {arguments.seed})")
+    told = {"seed": arguments.seed, "cells": [outcome.row() for outcome in outcomes]}
     if arguments.out:
-        rows = [outcome.row() for outcome in outcomes]
-        arguments.out.write_text(json.dumps({"seed": arguments.seed, "cells": rows}, indent=1), encoding="utf-8")
+        arguments.out.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    else:
+        print(json.dumps(told))
     return 1 if bad else 0
 
 

@@ -116,6 +116,12 @@ class Verdict:
         self.problems += other.problems
         return self
 
+    def add_wrong(self, other: Verdict) -> None:
+        """Add what is wrong with a further reader of a log that is counted already."""
+        for name in self.MUST_BE_0:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.problems += other.problems
+
     def found(self, name: str, count: int, what: str) -> None:
         """Add to a number that must be 0, and say why."""
         if count:
