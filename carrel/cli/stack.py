@@ -41,7 +41,7 @@ PACKAGED: Final = "entry-points"
 _LOG_FORMAT: Final = "CARREL_LOG_FORMAT"
 _DATA_DIR: Final = "LLM_COSTS_DATA_DIR"
 _WAIT: Final = "CARREL_DOWNSTREAM_WAIT_SECONDS"
-_START_S: Final = 30.0
+_START_S: Final = 60.0
 _START_OF_COPY_S: Final = 8.0
 _FROM_HERE: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 -- compared, not listened on
 
@@ -316,8 +316,8 @@ def _shared_settings(options: StackOptions, state: StateFolder) -> dict[str, str
         _LOG_FORMAT: options.log_format,
     }
     copies = sum(options.replicas.values()) - len(options.replicas)
-    if copies and not os.environ.get(_WAIT, "").strip():
-        # All start at once, and the more there are the longer each takes.
+    if not os.environ.get(_WAIT, "").strip():
+        # All start at once, and the more there are the longer each takes; a busy machine's start is no failure.
         shared[_WAIT] = f"{_START_S + _START_OF_COPY_S * copies:g}"
     return shared
 

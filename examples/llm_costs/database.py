@@ -36,6 +36,8 @@ _CONFIG: Final[Mapping[str, str | bool | int | float | list[str]]] = {
     "allow_community_extensions": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
+    # It would be printed in the middle of what agents print.
+    "enable_progress_bar": "false",
     "max_temp_directory_size": "0B",
     "memory_limit": "256MB",
     "preserve_insertion_order": "true",

@@ -35,7 +35,7 @@ from servicekit.identity.tickets import TicketMinter
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "execution", "agent_instance", "emitter", "bridge")
-_START_S = 30.0
+_START_S = 60.0
 _START_OF_COPY_S = 8.0
 _STOP_S = 40.0
 
