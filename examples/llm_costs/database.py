@@ -36,8 +36,6 @@ _CONFIG: Final[Mapping[str, str | bool | int | float | list[str]]] = {
     "allow_community_extensions": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
-    # It would be printed in the middle of what agents print.
-    "enable_progress_bar": "false",
     "max_temp_directory_size": "0B",
     "memory_limit": "256MB",
     "preserve_insertion_order": "true",
@@ -78,6 +76,8 @@ class Query:
             import duckdb
         with duckdb.connect(":memory:", config=dict(_CONFIG)) as connection:
             _fill(connection, self._trace)
+            # It would be printed among what agents print.
+            connection.execute("SET enable_progress_bar = false")
             connection.execute("SET lock_configuration = true")
             sql = check(connection, self._sql)
             timer = threading.Timer(self._timeout_s, self.cancel, ("timeout",))
