@@ -12,7 +12,7 @@ from tests.faults.stores import PLANTS
 
 SEED = 5
 # On embedded stores, and in two copies of everything on a Redis and a PostgreSQL.
-SAMPLES = [("sqlite", 5), ("copies", 2)]
+SAMPLES = [("sqlite", 4), ("copies", 2)]
 
 
 @pytest.mark.chaos
