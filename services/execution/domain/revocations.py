@@ -1,7 +1,8 @@
 """Users whose logins were revoked: what they have begun ends, and what was issued before that is refused.
 
 The record is in the run store, which all replicas share; each keeps a copy and looks again every two seconds. What is
-refused here is refused by gateways too, each from the same record; services that take no user's calls do not look.
+refused here is refused by gateways too, each from the same record. Emitter and bridge do not look: a ticket handed out
+before reads events at the bridge until it ends.
 """
 
 from __future__ import annotations
