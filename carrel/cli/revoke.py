@@ -39,7 +39,7 @@ async def revoke_user(state: StateFolder, user_id: str, reason: str) -> int:
             raise from_rpc_error(error) from None
     runs = "1 run was" if answer.cancelled_runs == 1 else f"{answer.cancelled_runs} runs were"
     Printer().say(
-        f"{user_id} is out: {runs} cancelled, and logins and tickets from before are refused by gateways and execution. "
+        f"{user_id} is out: {runs} cancelled; gateways and execution refuse logins and tickets from before. "
         "A ticket that a service already has can still read events at the bridge until it ends, an hour at most."
     )
     return EXIT_OK
