@@ -36,7 +36,8 @@ class ReplicaCalls:
         """Give a name to the first that asks. Names of one service are none of another's."""
         principal = current_principal()
         assert isinstance(principal, ServicePrincipal), "the table of scopes says so"
-        ttl_s = request.expires_at.ToNanoseconds() / 1e9 - time.time()
+        # By hand: the library's own conversion raises for years beyond 9999.
+        ttl_s = request.expires_at.seconds + request.expires_at.nanos / 1e9 - time.time()
         if ttl_s > _LONGEST_CLAIM_S:
             raise InvalidRequestError("a name is kept for a day at most", fields={"expires_at": "is later than that"})
         # One whose time is over is worthless, whoever asks for it: it is nobody's.
@@ -47,7 +48,10 @@ class ReplicaCalls:
         self, request: pb.RevokeUserRequest, context: _Context
     ) -> pb.RevokeUserResponse:
         """End what a user has begun."""
-        not_before, cancelled = await self._revoked.revoke(UserKey(request.user_id), request.reason)
+        not_before, cancelled = await self._revoked.revoke(
+            UserKey(request.user_id),
+            request.reason.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # no database's text holds it
+        )
         return pb.RevokeUserResponse(not_before=convert.time_to_proto(not_before), cancelled_runs=cancelled)
 
     async def ListRevocations(  # noqa: N802 -- the RPC's name

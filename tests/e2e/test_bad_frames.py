@@ -253,7 +253,7 @@ async def test_a_body_that_is_no_request(
         ("DELETE", "/api/threads/thread-1", 404, "UNKNOWN_THREAD"),
         ("GET", "/api/runs/run-1/artifacts/x", 404, "UNKNOWN_ARTIFACT"),
         ("GET", "/ws", 400, "INVALID_REQUEST"),
-        ("GET", "/api/runs/run-1/events", 501, "NOT_IMPLEMENTED_YET"),
+        ("GET", "/api/runs/run-1/events", 404, "UNKNOWN_RUN"),
     ],
 )
 async def test_an_address_or_query_that_names_nothing(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from carrel.errors import PermissionDeniedError, TicketError
+from carrel.errors import InvalidRequestError, PermissionDeniedError, TicketError, UnknownArtifactError
 from carrel.v1 import execution_pb2 as pb
 from servicekit.identity.principals import OPERATOR_READ, OPERATOR_REVOKE
+from servicekit.rpc.channel import responses
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.models import UserKey
 from services.execution.store_sql_open import open_sqlite_store
@@ -56,6 +57,24 @@ async def test_reading_is_not_enough_to_revoke(tmp_path: Path) -> None:
         context = service_context(permissions=(OPERATOR_READ,))
         with pytest.raises(PermissionDeniedError):
             await world.stub.RevokeUser(pb.RevokeUserRequest(context=context, user_id="alice"), timeout=5)
+
+
+async def test_odd_reasons_times_and_names_are_taken_or_refused_and_break_nothing(tmp_path: Path) -> None:
+    async with running_execution(tmp_path) as world:
+        service = service_context(permissions=OPERATOR)
+        await world.stub.RevokeUser(pb.RevokeUserRequest(context=service, user_id="carol", reason="a\0b"), timeout=5)
+        for seconds, wanted in ((2**62, "a day at most"), (-(2**62), None)):
+            claim = pb.ClaimOnceRequest(context=service, name="n")
+            claim.expires_at.seconds = seconds
+            if wanted is None:
+                assert not (await world.stub.ClaimOnce(claim, timeout=5)).first
+            else:
+                with pytest.raises(InvalidRequestError, match=wanted):
+                    await world.stub.ClaimOnce(claim, timeout=5)
+        run = (await world.execute()).run.run_id
+        asked = pb.GetArtifactRequest(context=session_context("alice"), run_id=run, name="a\0b")
+        with pytest.raises(UnknownArtifactError):
+            _ = [piece async for piece in responses(world.stub.GetArtifact(asked))]
 
 
 async def test_another_replica_learns_of_it_from_the_store_and_ends_what_it_has_begun(

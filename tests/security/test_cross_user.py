@@ -81,8 +81,7 @@ async def test_by_rest(alice: Ids, http: aiohttp.ClientSession) -> None:
         if "thread_id=" in path:
             assert (status, told["runs"]) == (200, [])
         else:
-            # Server-sent events come later, for one's own runs too.
-            assert status == (501 if path.endswith("/events") else 404), f"{method} {path}: {told}"
+            assert status == 404, f"{method} {path}: {told}"
 
 
 async def test_listings_hold_one_s_own_only(alice: Ids, http: aiohttp.ClientSession) -> None:
