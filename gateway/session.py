@@ -111,10 +111,10 @@ class Session:
         if self._out is not None:
             self._out.wake()
 
-    def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int = 0) -> None:
+    def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int | None = None) -> None:
         """Close, for the first of the reasons that are given."""
         if self._ending is None:
-            self._ending = Ending(code, error, retry_ms)
+            self._ending = Ending(code, error) if retry_ms is None else Ending(code, error, retry_ms)
             if self._socket is not None:
                 self._finish()
 
