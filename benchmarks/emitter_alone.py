@@ -205,7 +205,10 @@ def _client(pipe: Connection, port: int, secret: bytes, events: int, per_turn: i
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         minter = TicketMinter(SigningKey("k1", Ed25519PrivateKey.from_private_bytes(secret)), "execution")
-        async with open_channel(f"127.0.0.1:{port}") as channel, ProducerStream.to_emitter(channel) as stream:
+        async with (
+            Copies(f"127.0.0.1:{port}", "emitter") as emitters,
+            ProducerStream.to_emitters(emitters) as stream,
+        ):
             producers = [Producer(stream, "r1:0:1", context, fence=1, attempt=1) for context in contexts(minter)]
             await stream.wait_connected()
             # Not a sheddable kind: every one is to arrive.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import Collection, Coroutine
 from typing import Any, Final, Protocol
 
 from gateway.close_codes import CloseCode
 from gateway.held import Taken
+from gateway.jitter import retry_ms, window_ms
 from gateway.tally import Lane
 from servicekit.tasks import TaskOwner
 
@@ -24,8 +24,8 @@ _SPREAD_S_PER_CONNECTION: Final = 0.002
 _SPREAD_SHARE: Final = 0.5
 _TICK_S: Final = 0.02
 _CUT_S: Final = 1.0
+# Another gateway takes over at once, so few need not wait long.
 _LEAST_MS: Final = 250
-_MOST_MS: Final = 15_000
 
 
 class Endable(Protocol):
@@ -112,7 +112,7 @@ class Connections:
         """Not all at once: closing ten thousand would stall those that are served, and fall on the next gateway."""
         sessions = list(self._sessions)
         spread_s = min(most_s, _SPREAD_S_PER_CONNECTION * len(sessions))
-        self._spread_ms = min(_MOST_MS, max(_LEAST_MS, int(_SPREAD_S_PER_CONNECTION * 1000 * len(sessions))))
+        self._spread_ms = window_ms(len(sessions), _LEAST_MS)
         at_once = max(1, int(len(sessions) * _TICK_S / spread_s)) if spread_s else len(sessions)
         for number, session in enumerate(sessions, 1):
             if session in self._sessions:
@@ -134,5 +134,5 @@ class Connections:
             socket.transport.abort()
 
     def _tell(self, session: Endable) -> None:
-        # Full jitter: whoever takes over should not get everybody in the same moment.
-        session.end(CloseCode.DRAIN, retry_ms=random.randrange(self._spread_ms + 1))  # noqa: S311 -- jitter
+        # Whoever takes over should not get everybody in the same moment.
+        session.end(CloseCode.DRAIN, retry_ms=retry_ms(self._spread_ms))

@@ -18,6 +18,7 @@ from gateway.accept import Detached, accepted_of
 from gateway.close_codes import CloseCode, close_code_for
 from gateway.frames import Connect, connect_options
 from gateway.held import Held
+from gateway.jitter import retry_ms, window_ms
 from gateway.limits import Network, client_address
 from gateway.login import Login, bearer_token
 from gateway.outflow import Flow
@@ -123,7 +124,9 @@ class Handshake:
                 return
             except CarrelError as error:
                 code = CloseCode.HANDSHAKE_TIMEOUT if isinstance(error, _TooLateError) else close_code_for(error)
-                await socket.close(Ending(code, error, retry_ms=1000), within_s=close_s)
+                # A bridge that is away refuses everybody who comes.
+                wait_ms = retry_ms(window_ms(len(self._parts.connections)))
+                await socket.close(Ending(code, error, wait_ms), within_s=close_s)
             except BaseException:
                 socket.abort()
                 raise

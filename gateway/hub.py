@@ -14,6 +14,7 @@ from carrel.errors import CarrelError
 from gateway.close_codes import CloseCode
 from gateway.encoding import EntryLike, Frame, encode_entry, event_batch, packed_batch
 from gateway.held import Taken
+from gateway.jitter import ALONE_MS, retry_ms, window_ms
 from gateway.login import Login
 from gateway.ring import Place, Ring
 
@@ -31,8 +32,8 @@ class Listener(Protocol):
     def wake(self) -> None:
         """There may be something new in the feed."""
 
-    def end(self, code: CloseCode, error: CarrelError | None = None) -> None:
-        """Close, and say why."""
+    def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int | None = None) -> None:
+        """Close, and say why, and when to come back."""
 
 
 class Batch(NamedTuple):
@@ -174,10 +175,10 @@ class Feed:
         for listener in self.listeners:
             listener.wake()
 
-    def end(self, code: CloseCode, error: CarrelError | None = None) -> None:
-        """Close every connection of the user."""
+    def end(self, code: CloseCode, error: CarrelError | None = None, within_ms: int = ALONE_MS) -> None:
+        """Close every connection of the user; they are to come back within that time."""
         for listener in list(self.listeners):
-            listener.end(code, error)
+            listener.end(code, error, retry_ms(within_ms))
 
 
 def _batch(frames: Sequence[Frame], *, compress: bool) -> Batch:
@@ -232,6 +233,8 @@ class Hub:
         return len(self._feeds)
 
     def end_all(self, code: CloseCode, error: CarrelError | None = None) -> None:
-        """Close every connection."""
-        for feed in list(self._feeds.values()):
-            feed.end(code, error)
+        """Close every connection. They come back over a time that grows with their number, as after a drain."""
+        feeds = list(self._feeds.values())
+        within_ms = window_ms(sum(len(feed.listeners) for feed in feeds))
+        for feed in feeds:
+            feed.end(code, error, within_ms)

@@ -111,10 +111,10 @@ class Session:
         if self._out is not None:
             self._out.wake()
 
-    def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int = 0) -> None:
+    def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int | None = None) -> None:
         """Close, for the first of the reasons that are given."""
         if self._ending is None:
-            self._ending = Ending(code, error, retry_ms)
+            self._ending = Ending(code, error) if retry_ms is None else Ending(code, error, retry_ms)
             if self._socket is not None:
                 self._finish()
 
@@ -133,7 +133,7 @@ class Session:
             flow: How it is written to.
             window: The send window of a client that acknowledges.
             held: What is to be given back when it has ended.
-            may_connect: Whether the first frame may still be ``connect``.
+            may_connect: Whether the client may still send ``connect`` before anything else.
         """
         parts = self._parts
         out = SocketOutflow(socket, feed, parts.log, start.cursor, flow, tally=parts.tally, window=window)
@@ -304,7 +304,8 @@ class Session:
 
     def _handle(self, frame: Inbound, out: SocketOutflow) -> Waiting | None:
         """Act on a frame; what has to be waited for before the next one."""
-        may_connect, self._may_connect = self._may_connect, False
+        # A connect that is refused has changed nothing: its sender may mend it.
+        self._may_connect &= frame.type == "connect"
         if frame.type == "agent_execute":
             asked = execute_request(frame.body, "agent_execute", thread_id=self._thread_id)
             return self._start(frame, out, partial(self._commanded().execute, asked))
@@ -322,7 +323,7 @@ class Session:
             case "refresh":
                 self._refresh(fields["token"], out)
             case "connect":
-                return self._connect(frame, out, may_connect)
+                return self._connect(frame, out)
         return None
 
     def _start(self, frame: Inbound, out: SocketOutflow, command: Command) -> Waiting | None:
@@ -383,17 +384,17 @@ class Session:
         self._watch_expiry()
         out.say("refreshed", expires_at=int(login.expires_at))
 
-    async def _connect(self, frame: Inbound, out: SocketOutflow, may_connect: bool) -> None:
+    async def _connect(self, frame: Inbound, out: SocketOutflow) -> None:
         options = connect_options(frame)
-        if not may_connect:
+        if not self._may_connect:
             raise FrameError("connect is the first frame or none", advice="open another connection")
         if options.token or options.socket_token:
             raise FrameError("this connection is logged in by its header", advice="use refresh for a fresh token")
         assert self._feed is not None
-        parts, socket = self._parts, self._socket
-        assert socket is not None
-        self._thread_id = options.thread_id or self._thread_id
-        start = await parts.positioning.find(self.login, self._feed, options.resume, self._thread_id)
-        flow, window = parts.terms.flow_for(options, socket.deflate_bits), parts.terms.window_for(options)
+        assert self._socket is not None
+        parts, thread_id = self._parts, options.thread_id or self._thread_id
+        start = await parts.positioning.find(self.login, self._feed, options.resume, thread_id)
+        flow, window = parts.terms.flow_for(options, self._socket.deflate_bits), parts.terms.window_for(options)
+        self._thread_id, self._may_connect = thread_id, False
         out.move(start.cursor, flow, window)
         start.announce(out, self.connection_id, parts.options.heartbeat_s, Terms.granted(flow, window))

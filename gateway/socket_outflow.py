@@ -106,9 +106,13 @@ class SocketOutflow(Outflow):
         return self._window.events if self._window is not None else 0
 
     def beat(self) -> None:
-        """A heartbeat, of the protocol and of WebSocket, in one write."""
-        place = self.place
-        self.say("ping", epoch=place.epoch, offset=place.offset)
+        """A heartbeat, of the protocol and of WebSocket, in one write.
+
+        ``top`` is the log's as far as it is known here, and left out while the connection is not on that numbering yet.
+        """
+        place, ring = self.place, self._feed.ring
+        top = max(place.offset, ring.top_offset) if ring.epoch == place.epoch else None
+        self.say("ping", epoch=place.epoch, offset=place.offset, top=top)
         self._controls.append(PING)
 
     def acknowledge(self, offset: int) -> bool:

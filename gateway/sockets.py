@@ -10,13 +10,14 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from carrel.errors import CarrelError, FrameError
 from gateway.close_codes import CloseCode
 from gateway.encoding import control
 from gateway.frames import Inbound, parse_frame
+from gateway.jitter import retry_ms
 from gateway.wire import Message, MessageReader, Opcode, WireError, close_frame, deflated, pong_frame
 
 __all__ = ["MAX_MESSAGE_BYTES", "Ending", "Socket", "error_fields", "read_frame"]
@@ -30,11 +31,11 @@ _MOST_WAITING_BYTES: Final = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why a connection ends."""
+    """Why a connection ends, and when its client is to come back: if nobody says so, within a second."""
 
     code: CloseCode
     error: CarrelError | None = None
-    retry_ms: int = 0
+    retry_ms: int = field(default_factory=retry_ms)
 
 
 def read_frame(message: Message) -> Inbound:

@@ -6,7 +6,6 @@ An event's ``data`` is the JSON object that sockets get, its ``id`` the position
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -15,6 +14,7 @@ import orjson
 
 from carrel.errors import InvalidRequestError
 from gateway.encoding import Frame
+from gateway.jitter import retry_ms
 from gateway.ring import Place
 from gateway.sockets import Ending
 
@@ -25,8 +25,9 @@ _FORM: Final = "epoch:offset:event_id"
 _FROM_OLDEST: Final = ":0:"
 _OFFSET: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 _ID: Final = re.compile(r"[!-.0-~]{0,128}")
-# Longer than a socket's client would wait: an EventSource waits the same time each time.
-_RETRY_MS: Final = (1_000, 3_000)
+# On top of what a socket's client waits: an EventSource waits the same time each time, however often it fails.
+_LEAST_RETRY_MS: Final = 1_000
+_FIRST_RETRY_MS: Final = 2_000
 _EPOCH: Final = re.compile(r"[!-9;-~]{0,64}")
 
 
@@ -69,12 +70,12 @@ def entry_block(frame: Frame, epoch: str) -> bytes:
     )
 
 
-def block(kind: str, fields: Mapping[str, Any], place: Place | None = None, retry_ms: int | None = None) -> bytes:
+def block(kind: str, fields: Mapping[str, Any], place: Place | None = None, wait_ms: int | None = None) -> bytes:
     """A control frame: its type as the event's name, its fields as the data; with a position where it has one."""
     body = {name: value for name, value in fields.items() if value is not None}
     first = b"id: %b\n" % position_id(place).encode() if place is not None else b""
-    if retry_ms is not None:
-        first += b"retry: %d\n" % retry_ms
+    if wait_ms is not None:
+        first += b"retry: %d\n" % wait_ms
     return b"%bevent: %b\ndata: %b\n\n" % (first, kind.encode(), orjson.dumps(body))
 
 
@@ -85,18 +86,18 @@ def heartbeat(place: Place) -> bytes:
 
 def first_words() -> bytes:
     """What opens a stream: how long an ``EventSource`` is to wait before it comes back, not the same for everybody."""
-    return b"retry: %d\n\n" % random.randint(*_RETRY_MS)  # noqa: S311 -- jitter
+    return b"retry: %d\n\n" % (_LEAST_RETRY_MS + retry_ms(_FIRST_RETRY_MS))
 
 
 def last_words(ending: Ending) -> bytes:
     """``bye``, and why. The error is a part of it: an event of that name would be taken for a failed connection."""
     code = ending.code
-    retry_ms = (ending.retry_ms or random.randint(*_RETRY_MS)) if code.reconnect else None  # noqa: S311 -- jitter
+    wait_ms = _LEAST_RETRY_MS + ending.retry_ms if code.reconnect else None
     body = {
         "code": int(code),
         "reason": code.name.lower(),
         "reconnect": code.reconnect,
-        "retry_ms": retry_ms,
+        "retry_ms": wait_ms,
         "error": ending.error.to_dict() if ending.error else None,
     }
-    return block("bye", body, retry_ms=retry_ms)
+    return block("bye", body, wait_ms=wait_ms)

@@ -62,9 +62,9 @@ class EventStream:
         if self._out is not None:
             self._out.wake()
 
-    def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int = 0) -> None:
+    def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int | None = None) -> None:
         """End the stream, for the first of the reasons that are given."""
-        self._end(Ending(code, error, retry_ms))
+        self._end(Ending(code, error) if retry_ms is None else Ending(code, error, retry_ms))
 
     def finish(self) -> None:
         """End the stream: nothing more is to come."""

@@ -16,6 +16,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from carrel.errors import InvalidRequestError
+from gateway.rest.http import query
 
 __all__ = ["DEFLATE", "SUBPROTOCOL", "Upgrade", "check_upgrade"]
 
@@ -65,7 +66,7 @@ def check_upgrade(request: web.BaseRequest, *, allow_deflate: bool) -> Upgrade:
     """What the request asks for.
 
     Raises:
-        InvalidRequestError: It is no request for a WebSocket of version 13.
+        InvalidRequestError: It is no request for a WebSocket of version 13, or has wrong parameters.
     """
     headers = request.headers
     connection = {part.strip().lower() for part in headers.get(hdrs.CONNECTION, "").split(",")}
@@ -82,11 +83,25 @@ def check_upgrade(request: web.BaseRequest, *, allow_deflate: bool) -> Upgrade:
     # SHA-1 as the RFC has it: it proves that the answer is to this request, and guards nothing.
     accept = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode()
     offered = {part.strip() for value in headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ()) for part in value.split(",")}
-    asked = "1" in {request.query.get(DEFLATE), headers.get(DEFLATE)}
+    asked = _asks_deflate(request)
     bits, named = (
         _deflate_bits(headers.getall(hdrs.SEC_WEBSOCKET_EXTENSIONS, ())) if allow_deflate and asked else (0, False)
     )
     return Upgrade(accept, SUBPROTOCOL if SUBPROTOCOL in offered else "", bits, named)
+
+
+def _asks_deflate(request: web.BaseRequest) -> bool:
+    """Whether the client wants permessage-deflate, by the address or a header.
+
+    Raises:
+        InvalidRequestError: What it says of it is neither yes nor no, or the address has other parameters.
+    """
+    given = query(request, (DEFLATE,))
+    said = {value for value in (given.get(DEFLATE), request.headers.get(DEFLATE)) if value is not None}
+    if wrong := said - {"0", "1"}:
+        problem = "must be 1 or 0"
+        raise InvalidRequestError(f"{DEFLATE} {problem}, not {min(wrong)[:40]!r}", fields={DEFLATE: problem})
+    return "1" in said
 
 
 def _key(text: str) -> bytes | None:

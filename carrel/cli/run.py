@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +22,12 @@ from carrel.cli.questions import question_text
 from carrel.cli.reconnect import reconnect_backoff
 from carrel.cli.render import clean, describe, notice_text
 from carrel.cli.result import Said, result_text
+from carrel.cli.saving import fetch_artifacts
 from carrel.cli.signals import Stop, on_signals
 from carrel.cli.target import Target
 from carrel.client import ConnectionState, Event, Notice, Phase, SocketClient
-from carrel.client.http import GatewayHttp, file_name
-from carrel.client.models import Question
+from carrel.client.http import GatewayHttp
+from carrel.client.models import Artifact, Question
 from carrel.errors import CarrelError
 
 __all__ = ["Show", "Wish", "how_to_answer", "run_message", "show_lost_end"]
@@ -151,7 +152,8 @@ async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
         succeeded = end == "SUCCEEDED"
         async with GatewayHttp(target.url, target.token) as http:
             folder = wish.save or target.state / "saved" / accepted.run_id
-            await _save(http, accepted.run_id, folder, show, failed=not succeeded)
+            saved = await fetch_artifacts(http, accepted.run_id, folder, stop.requested)
+        _show_saved(accepted.run_id, folder, saved, show, failed=not succeeded)
     if stop.requested.is_set():
         return EXIT_INTERRUPTED
     return EXIT_OK if succeeded else EXIT_FAILED
@@ -245,13 +247,12 @@ def show_lost_end(socket: SocketClient, run_id: str, show: Show, status: str = "
     return status
 
 
-async def _save(http: GatewayHttp, run_id: str, folder: Path, show: Show, *, failed: bool) -> None:
-    artifacts = await http.artifacts(run_id)
-    paths = [await http.save(artifact, folder) for artifact in artifacts]
+def _show_saved(run_id: str, folder: Path, saved: Sequence[tuple[Artifact, Path]], show: Show, *, failed: bool) -> None:
+    paths = [path for _, path in saved]
     if show.as_json:
         show.json({"type": "saved", "run_id": run_id, "paths": [str(path) for path in paths]})
         return
-    outputs = {folder / file_name(artifact.name) for artifact in artifacts if _OUTPUT.fullmatch(artifact.name)}
+    outputs = {path for artifact, path in saved if _OUTPUT.fullmatch(artifact.name)}
     report = next((path for path in paths if path.suffix == ".md"), None)
     if report is not None:
         show.text(f"report: {report}")

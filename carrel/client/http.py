@@ -33,6 +33,7 @@ _PIECE: Final = 256 * 1024
 _TIMEOUT_S: Final = 30.0
 # The longest that a gateway of any settings should let a request wait for its run.
 _WAIT_S: Final = 3600.0
+_AWAY: Final = frozenset({502, 503, 504})
 _ENDED: Final = frozenset({"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"})
 
 
@@ -305,5 +306,7 @@ async def _raise_for(response: aiohttp.ClientResponse) -> None:
         body = orjson.loads(await response.read())["error"]
         error = from_dict(body)
     except (ValueError, KeyError, TypeError, AttributeError):
-        error = CarrelError(f"HTTP status {response.status}", advice="is this the address of a gateway?")
+        # A proxy before the gateway says those for it, while there is none.
+        kind = UnavailableError if response.status in _AWAY else CarrelError
+        error = kind(f"HTTP status {response.status}", advice="is this the address of a gateway?")
     raise error

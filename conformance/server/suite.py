@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 
 import aiohttp
 
@@ -18,6 +19,9 @@ from conformance.server import asking, connecting, flowing, resuming
 from conformance.server.world import Options, World
 
 __all__ = ["ALL", "add_arguments", "main", "play"]
+
+# What the agents that come with Carrel understand, with a language model or without.
+_EXECUTE: Final = '{"message": "profile", "params": {"goal": "data"}}'
 
 ALL: tuple[Scenario[World], ...] = (
     *connecting.SCENARIOS,
@@ -29,7 +33,10 @@ ALL: tuple[Scenario[World], ...] = (
 
 
 async def play(
-    options: Options, only: Sequence[str] = (), tell: Callable[[Result], None] = lambda _: None
+    options: Options,
+    only: Sequence[str] = (),
+    tell: Callable[[Result], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
     """Play the scenarios against a gateway.
 
@@ -37,6 +44,7 @@ async def play(
         options: The gateway and its users.
         only: Names of scenarios, or how they begin; all when empty.
         tell: Called with each result as it comes.
+        warn: Called at the end with what must be known of the results, if anything.
 
     Raises:
         BreachError: The first user's log could not be filled.
@@ -45,7 +53,10 @@ async def play(
     async with aiohttp.ClientSession(trust_env=False) as http:
         world = World(options, http)
         await world.begin()
-        return await run_scenarios([_fresh(scenario) for scenario in chosen], world, tell)
+        results = await run_scenarios([_fresh(scenario) for scenario in chosen], world, tell)
+    if shortcoming := world.shortcoming():
+        warn(shortcoming)
+    return results
 
 
 def _fresh(scenario: Scenario[World]) -> Scenario[World]:
@@ -59,12 +70,36 @@ def _fresh(scenario: Scenario[World]) -> Scenario[World]:
     return replace(scenario, play=played)
 
 
+class _OneToken(argparse.Action):
+    """``--token``, which would be one of two."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error("the suite plays two users: give --token-a and --token-b, tokens of different users")
+
+
+def _request(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"it is not JSON: {error}") from None
+    if not isinstance(value, dict) or not isinstance(value.get("message"), str):
+        raise argparse.ArgumentTypeError('it must be an object with a message, such as {"message": "hello"}')
+    return value
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--url", required=True, help="the gateway, http://host:port")
     parser.add_argument("--token-a", required=True, help="token of a user whose log may be filled")
     parser.add_argument("--token-b", required=True, help="token of another user")
-    parser.add_argument("--execute", default='{"message": "hello"}', help="JSON of the agent_execute that makes events")
+    parser.add_argument("--token", action=_OneToken, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--execute",
+        default=_EXECUTE,
+        type=_request,
+        metavar="JSON",
+        help="the agent_execute that makes events; without it one that the packaged agents of `carrel up` take",
+    )
     parser.add_argument("--least", type=int, default=60, help="events that the log needs before scenarios begin")
     parser.add_argument("--most-runs", type=int, default=20, help="runs that may be made to get there")
     parser.add_argument("--ack-seconds", type=float, default=10.0, help="how long a window may stay full, at most")
@@ -80,7 +115,7 @@ def main(given: argparse.Namespace) -> int:
         given.url.rstrip("/"),
         given.token_a,
         given.token_b,
-        json.loads(given.execute),
+        given.execute,
         given.least,
         given.most_runs,
         given.ack_seconds,
@@ -89,7 +124,12 @@ def main(given: argparse.Namespace) -> int:
     )
     try:
         results = asyncio.run(
-            play(options, given.only, lambda result: print(as_table([result]).splitlines()[0], flush=True))
+            play(
+                options,
+                given.only,
+                lambda result: print(as_table([result]).splitlines()[0], flush=True),
+                lambda text: print(f"note: {text}", file=sys.stderr, flush=True),
+            )
         )
     except (BreachError, aiohttp.ClientError, OSError) as error:
         print(f"the suite cannot begin: {error}", file=sys.stderr)

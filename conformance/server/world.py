@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,9 @@ class World:
         self.epoch = ""
         self.base = 0
         self.log: list[Frame] = []
+        # How runs of ``execute`` have ended that did not succeed: the status, with the error's code.
+        self.failures: Counter[str] = Counter()
+        self.ended = 0
 
     # Connections.
 
@@ -103,7 +107,8 @@ class World:
             await self.run()
             await self.reread()
         raise BreachError(
-            f"{self.options.most_runs} runs made {len(self.log)} events; name an agent that makes more with --execute"
+            f"{self.options.most_runs} runs made {len(self.log)} events; "
+            + (self.shortcoming() or "name an agent that makes more with --execute")
         )
 
     async def reread(self) -> None:
@@ -130,7 +135,24 @@ class World:
                 event = await socket.event()
                 if event["run_id"] == run["run_id"]:
                     events.append(event)
+            self._note_end(events[-1])
             return events
+
+    def _note_end(self, end: Frame) -> None:
+        self.ended += 1
+        status, error = str(end["data"].get("status")), end["data"].get("error")
+        if status != "SUCCEEDED":
+            self.failures[f"{status} {error.get('code', '')}".strip() if isinstance(error, dict) else status] += 1
+
+    def shortcoming(self) -> str:
+        """What must be known of the runs, in a sentence; empty when all that were awaited have succeeded."""
+        if not self.failures:
+            return ""
+        ways = ", ".join(f"{count} {way}" for way, count in sorted(self.failures.items()))
+        return (
+            f"of {self.ended} runs that the suite waited for {self.failures.total()} did not succeed ({ways}): "
+            "they make few events; name a request that succeeds here with --execute"
+        )
 
     async def start(self, socket: Socket, thread_id: str = "", **fields: Any) -> Frame:
         """Ask for a run on a connection; its ``run_accepted``. Limits are waited out."""

@@ -165,7 +165,7 @@ async def json_body(request: web.Request) -> Any:
         raise InvalidRequestError(f"the body {what}", advice="send one JSON object, UTF-8") from None
 
 
-def query(request: web.Request, known: Collection[str]) -> Mapping[str, str]:
+def query(request: web.BaseRequest, known: Collection[str]) -> Mapping[str, str]:
     """The query's parameters.
 
     Raises:

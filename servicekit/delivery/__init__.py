@@ -1,6 +1,6 @@
 """Delivery of events to the next hop, without loss: one stream per process and any number of producers on it.
 
-    async with ProducerStream.to_emitter(channel) as stream:
+    async with Copies("127.0.0.1:7001", "emitter") as emitters, ProducerStream.to_emitters(emitters) as stream:
         producer = Producer(stream, f"{run_id}:0:1", context, fence=fence, attempt=1)
         await producer.emit("agent_started", {"agent_name": "data"}, agent_name="data")
         await producer.flush(timeout=30)          # returns once the log has everything

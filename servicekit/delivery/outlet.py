@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-import grpc
-
 from carrel.v1.emitter_pb2 import EmitRequest, EmitResponse
 from carrel.v1.emitter_pb2_grpc import EmitterServiceStub
 from carrel.v1.events_pb2 import ProducerAck, ProducerEvents
@@ -57,22 +55,15 @@ class ProducerStream:
         )
 
     @classmethod
-    def to_emitter(
-        cls,
-        channel: grpc.aio.Channel,
-        *,
-        options: StreamOptions | None = None,
-        on_state: Callable[[bool], None] | None = None,
-        on_failure: FailureHandler = end_service,
-    ) -> Self:
-        """The stream over a channel to the emitter."""
-        return cls(EmitterServiceStub(channel).Emit, options=options, on_state=on_state, on_failure=on_failure)
+    def to_emitters(cls, emitters: Copies, *, options: StreamOptions | None = None) -> Self:
+        """The stream to the emitter; among several, to one after the other, so that each gets its share.
 
-    @classmethod
-    def to_emitters(cls, emitters: Copies) -> Self:
-        """The stream to one emitter after the other, so that each gets its share."""
+        Args:
+            emitters: Where they are; to be left after the stream.
+            options: By default those of ``StreamOptions``, with the age that fits how many there may be.
+        """
         rotation = Rotation(emitters)
-        options = StreamOptions(max_age_s=stream_age_s(emitters.target))
+        options = options or StreamOptions(max_age_s=stream_age_s(emitters.target))
         return cls(lambda: EmitterServiceStub(rotation.channel()).Emit(), options=options)
 
     @property

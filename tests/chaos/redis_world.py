@@ -248,9 +248,9 @@ class World:
             verifier = TicketVerifier(KeySet([KEY]))
             server = await self._stack.enter_async_context(serve_emitter(settings, to_bridge, bridges, verifier))
             port = await server.start()
-            to_emitter = await self._stack.enter_async_context(open_channel(f"127.0.0.1:{port}"))
+            emitters = await self._stack.enter_async_context(Copies(f"127.0.0.1:{port}", "emitter"))
             quick = StreamOptions(first_delay_s=0.01, max_delay_s=0.2)
-            stream = ProducerStream.to_emitter(to_emitter, options=quick)
+            stream = ProducerStream.to_emitters(emitters, options=quick)
             self._stream = await self._stack.enter_async_context(stream)
             await stream.wait_connected()
         except BaseException:

@@ -18,7 +18,7 @@ from carrel.v1 import agent_instance_pb2_grpc, emitter_pb2, emitter_pb2_grpc
 from carrel.v1.context_pb2 import UserExecutionContext
 from carrel.v1.events_pb2 import Event, ProducerAck, RefusalReason
 from servicekit.delivery import ProducerStream
-from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from services.agent_instance.app import dependency_checker, open_tool_servers, stage_services
 from services.agent_instance.client_emitter import StageProducer
 from services.agent_instance.config import AgentInstanceSettings
@@ -215,8 +215,8 @@ async def deployment(
         services = stage_services(configured, registry, dependencies, tool_servers=servers)
         add = emitter_pb2_grpc.add_EmitterServiceServicer_to_server
         rpc = await stack.enter_async_context(serving([(add, emitter, "carrel.v1.EmitterService")]))
-        channel = await stack.enter_async_context(open_channel(rpc.address))
-        outlet = await stack.enter_async_context(ProducerStream.to_emitter(channel))
+        emitters = await stack.enter_async_context(Copies(rpc.address, "emitter"))
+        outlet = await stack.enter_async_context(ProducerStream.to_emitters(emitters))
 
         def producer(producer_id: str, context: Any, fence: int, attempt: int) -> StageProducer:
             return StageProducer(outlet, producer_id, context, fence=fence, attempt=attempt)

@@ -171,7 +171,8 @@ class Harness:
 
     async def stream(self) -> ProducerStream:
         """A process's stream of producers."""
-        return await self._clients.enter_async_context(ProducerStream.to_emitter(await self.channel(), options=QUICK))
+        emitters = await self._clients.enter_async_context(Copies(f"127.0.0.1:{self.emitter_port}", "emitter"))
+        return await self._clients.enter_async_context(ProducerStream.to_emitters(emitters, options=QUICK))
 
     async def emit_call(self) -> EmitCall:
         """A bare Emit call, for items that no producer of ours would send."""

@@ -15,7 +15,7 @@ import pytest
 from servicekit.delivery import Producer, ProducerStream
 from servicekit.identity.keys import SigningKey, generate_key, write_jwks
 from servicekit.identity.tickets import TicketMinter
-from servicekit.rpc.channel import open_channel
+from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from tests.integration.emitter_harness import QUICK, TEXT, Harness
 
@@ -87,8 +87,8 @@ async def test_it_starts_serves_and_ends_in_order_on_sigterm(tmp_path: Path, key
             address = ready.read_text().strip()
             harness.minter = TicketMinter(key, "execution")
             async with (
-                open_channel(address) as channel,
-                ProducerStream.to_emitter(channel, options=QUICK) as stream,
+                Copies(address, "emitter") as emitters,
+                ProducerStream.to_emitters(emitters, options=QUICK) as stream,
             ):
                 producer = Producer(stream, "r1:0:1", harness.context())
                 await producer.emit("agent_thinking", TEXT)

@@ -101,7 +101,7 @@ class Listener:
     def wake(self) -> None:
         pass
 
-    def end(self, code: CloseCode, error: CarrelError | None = None) -> None:
+    def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int | None = None) -> None:
         self.ended = code
 
 

@@ -105,7 +105,9 @@ async def test_a_full_window_without_acknowledgement_ends_the_connection_and_oth
         taking = asyncio.create_task(take_slowly())
         frames, code = await silent.closed()
         assert code == 4005
-        assert frames == [{"type": "bye", "code": 4005, "reason": "ack_timeout", "reconnect": True, "retry_ms": 0}]
+        wait_ms = frames[-1].pop("retry_ms")
+        assert frames == [{"type": "bye", "code": 4005, "reason": "ack_timeout", "reconnect": True}]
+        assert 0 <= wait_ms <= 1000
         assert await taking == list(range(1, 41)), "one that acknowledges in time stays"
         position = {"epoch": connected["epoch"], "offset": 4, "event_id": events[3]["event_id"]}
         again, _ = await _opened(g, ack=True, resume=position)

@@ -130,10 +130,9 @@ async def test_streams_move_between_copies_and_each_event_is_logged_once_in_orde
     age = StreamOptions(first_delay_s=0.01, max_delay_s=0.1, max_age_s=0.15, close_grace_s=dice.choice((0.001, 0.5)))
     async with (
         Cell(tmp_path, harness.verifier, dice) as cell,
-        open_channel(cell.target) as first,
-        open_channel(cell.target) as second,
-        ProducerStream.to_emitter(first, options=age) as one,
-        ProducerStream.to_emitter(second, options=age) as two,
+        Copies(cell.target, "emitter") as emitters,
+        ProducerStream.to_emitters(emitters, options=age) as one,
+        ProducerStream.to_emitters(emitters, options=age) as two,
     ):
         producers = [
             Producer(stream, f"r{number}:0:1", harness.context(f"user{number}", f"r{number}"), options=QUICK_PRODUCER)
@@ -164,8 +163,8 @@ async def test_a_drained_emitter_hands_its_streams_to_the_other_within_a_second(
     harness = Harness(tmp_path)
     async with (
         Cell(tmp_path, harness.verifier, random.Random(1)) as cell,
-        open_channel(cell.target) as channel,
-        ProducerStream.to_emitter(channel) as stream,
+        Copies(cell.target, "emitter") as emitters,
+        ProducerStream.to_emitters(emitters) as stream,
     ):
         producer = Producer(stream, "r1:0:1", harness.context(), options=QUICK_PRODUCER)
         await producer.emit("agent_thinking", TEXT)

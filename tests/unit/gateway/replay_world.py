@@ -296,7 +296,7 @@ class _Listener:
         if self.out is not None:
             self.out.wake()
 
-    def end(self, code: CloseCode, error: CarrelError | None = None) -> None:
+    def end(self, code: CloseCode, error: CarrelError | None = None, retry_ms: int | None = None) -> None:
         raise AssertionError(f"the connection was ended: {code} {error}")
 
 

@@ -14,7 +14,7 @@ class Listener:
     def wake(self) -> None:
         pass
 
-    def end(self, *_: Any) -> None:
+    def end(self, *_: Any, **__: Any) -> None:
         pass
 
 

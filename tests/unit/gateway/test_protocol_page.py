@@ -12,6 +12,7 @@ from carrel.events import EVENTS
 from gateway.close_codes import CloseCode
 from gateway.frames import _RULES
 from gateway.rest.routes import add_routes
+from gateway.tally import GatewayStatistics, Tally
 from tests.support.asyncapi import GATEWAY, messages_of, schema_of
 
 PAGE = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -49,6 +50,13 @@ def test_every_frame_kind_and_reason_is_there() -> None:
     assert {name for name in messages_of(GATEWAY) if not name.startswith("event:")} <= rows
     assert set(EVENTS) <= rows
     assert set(schema_of("reset")["properties"]["reason"]["enum"]) <= rows
+
+
+def test_every_figure_that_operators_read_has_its_row() -> None:
+    part = PAGE.split("### What a gateway has open", 1)[1].split("\n### ", 1)[0]
+    rows = {name for row in re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    told = GatewayStatistics.of(Tally(), [], connections=0, users=0, ring_bytes=0).to_json()
+    assert rows == {*told, *told["totals"]}
 
 
 def test_links_within_the_page_lead_somewhere() -> None:

@@ -141,7 +141,19 @@ async def test_a_heartbeat_is_one_write_of_both_kinds() -> None:
     await asyncio.sleep(0)
     assert one.transport.data.endswith(PING)
     one.transport.data = one.transport.data.removesuffix(PING)
-    assert one.transport.frames() == [{"type": "ping", "epoch": "e", "offset": 0}]
+    assert one.transport.frames() == [{"type": "ping", "epoch": "e", "offset": 0, "top": 0}]
+
+
+async def test_a_heartbeat_tells_how_far_one_has_come_and_how_far_the_log_has(eventually: Eventually) -> None:
+    one = Writer(window=Window(3, 1 << 20))
+    one.feed.extend("e", entries(1, 5))
+    await eventually(lambda: one.transport.offsets() == [1, 2, 3])
+    one.transport.data = b""
+    one.out.beat()
+    await asyncio.sleep(0)
+    one.transport.data = one.transport.data.removesuffix(PING)
+    assert one.transport.frames() == [{"type": "ping", "epoch": "e", "offset": 3, "top": 5}]
+    one.out.close()
 
 
 async def test_statistics_tell_of_windows_lags_and_stalls(eventually: Eventually) -> None:

@@ -51,7 +51,7 @@ def test_blocks_have_one_line_of_data_and_end_with_an_empty_one() -> None:
 
 
 def test_bye_says_when_to_come_back_or_that_it_is_no_use() -> None:
-    assert b"retry: 1234\n" in last_words(Ending(CloseCode.DRAIN, retry_ms=1234))
+    assert b"retry: 1234\n" in last_words(Ending(CloseCode.DRAIN, retry_ms=234))
     gone = last_words(Ending(CloseCode.FORBIDDEN))
     assert b"retry" not in gone
     assert b'"reconnect":false' in gone
