@@ -301,7 +301,7 @@ def migrate(state: StateOption = STATE, redis: RedisOption = "", postgres: Postg
     from carrel.errors import CarrelError
 
     try:
-        code = migrate_stores(state, redis=redis.strip(), postgres=postgres.strip())
+        code = migrate_stores(state, redis=redis, postgres=postgres)
     except CarrelError as error:
         _fail(error)
     raise typer.Exit(code)
