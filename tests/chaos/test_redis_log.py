@@ -136,7 +136,8 @@ async def test_failover_to_a_replica_that_lacks_the_tail_is_told(tmp_path: Path,
             await bob.emit(3)
             await bob.end()
             await eventually(lambda: silent.of(bob) == [1, 2, 3])
-            await eventually(setup.in_step, within=10)
+            written = setup.written()  # and not all: the writer goes on meanwhile
+            await eventually(lambda: setup.replica_has(written), within=10)
             setup.replica.call("REPLICAOF", "127.0.0.1", 1)  # it gets nothing any more
             had = writer.acknowledged
             await bob.emit(3)

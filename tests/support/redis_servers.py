@@ -262,6 +262,15 @@ class SentinelSetup:
         told = self.master.client().info("replication")
         return bool(told["connected_slaves"]) and told["slave0"]["offset"] == told["master_repl_offset"]
 
+    def written(self) -> int:
+        """How far the master's replication stream is, in bytes."""
+        return int(self.master.client().info("replication")["master_repl_offset"])
+
+    def replica_has(self, written: int) -> bool:
+        """Whether the replica has said that it has the stream so far; it says so once a second."""
+        told = self.master.client().info("replication")
+        return bool(told["connected_slaves"]) and int(told["slave0"]["offset"]) >= written
+
     def master_port(self) -> int:
         """Whom the Sentinel calls the master now."""
         return int(self.sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", _MASTER)[1])
