@@ -291,13 +291,17 @@ def config(
 
 
 @app.command()
-def migrate(state: StateOption = STATE) -> None:
-    """Bring the embedded stores of execution and bridge to this version. Nothing may run on them meanwhile."""
+def migrate(state: StateOption = STATE, redis: RedisOption = "", postgres: PostgresOption = "") -> None:
+    """Bring the stores of execution and bridge to this version.
+
+    Nothing may run on embedded ones meanwhile. A PostgreSQL database may be in use; then embedded stores of a stack
+    that runs are left as they are. A log in Redis has nothing to migrate.
+    """
     from carrel.cli.migrate import migrate_stores
     from carrel.errors import CarrelError
 
     try:
-        code = migrate_stores(state)
+        code = migrate_stores(state, redis=redis, postgres=postgres)
     except CarrelError as error:
         _fail(error)
     raise typer.Exit(code)

@@ -1,4 +1,7 @@
-"""The options of commands, each written once. What they do to a command is the command's."""
+"""The options of commands, each written once. What they do to a command is the command's.
+
+What is wrong with one is told in its own words and with its name, whatever setting it becomes.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,42 @@ __all__ = [
     "UserOption",
 ]
 
+
+def _checked_replicas(value: str) -> str:
+    from carrel.cli.replicas import parse_replicas
+    from carrel.errors import StartupError
+
+    try:
+        parse_replicas(value)
+    except StartupError as error:
+        raise typer.BadParameter(f"{error.message.removeprefix('--replicas ')}; {error.advice}") from None
+    return value
+
+
+def _checked_redis(value: str) -> str:
+    url = value.strip()
+    if url:
+        from services.bridge.config_redis import RedisUrl
+
+        try:
+            RedisUrl.parse(url)
+        except ValueError as error:  # which never repeats what may be the password
+            raise typer.BadParameter(str(error)) from None
+    return url
+
+
+def _checked_postgres(value: str) -> str:
+    url = value.strip()
+    if url:
+        from services.execution.config_store import check_store_url
+
+        try:
+            check_store_url(url)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return url
+
+
 StateOption = Annotated[
     Path,
     typer.Option("--state", envvar="CARREL_STATE_DIR", help="Folder for keys and embedded stores.", metavar="DIR"),
@@ -43,7 +82,11 @@ DataOption = Annotated[
 ]
 ReplicasOption = Annotated[
     str,
-    typer.Option("--replicas", help="Copies of services, as execution=2,bridge=2; one of each by default."),
+    typer.Option(
+        "--replicas",
+        help="Copies of services, as execution=2,bridge=2; one of each by default.",
+        callback=_checked_replicas,
+    ),
 ]
 RedisOption = Annotated[
     str,
@@ -52,6 +95,7 @@ RedisOption = Annotated[
         envvar="CARREL_UP_REDIS",
         help="Keep events in this Redis; copies of bridge need it.",
         metavar="URL",
+        callback=_checked_redis,
     ),
 ]
 PostgresOption = Annotated[
@@ -61,6 +105,7 @@ PostgresOption = Annotated[
         envvar="CARREL_UP_POSTGRES",
         help="Keep runs in this PostgreSQL; copies of execution need it.",
         metavar="URL",
+        callback=_checked_postgres,
     ),
 ]
 UrlOption = Annotated[str, typer.Option("--url", help="The gateway; by default that of the stack in the state folder.")]

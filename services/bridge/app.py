@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -32,6 +31,8 @@ __all__ = ["app", "serve_bridge"]
 # The log's writer asks for the interpreter's lock once per commit; at the default of 5 ms a busy loop makes it wait.
 _SWITCH_INTERVAL_S: Final = 0.0005
 _REDIS_AGAIN_S: Final = 0.5  # between attempts to reach Redis at the start
+_REDIS_WAIT_S: Final = 15.0  # for it then, at most
+_LOG_URL: Final = "CARREL_BRIDGE_LOG__URL"
 
 _log = get_logger("services.bridge")
 
@@ -89,14 +90,42 @@ async def _open_redis(settings: BridgeSettings, start: Starter) -> EventLog:
             production=settings.production,
         )
     async with start.phase(Phase.INTEGRATION, needs=f"the event log in {url}"):
-        deadline = time.monotonic() + settings.downstream_wait_seconds
-        while True:
-            try:
-                return await RedisEventLog.open(options, retention=settings.retention_bounds())
-            except StoreUnavailableError:
-                if time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(_REDIS_AGAIN_S)
+        # Those who wait for the bridge wait for longer, so that what ends the start is the cause and no consequence.
+        within_s = min(settings.downstream_wait_seconds / 2, _REDIS_WAIT_S)
+        return await _reach_redis(
+            lambda: RedisEventLog.open(options, retention=settings.retention_bounds()), str(url), within_s
+        )
+
+
+async def _reach_redis(connect: Callable[[], Awaitable[EventLog]], address: str, within_s: float) -> EventLog:
+    """Try again and again.
+
+    Raises:
+        StartupError: It is not reached in time, or not fit for the log.
+    """
+    failure: StoreUnavailableError | None = None
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                try:
+                    return await connect()
+                except StoreUnavailableError as error:
+                    if failure is None:
+                        _log.warning(
+                            "Redis is not reached; trying again",
+                            address=address,
+                            reason=error.message,
+                            within_s=within_s,
+                        )
+                    failure = error
+                await asyncio.sleep(_REDIS_AGAIN_S)
+    except TimeoutError:
+        reason = failure.message if failure is not None else f"the event log in Redis: {address} does not answer"
+        raise StartupError(
+            f"Redis was not reached within {within_s:g} s: {reason}",
+            advice=(failure is not None and failure.advice)
+            or f"see that Redis runs at {address}, or correct {_LOG_URL}",
+        ) from failure
 
 
 def _password(path: Path | None) -> str:

@@ -82,7 +82,9 @@ class BridgeSettings(SharedSettings):
     recovery_max_attempts: int = Field(3, ge=1, description="recoveries before the state is FAILED")
     recovery_base_delay_s: float = Field(1.0, gt=0, description="delay of the first recovery; each next one doubles it")
     probe_interval_s: float = Field(5.0, gt=0, description="how often a working log is probed")
-    failed_probe_interval_s: float = Field(30.0, gt=0, description="how often a failed log is probed")
+    failed_probe_interval_s: float = Field(
+        30.0, gt=0, description="how often a failed log is probed; one that is reached anew, at once"
+    )
     gateway_queue_bytes: int = Field(8 << 20, ge=64 << 10, description="what is queued for one gateway")
 
     @property

@@ -37,6 +37,10 @@ class ChangeFeed(Protocol):
         """Whom to tell. ``missed`` names users whose news may have been lost, None for all of them."""
         ...
 
+    def on_return(self, told: Callable[[], None]) -> None:
+        """Whom to tell each time the store has been reached anew. That is a hint, too: it may not work all the same."""
+        ...
+
     def listen(self, user: str) -> None:
         """Give news of this user's log, from some moment on that is told as ``missed``."""
         ...

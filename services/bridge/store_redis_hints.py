@@ -66,6 +66,9 @@ class RedisHints:
     def follow(self, told: Callable[[Change], None], missed: Callable[[Sequence[str] | None], None]) -> None:
         self._told, self._missed = told, missed
 
+    def on_return(self, told: Callable[[], None]) -> None:
+        self._nodes.on_found = told
+
     def listen(self, user: str) -> None:
         self._users.add(user)
         self._say(self._subscribe, user)

@@ -121,6 +121,7 @@ class Nodes:
         self._warned = False
         self._closed = False
         self.on_lost: Callable[[], None] = lambda: None  # a connection of theirs is lost
+        self.on_found: Callable[[], None] = lambda: None  # they are all connected, for the first time or again
 
     @property
     def sharded(self) -> bool:
@@ -164,6 +165,7 @@ class Nodes:
             self._failed = None
             for connection in (c for node in self._current.nodes for c in node.connections):
                 connection.on_lost = self._lost
+            self.on_found()
             return self._current
 
     async def verify(self) -> None:

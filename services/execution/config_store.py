@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import AfterValidator, SecretStr
 
-__all__ = ["PostgresAddress", "StoreUrl", "postgres_name"]
+__all__ = ["PostgresAddress", "StoreUrl", "check_store_url", "postgres_name"]
 
 _EXAMPLE = "postgresql://carrel@db.internal:5432/carrel"
 
@@ -39,15 +39,24 @@ def postgres_name(url: str) -> str:
     return urlunsplit((parts.scheme, f"{user}@{place}" if user else place, parts.path, "", ""))
 
 
-def _checked(value: SecretStr) -> SecretStr:
-    # The messages must not repeat what was given: it may hold a password.
-    parts = urlsplit(value.get_secret_value())
+def check_store_url(text: str) -> None:
+    """Raises:
+    ValueError: What is wrong with the URL, and what to write; never with a part of it, which may be a password.
+    """
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # whose message may quote the URL
+        raise ValueError(f"is no URL; write {_EXAMPLE}") from None
     if parts.scheme not in ("postgresql", "postgres"):
         raise ValueError(f"must begin with postgresql://, as {_EXAMPLE}")
     if not parts.hostname:
         raise ValueError(f"names no host; write {_EXAMPLE}")
     if not parts.path.strip("/") or "/" in parts.path.strip("/"):
         raise ValueError(f"names no database; write {_EXAMPLE}")
+
+
+def _checked(value: SecretStr) -> SecretStr:
+    check_store_url(value.get_secret_value())
     return value
 
 

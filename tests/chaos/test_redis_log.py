@@ -11,7 +11,7 @@ from carrel.v1 import events_pb2
 from services.bridge.config_redis import RedisUrl
 from services.bridge.models import Append, StoredEvent
 from services.bridge.store_redis import RedisEventLog, RedisOptions
-from tests.chaos.redis_world import Reader, World, Writer
+from tests.chaos.redis_world import BridgeProcess, Reader, World, Writer
 from tests.conftest import Eventually
 from tests.support.redis_servers import RedisServer, sentinel_setup, single_server
 
@@ -69,6 +69,34 @@ async def test_redis_killed_and_restarted_with_its_data_loses_and_repeats_nothin
     assert reader.notices == []
 
 
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+async def test_bridge_is_back_with_redis_and_not_with_its_next_probe(
+    tmp_path: Path, eventually: Eventually, how: str
+) -> None:
+    defaults = {
+        "CARREL_BRIDGE_LOG__TIMEOUT_S": "3",
+        "CARREL_BRIDGE_RECOVERY_BASE_DELAY_S": "1",
+        "CARREL_BRIDGE_FAILED_PROBE_INTERVAL_S": "30",
+    }
+    with single_server(tmp_path) as server:
+        bridge = BridgeProcess(tmp_path / "bridge", server.url, defaults)
+        try:
+            await bridge.start()
+            if how == "killed":
+                server.kill()
+            else:
+                server.pause()
+            await eventually(lambda: "FAILED" in bridge.log(), within=60)
+            await asyncio.sleep(1)  # well within the 30 s to the next probe
+            if how == "killed":
+                server.start()
+            else:
+                server.resume()
+            await eventually(bridge.serving, within=4)
+        finally:
+            bridge.kill()
+
+
 async def test_redis_restarted_without_its_data_is_told_and_goes_on(tmp_path: Path, eventually: Eventually) -> None:
     with single_server(tmp_path) as server:
         async with World(tmp_path, server.url) as world:
@@ -108,7 +136,8 @@ async def test_failover_to_a_replica_that_lacks_the_tail_is_told(tmp_path: Path,
             await bob.emit(3)
             await bob.end()
             await eventually(lambda: silent.of(bob) == [1, 2, 3])
-            await eventually(setup.in_step, within=10)
+            written = setup.written()  # and not all: the writer goes on meanwhile
+            await eventually(lambda: setup.replica_has(written), within=10)
             setup.replica.call("REPLICAOF", "127.0.0.1", 1)  # it gets nothing any more
             had = writer.acknowledged
             await bob.emit(3)

@@ -270,6 +270,46 @@ def test_an_agents_file_that_is_not_there(start: Start, tmp_path: Path) -> None:
     assert path in block["happened"]
 
 
+# Servers that are not there.
+
+
+def test_a_bridge_says_at_once_that_its_redis_is_not_there_and_ends_before_those_who_wait_for_it(start: Start) -> None:
+    where = _closed_port()
+    ended = start("bridge", CARREL_BRIDGE_LOG__URL=f"redis://me:secret@{where}/0", CARREL_DOWNSTREAM_WAIT_SECONDS="1.2")
+    block = _block(ended, "bridge", _FAILED)
+    assert block["phase"] == "INTEGRATION"
+    assert "Redis was not reached within 0.6 s" in block["happened"]
+    assert where in block["happened"]
+    assert "CARREL_BRIDGE_LOG__URL" in block["to do"]
+    warnings = [line for line in ended.stderr.splitlines() if "Redis is not reached; trying again" in line]
+    assert len(warnings) == 1, ended.stderr
+    assert where in warnings[0]
+    assert "secret" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "url", "service", "what"),
+    [
+        ("--redis", "redis://me:secret@{}/0", "bridge", "Redis was not reached"),
+        ("--postgres", "postgresql://me:secret@{}/carrel", "execution", "PostgreSQL"),
+    ],
+)
+def test_a_stack_without_its_server_ends_with_the_word_of_who_needs_it(
+    option: str, url: str, service: str, what: str, tmp_path: Path
+) -> None:
+    where = _closed_port()
+    ended = run_carrel(
+        *("up", "--state", str(tmp_path / "state"), "--port", "0", option, url.format(where)),
+        cwd=tmp_path,
+        environment={"CARREL_DOWNSTREAM_WAIT_SECONDS": "8"},
+    )
+    assert ended.returncode == _FAILED
+    assert f"error: {service} ended with exit code 1" in ended.stderr
+    assert what in ended.stderr
+    assert where in ended.stderr
+    assert "secret" not in ended.stdout + ended.stderr
+
+
 # Folders.
 
 

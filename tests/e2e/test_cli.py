@@ -439,6 +439,22 @@ def test_migrate_makes_both_stores_and_may_be_repeated(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "bridge" / "events.db").is_file()
 
 
+def test_migrate_leaves_the_bridge_s_file_out_when_the_log_is_in_redis(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir(mode=0o700)
+    url = "redis://me:secret@127.0.0.1:1/0"
+    for arguments, environment in (
+        (["--redis", url], {}),
+        ([], {"CARREL_UP_REDIS": url}),
+        ([], {"CARREL_BRIDGE_LOG__URL": url}),
+    ):
+        done = run_carrel("migrate", "--state", "s", *arguments, cwd=tmp_path, environment=environment)
+        assert done.returncode == 0, done.stderr
+        assert "the event log is in redis://127.0.0.1:1: nothing to migrate" in done.stdout
+        assert "secret" not in done.stdout + done.stderr
+    assert len(list((tmp_path / "s").glob("*/*.sqlite3"))) == 1
+    assert not (tmp_path / "s" / "bridge").exists()
+
+
 def test_migrate_is_refused_while_a_stack_runs(shared_stack: RunningStack, tmp_path: Path) -> None:
     done = run_carrel("migrate", "--state", state_of(shared_stack), cwd=tmp_path)
     assert done.returncode == 1

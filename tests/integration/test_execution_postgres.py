@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from carrel.cli.state import StateFolder
 from carrel.errors import StartupError
 from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import execution_pb2 as pb
@@ -157,10 +159,40 @@ def test_migrate_command_brings_the_database_up_to_date_without_a_folder(
             done = run_carrel("migrate", "--state", "none", cwd=tmp_path, environment=environment)
             assert done.returncode == 0, done.stderr
             assert f"/{name} is at version {HEAD}" in done.stdout
+            assert "bridge" in done.stdout
+            assert "no state folder" in done.stdout
             assert "Geheim" not in done.stdout + done.stderr
         assert not (tmp_path / "none").exists()
         shown = run_carrel("config", "execution", cwd=tmp_path, environment=environment)
         assert "CARREL_EXECUTION_STORE_URL" in shown.stdout
         assert "Geheim" not in shown.stdout + shown.stderr
+    finally:
+        run_apart(postgres.drop(name))
+
+
+def test_migrate_command_takes_the_database_as_an_option_and_a_stack_may_run_meanwhile(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    name = run_apart(postgres.create())
+    url = with_password(postgres.url(name), "Geheim-1")
+    state = StateFolder(tmp_path / "s")
+    state.prepare()
+    try:
+        with state.locked():
+            state.write_stack({"url": "http://127.0.0.1:1", "supervisor": os.getpid()})
+            done = run_carrel("migrate", "--state", "s", "--postgres", url, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert f"/{name} is at version {HEAD}" in done.stdout
+            assert "a stack runs in" in done.stdout
+            assert not (tmp_path / "s" / "bridge").exists()
+            assert state.running() is not None
+        done = run_carrel("migrate", "--state", "s", cwd=tmp_path, environment={"CARREL_UP_POSTGRES": url})
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "s" / "bridge" / "events.db").is_file()
+        assert not list((tmp_path / "s").glob("*/*.sqlite3"))
+        both = ("--postgres", url, "--redis", "redis://127.0.0.1:1")
+        done = run_carrel("migrate", "--state", "none", *both, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "no state folder" not in done.stdout
     finally:
         run_apart(postgres.drop(name))

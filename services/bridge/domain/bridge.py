@@ -52,6 +52,8 @@ class Bridge:
         self._log = log
         self._tasks = TaskOwner(on_failure)
         self.monitor = IntegrationMonitor(log.probe, recovery, changed=state_changed)
+        if log.changes is not None:
+            log.changes.on_return(self.monitor.note_life)
         self.hub = Hub(log, hub_options, store_failed=self.monitor.note_failure, on_failure=on_failure)
         self.counts = Counts()
 

@@ -1,13 +1,15 @@
 """Whether the bridge can be relied on: UNINITIALIZED, INITIALIZING, ACTIVE, DEGRADED or FAILED.
 
-ACTIVE is left at the first failure of the store, and entered only after a probe that really wrote. Readiness asks
-``active``; liveness is none of the store's business.
+ACTIVE is left at the first failure of the store, and entered only after a probe that really wrote. Delays between
+probes end early when the store gives a sign of life. Readiness asks ``active``; liveness is none of the store's
+business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ class RecoveryOptions:
 
     ``max_attempts`` probes follow a failure, the first after ``base_delay_s``, each delay twice the one before. When
     all fail the state is FAILED, which probes every ``failed_probe_s``. ACTIVE probes every ``active_probe_s``.
+    A sign of life is followed by a probe at once, but not more often than every ``life_probe_s``.
     """
 
     max_attempts: int = 3
@@ -31,6 +34,7 @@ class RecoveryOptions:
     failed_probe_s: float = 30.0
     active_probe_s: float = 5.0
     probe_timeout_s: float = 5.0
+    life_probe_s: float = 1.0
 
 
 class IntegrationMonitor:
@@ -59,6 +63,8 @@ class IntegrationMonitor:
         self._sleep = sleep
         self._clock = clock
         self._failed = asyncio.Event()
+        self._alive = asyncio.Event()
+        self._life_probe_at = -math.inf
         self._retry_in = self._options.base_delay_s
         self.state = IntegrationState.UNINITIALIZED
         self.since = clock()
@@ -87,6 +93,11 @@ class IntegrationMonitor:
         if self.active:
             self._enter(IntegrationState.DEGRADED)
         self._failed.set()
+
+    def note_life(self) -> None:
+        """The store has been reached anew: if it failed, look at once whether it works."""
+        if not self.active:
+            self._alive.set()
 
     async def initialize(self) -> None:
         """Probe for the first time.
@@ -129,17 +140,44 @@ class IntegrationMonitor:
             pass
 
     async def _works_after(self, delay_s: float) -> bool:
+        """Probe after the delay, and before that whenever there is a sign of life; whether a probe succeeded."""
         self._retry_in = delay_s
-        await self._sleep(delay_s)
+        delay = asyncio.ensure_future(self._sleep(delay_s))
+        try:
+            while await self._lives_before(delay):
+                # Not an attempt: a store that comes and goes must not use up the recoveries of this ladder.
+                if await self._works():
+                    self._enter(IntegrationState.ACTIVE)
+                    return True
+        finally:
+            delay.cancel()
+            await asyncio.wait([delay])
         self.attempts += 1
         if not await self._works():
             return False
         self._enter(IntegrationState.ACTIVE)
         return True
 
+    async def _lives_before(self, delay: asyncio.Future[None]) -> bool:
+        """Wait for a sign of life that may be followed by a probe; False when the delay is over first."""
+        sign = asyncio.ensure_future(self._next_sign())
+        try:
+            await asyncio.wait([delay, sign], return_when=asyncio.FIRST_COMPLETED)
+            return not delay.done()
+        finally:
+            sign.cancel()
+            await asyncio.wait([sign])
+
+    async def _next_sign(self) -> None:
+        await self._alive.wait()
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._life_probe_at + self._options.life_probe_s - loop.time())
+        self._life_probe_at = loop.time()
+
     async def _works(self) -> bool:
-        # Before the probe: a failure that is noted while it runs is looked into again.
+        # Before the probe: a failure or a sign of life that comes while it runs is looked into again.
         self._failed.clear()
+        self._alive.clear()
         try:
             async with asyncio.timeout(self._options.probe_timeout_s):
                 await self._probe()
@@ -154,6 +192,7 @@ class IntegrationMonitor:
     def _enter(self, state: IntegrationState) -> None:
         if state is IntegrationState.ACTIVE:
             self.attempts = 0
+            self._alive.clear()
         self.state = state
         self.since = self._clock()
         self._changed(state)

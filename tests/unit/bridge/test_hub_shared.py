@@ -121,6 +121,9 @@ class View:
     def follow(self, told: Callable[[Change], None], missed: Callable[[Sequence[str] | None], None]) -> None:
         self.told, self.missed = told, missed
 
+    def on_return(self, told: Callable[[], None]) -> None:
+        pass  # a hub has no use for it
+
     def listen(self, user: str) -> None:
         assert user not in self.listened
         self.listened.append(user)

@@ -18,15 +18,17 @@ class World:
     def __init__(self) -> None:
         self.works = True
         self.hangs = False
+        self.probes = 0
         self.states: list[S] = []
         self.delays: asyncio.Queue[float] = asyncio.Queue()
         self.awake = asyncio.Semaphore(0)
-        options = RecoveryOptions(active_probe_s=3600, probe_timeout_s=0.02)
+        options = RecoveryOptions(active_probe_s=3600, probe_timeout_s=0.02, life_probe_s=0.1)
         self.monitor = IntegrationMonitor(
             self.probe, options, changed=self.states.append, sleep=self.sleep, clock=lambda: 7.0
         )
 
     async def probe(self) -> None:
+        self.probes += 1
         if self.hangs:
             await asyncio.Event().wait()
         if not self.works:
@@ -128,6 +130,46 @@ async def test_failure_noted_during_a_recovery_is_looked_into_and_does_not_spin(
     await asyncio.sleep(0.05)
     assert world.monitor.active
     assert world.delays.empty()
+
+
+@pytest.mark.parametrize("failures", [0, 1, 3, 4])
+async def test_sign_of_life_ends_the_wait_in_every_state(world: World, failures: int) -> None:
+    world.fail()
+    for _ in range(failures):
+        await world.next_delay()
+        world.awake.release()
+    await world.next_delay()
+    assert world.monitor.state is (S.DEGRADED if failures < 3 else S.FAILED)
+    world.works = True
+    world.monitor.note_life()
+    await until_active(world)
+    assert world.monitor.attempts == 0
+
+
+async def test_signs_of_life_that_were_none_probe_now_and_then_and_use_up_no_recovery(world: World) -> None:
+    world.fail()
+    assert await world.next_delay() == 1.0
+    loop = asyncio.get_running_loop()
+    began, before = loop.time(), world.probes
+    while loop.time() < began + 0.25:
+        world.monitor.note_life()
+        await asyncio.sleep(0.001)
+    lasted = loop.time() - began
+    assert 2 <= world.probes - before <= 1 + lasted / 0.1
+    assert world.monitor.state is S.DEGRADED
+    assert world.delays.empty()
+    world.awake.release()
+    assert await world.next_delay() == 2.0
+    assert world.monitor.attempts == 1
+
+
+async def test_sign_of_life_while_all_is_well_is_nothing_to_look_into(world: World) -> None:
+    world.monitor.note_life()
+    world.fail()
+    before = world.probes
+    assert await world.next_delay() == 1.0
+    await asyncio.sleep(0.02)
+    assert world.probes - before <= 1  # the one that a failure is followed by
 
 
 async def until_active(world: World) -> None:

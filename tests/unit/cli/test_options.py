@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from carrel.cli import invocation
+from carrel.cli.app import app
 from carrel.cli.invocation import own_command
 from carrel.cli.reload import watched_paths
 from carrel.cli.stack import PACKAGED, open_stack, stack_options
@@ -135,3 +137,36 @@ def test_another_installation_on_the_path_is_not_this_one(tmp_path: Path, monkey
     assert own_command() == str(scripts[0])
     monkeypatch.chdir(scripts[0].parent)
     assert own_command() == "./carrel"
+
+
+@pytest.mark.parametrize("command", ["up", "migrate"])
+@pytest.mark.parametrize(
+    ("option", "variable", "value", "said"),
+    [
+        ("--redis", "CARREL_UP_REDIS", "foo", "write redis://host:port/db"),
+        ("--redis", "CARREL_UP_REDIS", "redis://me:s3cret@host:99999", "a port in it"),
+        ("--postgres", "CARREL_UP_POSTGRES", "foo", "must begin with postgresql://"),
+        ("--postgres", "CARREL_UP_POSTGRES", "postgresql://me:s3cret@host", "names no database"),
+        ("--postgres", "CARREL_UP_POSTGRES", "postgresql://me:s3cret\u2100@host/x", "is no URL"),
+    ],
+)
+def test_wrong_url_is_told_by_its_option_whoever_gave_it(
+    command: str, option: str, variable: str, value: str, said: str, tmp_path: Path
+) -> None:
+    line = [command, "--state", str(tmp_path / "s")]
+    for arguments, environment in (([*line, option, value], {}), (line, {variable: value})):
+        done = CliRunner().invoke(app, arguments, env=environment)
+        assert done.exit_code == 2, done.output
+        assert f"'{option}'" in done.output
+        assert said in done.output
+        assert "s3cret" not in done.output
+        assert "********" not in done.output
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("value", ["bridge", "bridge=0", "worker=2"])
+def test_wrong_replicas_are_a_wrong_command_line(value: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["up", "--state", str(tmp_path / "s"), "--replicas", value])
+    assert done.exit_code == 2, done.output
+    assert f"'--replicas': {value}: " in done.output
+    assert not (tmp_path / "s").exists()
