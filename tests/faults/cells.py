@@ -10,11 +10,12 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from tests.faults.edges import EDGES, Net
+from tests.faults.evidence import clock_is_off
 from tests.faults.load import Load
 from tests.faults.stores import Servers
 from tests.support.stack import SERVICES, RunningStack
@@ -23,6 +24,12 @@ from tests.support.tcp_proxy import BOTH, DOWN, UP, Direction, Mode
 __all__ = ["CELLS", "Cell", "Scene"]
 
 _BACK_S: Final = 20.0
+_CLOCK_S: Final = 3.0
+# Connections are a second old at most; on each edge with calls so many are opened anew, within so long.
+_RENEWALS: Final = 2
+_AGED_S: Final = 30.0
+# Edges with nothing but a stream that lasts as long as its process.
+_LASTING: Final = frozenset({"gateway-bridge", "execution-emitter", "agent_instance-emitter", "emitter-bridge"})
 STREAMS: Final = (
     # Edges with a stream of events, and the direction in which they go.
     ("client-gateway", DOWN),
@@ -36,7 +43,10 @@ STREAMS: Final = (
 
 @dataclass
 class Scene:
-    """Where a cell acts: the stack, its network, the load, and the seed's random numbers."""
+    """Where a cell acts: the stack, its network, the load, and the seed's random numbers.
+
+    ``notes`` are problems; ``said`` is what the fault is known to have done, to be printed.
+    """
 
     stack: RunningStack
     net: Net
@@ -44,6 +54,7 @@ class Scene:
     random: random.Random
     servers: Servers
     notes: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     async def moment(self, least: int = 10, most: int = 120) -> None:
         """A seeded moment in the middle of the load."""
@@ -59,15 +70,15 @@ class Scene:
         await until(lambda: self.stack.restarted(service, old), f"{service} is back")
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
+async def until(condition: Callable[[], bool], what: str, within: float = _BACK_S) -> None:
     """Wait for it.
 
     Raises:
         AssertionError: It did not happen in time.
     """
-    deadline = time.monotonic() + _BACK_S
+    deadline = time.monotonic() + within
     while not condition():
-        assert time.monotonic() < deadline, f"not within {_BACK_S:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
         await asyncio.sleep(0.005)
 
 
@@ -386,21 +397,51 @@ def _clock(seconds: float, *services: str) -> Act:
         clocks = scene.servers.clocks
         assert clocks is not None
         await scene.moment()
-        for service in services:
-            clocks.set(service, seconds)
         try:
-            await asyncio.sleep(4)
+            for service in services:
+                clocks.set(service, seconds)
+            began = time.monotonic()
+            await _clocks_are(scene, services, off=True)
+            await asyncio.sleep(began + 4 - time.monotonic())
         finally:
             for service in services:
                 clocks.set(service, 0.0)
+        await _clocks_are(scene, services, off=False)
 
     return act
 
 
+async def _clocks_are(scene: Scene, services: Sequence[str], *, off: bool) -> None:
+    """Wait for what the processes themselves do to say so: in which time they live."""
+    for service in services:
+        deadline = time.monotonic() + _CLOCK_S
+        while await clock_is_off(scene.stack, service) is not off:
+            assert time.monotonic() < deadline, f"{service}'s clock is {'right' if off else 'wrong still'}"
+            await asyncio.sleep(0.05)
+
+
 async def _goaway(scene: Scene) -> None:
-    """Streams are under way on connections that are told to go away, several times."""
-    await asyncio.sleep(5)
+    """Connections are told to go away while streams are on them, which go on; new calls open new connections.
+
+    Streams that last as long as their process keep their connection: these edges are only told, and nothing is lost.
+    """
     await scene.moment()
+    aged = [each.name for each in EDGES if each.setting]
+    before = {edge: scene.net.connections(edge) for edge in aged}
+    renewed: dict[str, int] = {}
+
+    def all_aged() -> bool:
+        renewed.update({edge: scene.net.connections(edge) - before[edge] for edge in aged})
+        called = [renewed[edge] for edge in aged if edge not in _LASTING]
+        return min(called) >= _RENEWALS and all(scene.net.told_to_go(edge) for edge in aged)
+
+    try:
+        await until(all_aged, "connections are renewed", within=_AGED_S)
+    except AssertionError:
+        told = {edge: scene.net.told_to_go(edge) for edge in aged}
+        raise AssertionError(f"not aged within {_AGED_S:g} s: told {told}, renewed {renewed}") from None
+    told = {edge: scene.net.told_to_go(edge) for edge in aged}
+    scene.said.append(f"told to go away: {told}; opened anew: {renewed}")
 
 
 async def _full_disk(scene: Scene) -> None:
