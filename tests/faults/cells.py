@@ -17,6 +17,7 @@ from typing import Final
 from tests.faults.edges import EDGES, Net
 from tests.faults.evidence import clock_is_off
 from tests.faults.load import Load
+from tests.faults.oracle import read_log
 from tests.faults.stores import Servers
 from tests.support.stack import SERVICES, RunningStack
 from tests.support.tcp_proxy import BOTH, DOWN, UP, Direction, Mode
@@ -25,6 +26,11 @@ __all__ = ["CELLS", "Cell", "Scene"]
 
 _BACK_S: Final = 20.0
 _CLOCK_S: Final = 3.0
+# A hint as Redis sends it; how long they are swallowed; what is late; within what a look finds it, and a call is made.
+_HINT: Final = b"$7\r\nmessage\r\n"
+_SWALLOWED_S: Final = 12.0
+_LATE_S: Final = 0.4
+_FOUND_S: Final = 5.0 + 1.0
 # Connections are a second old at most; on each edge with calls so many are opened anew, within so long.
 _RENEWALS: Final = 2
 _AGED_S: Final = 30.0
@@ -335,6 +341,35 @@ async def _hints_are_lost(scene: Scene) -> None:
         await asyncio.sleep(0.05)
 
 
+async def _hints_are_swallowed(scene: Scene) -> None:
+    """No hint arrives, and nobody is told: connections stay up. Looking where logs stand finds every event in time."""
+    await scene.moment()
+    edge = "bridge-redis"
+    before, slowest, deadline = scene.net.sieved(edge), 0.0, time.monotonic() + _SWALLOWED_S
+    seen: dict[str, float] = {}
+    with scene.net.during(edge, Mode.sieve(_HINT)):
+        while time.monotonic() < deadline or slowest < _LATE_S:
+            assert time.monotonic() < deadline + _SWALLOWED_S, f"no event was late: {slowest:.1f} s at most"
+            late = await _longest_wait(scene, seen)
+            assert late <= _FOUND_S, f"an event that is in the log has not come for {late:.1f} s"
+            slowest = max(slowest, late)
+            await asyncio.sleep(0.1)
+    swallowed = scene.net.sieved(edge) - before
+    assert swallowed, "there was no hint to swallow"
+    scene.said.append(f"{swallowed} hints swallowed, the slowest event came {slowest:.1f} s late")
+
+
+async def _longest_wait(scene: Scene, seen: dict[str, float]) -> float:
+    """How long an event has been in a log without having come; ``seen`` keeps since when each is known to be there."""
+    logs = await asyncio.gather(*(read_log(scene.stack, user.name) for user in scene.load.users))
+    now, longest = time.monotonic(), 0.0
+    for user, log in zip(scene.load.users, logs, strict=True):
+        got = {event.event_id for event in user.received.events}
+        since = [seen.setdefault(entry.event_id, now) for entry in log.entries if entry.event_id not in got]
+        longest = max(longest, now - min(since, default=now))
+    return longest
+
+
 async def _failover(scene: Scene) -> None:
     setup = scene.servers.sentinel
     assert setup is not None
@@ -558,6 +593,7 @@ def _copies_cells() -> list[Cell]:
     cells += [
         Cell("rolling restart of both copies of everything", _rolling_copies, "copies", "copies", long=True),
         Cell("hints are lost", _hints_are_lost, "copies", "copies"),
+        Cell("hints are swallowed", _hints_are_swallowed, "copies", "copies", long=True),
         Cell("PostgreSQL restarts every few seconds", _postgres_restarts, "copies", "copies"),
     ]
     return cells

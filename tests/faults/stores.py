@@ -97,7 +97,7 @@ def _sentinel(folder: Path) -> Iterator[Plant]:
 
 @contextlib.contextmanager
 def _copies(folder: Path) -> Iterator[Plant]:
-    """Two of each service; clients are spread over the gateways, and nothing else leads through a proxy."""
+    """Two of each service; clients are spread over the gateways, and bridges reach Redis through a proxy."""
     with (
         single_server(folder, aof=True) as redis,
         _postgres() as (postgres, url),
@@ -105,7 +105,8 @@ def _copies(folder: Path) -> Iterator[Plant]:
             folder,
             agents=[str(AGENTS)],
             environment=SETTINGS,
-            redis=lambda net: redis.url,
+            servers={"bridge-redis": ("127.0.0.1", redis.port)},
+            redis=lambda net: f"redis://{net.address('bridge-redis')}/0",
             postgres=lambda net: url,
             replicas=_COPIES,
         ) as (stack, net),
