@@ -44,6 +44,9 @@ EDGES: Final = (
     Edge("execution", "emitter", "CARREL_EXECUTION_EMITTER"),
     Edge("agent_instance", "emitter", "CARREL_AGENT_INSTANCE_EMITTER"),
     Edge("emitter", "bridge", "CARREL_EMITTER_BRIDGE"),
+    # Not used by runs themselves: the list of agents, and runs watched with their events.
+    Edge("gateway", "agent_instance", "CARREL_GATEWAY_AGENT_INSTANCE"),
+    Edge("execution", "bridge", "CARREL_EXECUTION_BRIDGE"),
 )
 
 
