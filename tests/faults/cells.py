@@ -142,6 +142,7 @@ def _stop(service: str, seconds: float) -> Act:
 def _network(edge: str, mode: Mode, seconds: float) -> Act:
     async def act(scene: Scene) -> None:
         await scene.moment()
+        await until(lambda: scene.net.passed(edge) > 0, f"{edge} is in use")
         with scene.net.during(edge, mode):
             await asyncio.sleep(seconds)
 
@@ -322,13 +323,18 @@ async def _redis_is_flushed(scene: Scene) -> None:
     await asyncio.to_thread(redis.call, "FLUSHALL")
 
 
-async def _redis_stops(scene: Scene) -> None:
-    redis = scene.servers.redis
-    assert redis is not None
-    await scene.moment()
-    redis.pause()
-    await asyncio.sleep(4)
-    redis.resume()
+def _redis_stops(seconds: float) -> Act:
+    async def act(scene: Scene) -> None:
+        redis = scene.servers.redis
+        assert redis is not None
+        await scene.moment()
+        redis.pause()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            redis.resume()
+
+    return act
 
 
 async def _hints_are_lost(scene: Scene) -> None:
@@ -545,7 +551,7 @@ def _shared_cells() -> list[Cell]:
     """On a Redis and a PostgreSQL."""
     acts: dict[str, Act] = {
         "Redis restarts with its data, three times": _redis_restarts_with_its_data,
-        "Redis stands still for 4 s": _redis_stops,
+        "Redis stands still for 4 s": _redis_stops(4.0),
         "hints are lost": _hints_are_lost,
         "PostgreSQL restarts every few seconds": _postgres_restarts,
         "PostgreSQL stands still for 4 s": _postgres_stops,
@@ -607,6 +613,7 @@ def _other_cells() -> list[Cell]:
     ]
     return [
         *cells,
+        Cell("Redis stands still for 20 s", _redis_stops(20.0), "stores", "default probes", long=True),
         Cell("connections between services are told to go away", _goaway, "goaway", "aging"),
         Cell("the disk is full for a while", _full_disk, "disk", "small disk"),
     ]
