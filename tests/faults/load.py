@@ -245,8 +245,9 @@ class Load:
         self._watchers: list[tuple[Watcher, asyncio.Task[None]]] = []
         first = self.users[0]
         self._lister = AgentLister(stack.http(f"{prefix}-lister", url=url))
-        # What a store has lost its runs' watchers miss as well; users must be told, and these are not asked.
-        self._run_watcher = None if options.lossy else RunWatcher(stack, first.name, first.asked)
+        self._run_watcher = RunWatcher(stack, first.name, first.asked)
+        # What a store has lost whoever watches runs misses as well: it is there, and is not judged.
+        self._lossy = options.lossy
         self._onlookers: list[asyncio.Task[None]] = []
 
     def watch(self) -> list[Watcher]:
@@ -263,8 +264,7 @@ class Load:
     async def start(self) -> None:
         """Begin."""
         self._tasks = [asyncio.create_task(user.live(), name=user.name) for user in self.users]
-        looking = [self._lister.live(), *([self._run_watcher.live()] if self._run_watcher else [])]
-        self._onlookers = [asyncio.create_task(each) for each in looking]
+        self._onlookers = [asyncio.create_task(each) for each in (self._lister.live(), self._run_watcher.live())]
 
     async def events(self, more: int, within: float = 30.0) -> None:
         """Wait until so many more events have arrived.
@@ -291,7 +291,7 @@ class Load:
         verdict.problems += [problem for watcher, _ in self._watchers for problem in (await watcher.end()).problems]
         await asyncio.gather(*(task for _, task in self._watchers), return_exceptions=True)
         verdict.problems += await self._lister.end(self._onlookers[0])
-        if self._run_watcher is not None and (log := self.users[0].log) is not None:
+        if not self._lossy and (log := self.users[0].log) is not None:
             verdict.problems += await self._run_watcher.end(self._onlookers[1], log)
         slowest = max((user.recovered_at or healed_at for user in self.users), default=healed_at)
         return verdict, slowest - healed_at
