@@ -10,12 +10,14 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from tests.faults.edges import EDGES, Net
+from tests.faults.evidence import clock_is_off
 from tests.faults.load import Load
+from tests.faults.oracle import read_log
 from tests.faults.stores import Servers
 from tests.support.stack import SERVICES, RunningStack
 from tests.support.tcp_proxy import BOTH, DOWN, UP, Direction, Mode
@@ -23,6 +25,17 @@ from tests.support.tcp_proxy import BOTH, DOWN, UP, Direction, Mode
 __all__ = ["CELLS", "Cell", "Scene"]
 
 _BACK_S: Final = 20.0
+_CLOCK_S: Final = 3.0
+# A hint as Redis sends it; how long they are swallowed; what is late; within what a look finds it, and a call is made.
+_HINT: Final = b"$7\r\nmessage\r\n"
+_SWALLOWED_S: Final = 12.0
+_LATE_S: Final = 0.4
+_FOUND_S: Final = 5.0 + 1.0
+# Connections are a second old at most; on each edge with calls so many are opened anew, within so long.
+_RENEWALS: Final = 2
+_AGED_S: Final = 30.0
+# Edges with nothing but a stream that lasts as long as its process.
+_LASTING: Final = frozenset({"gateway-bridge", "execution-emitter", "agent_instance-emitter", "emitter-bridge"})
 STREAMS: Final = (
     # Edges with a stream of events, and the direction in which they go.
     ("client-gateway", DOWN),
@@ -36,7 +49,10 @@ STREAMS: Final = (
 
 @dataclass
 class Scene:
-    """Where a cell acts: the stack, its network, the load, and the seed's random numbers."""
+    """Where a cell acts: the stack, its network, the load, and the seed's random numbers.
+
+    ``notes`` are problems; ``said`` is what the fault is known to have done, to be printed.
+    """
 
     stack: RunningStack
     net: Net
@@ -44,6 +60,7 @@ class Scene:
     random: random.Random
     servers: Servers
     notes: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     async def moment(self, least: int = 10, most: int = 120) -> None:
         """A seeded moment in the middle of the load."""
@@ -59,15 +76,15 @@ class Scene:
         await until(lambda: self.stack.restarted(service, old), f"{service} is back")
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
+async def until(condition: Callable[[], bool], what: str, within: float = _BACK_S) -> None:
     """Wait for it.
 
     Raises:
         AssertionError: It did not happen in time.
     """
-    deadline = time.monotonic() + _BACK_S
+    deadline = time.monotonic() + within
     while not condition():
-        assert time.monotonic() < deadline, f"not within {_BACK_S:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
         await asyncio.sleep(0.005)
 
 
@@ -125,6 +142,7 @@ def _stop(service: str, seconds: float) -> Act:
 def _network(edge: str, mode: Mode, seconds: float) -> Act:
     async def act(scene: Scene) -> None:
         await scene.moment()
+        await until(lambda: scene.net.passed(edge) > 0, f"{edge} is in use")
         with scene.net.during(edge, mode):
             await asyncio.sleep(seconds)
 
@@ -305,13 +323,18 @@ async def _redis_is_flushed(scene: Scene) -> None:
     await asyncio.to_thread(redis.call, "FLUSHALL")
 
 
-async def _redis_stops(scene: Scene) -> None:
-    redis = scene.servers.redis
-    assert redis is not None
-    await scene.moment()
-    redis.pause()
-    await asyncio.sleep(4)
-    redis.resume()
+def _redis_stops(seconds: float) -> Act:
+    async def act(scene: Scene) -> None:
+        redis = scene.servers.redis
+        assert redis is not None
+        await scene.moment()
+        redis.pause()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            redis.resume()
+
+    return act
 
 
 async def _hints_are_lost(scene: Scene) -> None:
@@ -322,6 +345,35 @@ async def _hints_are_lost(scene: Scene) -> None:
     for _ in range(60):
         await asyncio.to_thread(redis.call, "CLIENT", "KILL", "TYPE", "pubsub")
         await asyncio.sleep(0.05)
+
+
+async def _hints_are_swallowed(scene: Scene) -> None:
+    """No hint arrives, and nobody is told: connections stay up. Looking where logs stand finds every event in time."""
+    await scene.moment()
+    edge = "bridge-redis"
+    before, slowest, deadline = scene.net.sieved(edge), 0.0, time.monotonic() + _SWALLOWED_S
+    seen: dict[str, float] = {}
+    with scene.net.during(edge, Mode.sieve(_HINT)):
+        while time.monotonic() < deadline or slowest < _LATE_S:
+            assert time.monotonic() < deadline + _SWALLOWED_S, f"no event was late: {slowest:.1f} s at most"
+            late = await _longest_wait(scene, seen)
+            assert late <= _FOUND_S, f"an event that is in the log has not come for {late:.1f} s"
+            slowest = max(slowest, late)
+            await asyncio.sleep(0.1)
+    swallowed = scene.net.sieved(edge) - before
+    assert swallowed, "there was no hint to swallow"
+    scene.said.append(f"{swallowed} hints swallowed, the slowest event came {slowest:.1f} s late")
+
+
+async def _longest_wait(scene: Scene, seen: dict[str, float]) -> float:
+    """How long an event has been in a log without having come; ``seen`` keeps since when each is known to be there."""
+    logs = await asyncio.gather(*(read_log(scene.stack, user.name) for user in scene.load.users))
+    now, longest = time.monotonic(), 0.0
+    for user, log in zip(scene.load.users, logs, strict=True):
+        got = {event.event_id for event in user.received.events}
+        since = [seen.setdefault(entry.event_id, now) for entry in log.entries if entry.event_id not in got]
+        longest = max(longest, now - min(since, default=now))
+    return longest
 
 
 async def _failover(scene: Scene) -> None:
@@ -386,21 +438,51 @@ def _clock(seconds: float, *services: str) -> Act:
         clocks = scene.servers.clocks
         assert clocks is not None
         await scene.moment()
-        for service in services:
-            clocks.set(service, seconds)
         try:
-            await asyncio.sleep(4)
+            for service in services:
+                clocks.set(service, seconds)
+            began = time.monotonic()
+            await _clocks_are(scene, services, off=True)
+            await asyncio.sleep(began + 4 - time.monotonic())
         finally:
             for service in services:
                 clocks.set(service, 0.0)
+        await _clocks_are(scene, services, off=False)
 
     return act
 
 
+async def _clocks_are(scene: Scene, services: Sequence[str], *, off: bool) -> None:
+    """Wait for what the processes themselves do to say so: in which time they live."""
+    for service in services:
+        deadline = time.monotonic() + _CLOCK_S
+        while await clock_is_off(scene.stack, service) is not off:
+            assert time.monotonic() < deadline, f"{service}'s clock is {'right' if off else 'wrong still'}"
+            await asyncio.sleep(0.05)
+
+
 async def _goaway(scene: Scene) -> None:
-    """Streams are under way on connections that are told to go away, several times."""
-    await asyncio.sleep(5)
+    """Connections are told to go away while streams are on them, which go on; new calls open new connections.
+
+    Streams that last as long as their process keep their connection: these edges are only told, and nothing is lost.
+    """
     await scene.moment()
+    aged = [each.name for each in EDGES if each.setting]
+    before = {edge: scene.net.connections(edge) for edge in aged}
+    renewed: dict[str, int] = {}
+
+    def all_aged() -> bool:
+        renewed.update({edge: scene.net.connections(edge) - before[edge] for edge in aged})
+        called = [renewed[edge] for edge in aged if edge not in _LASTING]
+        return min(called) >= _RENEWALS and all(scene.net.told_to_go(edge) for edge in aged)
+
+    try:
+        await until(all_aged, "connections are renewed", within=_AGED_S)
+    except AssertionError:
+        told = {edge: scene.net.told_to_go(edge) for edge in aged}
+        raise AssertionError(f"not aged within {_AGED_S:g} s: told {told}, renewed {renewed}") from None
+    told = {edge: scene.net.told_to_go(edge) for edge in aged}
+    scene.said.append(f"told to go away: {told}; opened anew: {renewed}")
 
 
 async def _full_disk(scene: Scene) -> None:
@@ -469,7 +551,7 @@ def _shared_cells() -> list[Cell]:
     """On a Redis and a PostgreSQL."""
     acts: dict[str, Act] = {
         "Redis restarts with its data, three times": _redis_restarts_with_its_data,
-        "Redis stands still for 4 s": _redis_stops,
+        "Redis stands still for 4 s": _redis_stops(4.0),
         "hints are lost": _hints_are_lost,
         "PostgreSQL restarts every few seconds": _postgres_restarts,
         "PostgreSQL stands still for 4 s": _postgres_stops,
@@ -517,6 +599,7 @@ def _copies_cells() -> list[Cell]:
     cells += [
         Cell("rolling restart of both copies of everything", _rolling_copies, "copies", "copies", long=True),
         Cell("hints are lost", _hints_are_lost, "copies", "copies"),
+        Cell("hints are swallowed", _hints_are_swallowed, "copies", "copies", long=True),
         Cell("PostgreSQL restarts every few seconds", _postgres_restarts, "copies", "copies"),
     ]
     return cells
@@ -530,6 +613,7 @@ def _other_cells() -> list[Cell]:
     ]
     return [
         *cells,
+        Cell("Redis stands still for 20 s", _redis_stops(20.0), "stores", "default probes", long=True),
         Cell("connections between services are told to go away", _goaway, "goaway", "aging"),
         Cell("the disk is full for a while", _full_disk, "disk", "small disk"),
     ]

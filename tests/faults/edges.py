@@ -44,7 +44,14 @@ EDGES: Final = (
     Edge("execution", "emitter", "CARREL_EXECUTION_EMITTER"),
     Edge("agent_instance", "emitter", "CARREL_AGENT_INSTANCE_EMITTER"),
     Edge("emitter", "bridge", "CARREL_EMITTER_BRIDGE"),
+    # Not used by runs themselves: the list of agents, and runs watched with their events.
+    Edge("gateway", "agent_instance", "CARREL_GATEWAY_AGENT_INSTANCE"),
+    Edge("execution", "bridge", "CARREL_EXECUTION_BRIDGE"),
 )
+
+
+# What gRPC's frame that says so gives as its reason.
+_GO_AWAY: Final = b"max_age"
 
 
 class Net:
@@ -89,6 +96,18 @@ class Net:
         """How often an edge was cut after so many bytes."""
         return self._proxies.proxies[edge].cuts
 
+    def connections(self, edge: str) -> int:
+        """How many connections an edge has seen so far."""
+        return self._proxies.proxies[edge].accepted
+
+    def told_to_go(self, edge: str) -> int:
+        """How many connections of an edge have been told to go away because of their age."""
+        return self._proxies.proxies[edge].seen[_GO_AWAY]
+
+    def sieved(self, edge: str) -> int:
+        """How many messages an edge in that mode has swallowed."""
+        return self._proxies.proxies[edge].sieved
+
     def heal(self) -> None:
         """All edges are whole."""
         self._proxies.heal()
@@ -122,7 +141,7 @@ def edged_stack(
     state = StateFolder(folder / "state")
     targets = {edge.name: _leads_to(state, edge.server) for edge in EDGES if not (replicas and edge.setting)}
     targets |= {name: partial(_always, at) for name, at in (servers or {}).items()}
-    with ProxyThread(targets) as proxies:
+    with ProxyThread(targets, marks=[_GO_AWAY]) as proxies:
         net = Net(proxies)
         through = {edge.setting: net.address(edge.name) for edge in EDGES if edge.setting and edge.name in targets}
         with running_stack(

@@ -12,6 +12,7 @@ from typing import Final
 from carrel.client import Backoff, Event, Position, SocketClient
 from carrel.errors import CarrelError, Status
 from carrel.ids import new_id
+from tests.faults.onlookers import AgentLister, RunWatcher
 from tests.faults.oracle import TERMINAL, LogEnd, Received, Verdict, judge, read_log
 from tests.support.stack import RunningStack
 
@@ -78,7 +79,7 @@ class LoadUser:
         self.problems: list[str] = []
         self.event_count = 0
         self.log: LogEnd | None = None
-        self._asked: dict[str, float] = {}
+        self.asked: dict[str, float] = {}
         self._ended: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._finish_after = float("inf")
@@ -139,7 +140,7 @@ class LoadUser:
             await asyncio.sleep(0.2)
             return
         self.accepted.add(run.run_id)
-        self._asked[run.run_id] = asked_at
+        self.asked[run.run_id] = asked_at
         if await self._ended_within(run.run_id, END_S):
             self.done[run.run_id] = _Done(asked_at, self._ended[run.run_id])
             return
@@ -242,6 +243,12 @@ class Load:
         self._url = url
         self._tasks: list[asyncio.Task[None]] = []
         self._watchers: list[tuple[Watcher, asyncio.Task[None]]] = []
+        first = self.users[0]
+        self._lister = AgentLister(stack.http(f"{prefix}-lister", url=url))
+        self._run_watcher = RunWatcher(stack, first.name, first.asked)
+        # What a store has lost whoever watches runs misses as well: it is there, and is not judged.
+        self._lossy = options.lossy
+        self._onlookers: list[asyncio.Task[None]] = []
 
     def watch(self) -> list[Watcher]:
         """Let every user open a further connection, from the beginning of its log."""
@@ -257,6 +264,7 @@ class Load:
     async def start(self) -> None:
         """Begin."""
         self._tasks = [asyncio.create_task(user.live(), name=user.name) for user in self.users]
+        self._onlookers = [asyncio.create_task(each) for each in (self._lister.live(), self._run_watcher.live())]
 
     async def events(self, more: int, within: float = 30.0) -> None:
         """Wait until so many more events have arrived.
@@ -282,12 +290,15 @@ class Load:
             verdict += await user.verdict()
         verdict.problems += [problem for watcher, _ in self._watchers for problem in (await watcher.end()).problems]
         await asyncio.gather(*(task for _, task in self._watchers), return_exceptions=True)
+        verdict.problems += await self._lister.end(self._onlookers[0])
+        if not self._lossy and (log := self.users[0].log) is not None:
+            verdict.problems += await self._run_watcher.end(self._onlookers[1], log)
         slowest = max((user.recovered_at or healed_at for user in self.users), default=healed_at)
         return verdict, slowest - healed_at
 
     async def cancel(self) -> None:
         """Stop at once, when the cell itself has failed."""
-        tasks = [*self._tasks, *(task for _, task in self._watchers)]
+        tasks = [*self._tasks, *(task for _, task in self._watchers), *self._onlookers]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -47,6 +47,7 @@ class Outcome:
     took_s: float
     recovered_s: float
     problems: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -66,6 +67,7 @@ class Outcome:
             "ends": dict(self.verdict.ends),
             "took_s": round(self.took_s, 1),
             "recovered_s": round(self.recovered_s, 1),
+            "said": self.said,
             "problems": [*self.problems, *self.verdict.problems],
         }
 
@@ -78,7 +80,7 @@ class Outcome:
         return (
             f"{'ok    ' if self.good else 'FAILED'} {self.cell.name:<46} {numbers['committed']:>5} committed, "
             f"back after {self.recovered_s:4.1f} s, {self.took_s:5.1f} s in all; {ends}{'; ' + said if said else ''}"
-            f"{'; ' + ', '.join(wrong) if wrong else ''}"
+            f"{'; ' + ', '.join(wrong) if wrong else ''}{'; ' + '; '.join(self.said) if self.said else ''}"
         )
 
 
@@ -148,7 +150,7 @@ async def run_cell(plant: Plant, cell: Cell, seed: str, users: int = USERS) -> O
     if recovered_s > _RECOVERS_S:
         problems.append(f"only {recovered_s:.1f} s after the end of the fault every user's new run had ended")
     problems += scene.notes
-    return Outcome(cell, seed, verdict, time.monotonic() - began, recovered_s, problems)
+    return Outcome(cell, seed, verdict, time.monotonic() - began, recovered_s, problems, scene.said)
 
 
 async def run_cells(

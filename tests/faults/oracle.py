@@ -182,10 +182,13 @@ def judge(received: Received, log: LogEnd, accepted: Iterable[str] = (), *, loss
         received: What came, up to the log's end: whoever calls has waited for it.
         log: What the log holds now.
         accepted: Runs that were answered with ``run_accepted``: what was acknowledged must be there.
-        lossy: The store itself has lost something: runs may lack events, and only what is there must be right.
+        lossy: The store itself has lost something: runs may lack events, what is there must be right, and whoever
+            lacks anything must have been told so.
     """
     verdict = judge_delivery(received, log)
     _judge_runs(verdict, received.user, log, set() if lossy else set(accepted), lossy)
+    if lossy:
+        _judge_told(verdict, received, log, accepted)
     return verdict
 
 
@@ -302,12 +305,72 @@ def _judge_runs(verdict: Verdict, user: str, log: LogEnd, accepted: set[str], lo
             _judge_steps(verdict, user, run_id, entries)
 
 
+def _judge_told(verdict: Verdict, received: Received, log: LogEnd, accepted: Iterable[str]) -> None:
+    """Of a store that lost something: a user who lacks anything of it has had a reset, a gap, or a ``log_gap``."""
+    told = bool(received.resets or _told_missing(received)) or any(e.event_type == "log_gap" for e in log.entries)
+    lacks = [] if told else [*_broken_runs(log, accepted), *_given_but_gone(received, log)]
+    verdict.found("lost", len(lacks), f"{received.user} was told of no loss, and lacks: {lacks[:_SHOWN]}")
+
+
+def _broken_runs(log: LogEnd, accepted: Iterable[str]) -> list[str]:
+    """Runs, accepted or in the log, that are not whole in it: no beginning, no end, or numbered steps that skip."""
+    by_run: dict[str, list[Committed]] = {run_id: [] for run_id in accepted}
+    for entry in log.entries:
+        by_run.setdefault(entry.run_id, []).append(entry)
+    broken = []
+    for run_id, entries in by_run.items():
+        kinds = [entry.event_type for entry in entries]
+        if kinds[:1] != ["run_accepted"] or kinds[-1:] != [TERMINAL]:
+            broken.append(f"{run_id}, of which there is {kinds[:1]} to {kinds[-1:]}")
+        else:
+            succeeded = json.loads(entries[-1].data).get("status") == "SUCCEEDED"
+            short = [stage for stage in _stages(entries) if stage.missing(ended=succeeded) > stage.shed]
+            broken += [f"steps of {run_id}, {stage.agent}, which has {sorted(stage.numbers)}" for stage in short]
+    return broken
+
+
+def _given_but_gone(received: Received, log: LogEnd) -> list[str]:
+    """What the user was given and is not in the log as it was given: it ended there, or has begun anew."""
+    there = {(entry.offset, entry.event_id) for entry in log.entries}
+    return [
+        f"{event.event_type} at {event.epoch}:{event.offset}, which the log has no more"
+        for event in received.events
+        if (event.offset, event.event_id) not in there or event.epoch not in {"", log.epoch}
+    ]
+
+
 def _judge_steps(verdict: Verdict, user: str, run_id: str, entries: Sequence[Committed]) -> None:
     """A stage that ended well had each of its numbered steps acknowledged: they are there, or said to be left out."""
+    for stage in _stages(entries):
+        missing = stage.missing(ended=True)
+        if missing > stage.shed:
+            told = f"{user}: {run_id}, {stage.agent}: {missing} of {stage.steps} steps are gone"
+            verdict.found("lost", missing - stage.shed, told)
+        verdict.notices["shed"] += stage.shed
+    verdict.notices += Counter()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The numbered steps of a stage's last attempt, how many were left out and said so, and how many it took."""
+
+    agent: str
+    numbers: set[int]
+    shed: int
+    steps: int
+
+    def missing(self, *, ended: bool) -> int:
+        """How many steps are not there: up to the highest that is, or to the last, when the stage ended well."""
+        wanted = self.steps if ended else max(self.numbers, default=0)
+        return wanted - len(self.numbers) if wanted else 0
+
+
+def _stages(entries: Sequence[Committed]) -> list[_Stage]:
     by_stage: dict[str, list[Committed]] = {}
     for entry in entries:
         if entry.agent_name and not entry.child:
             by_stage.setdefault(entry.agent_name, []).append(entry)
+    stages = []
     for agent, mine in by_stage.items():
         last = max(entry.attempt for entry in mine)
         told = [
@@ -315,14 +378,10 @@ def _judge_steps(verdict: Verdict, user: str, run_id: str, entries: Sequence[Com
             for e in mine
             if e.attempt == last and e.event_type in {"agent_thinking", "agent_completed"}
         ]
-        steps = [data["number"] for data in told if "number" in data]
+        numbers = {int(data["number"]) for data in told if "number" in data}
         shed = sum(int(data.get("shed") or 0) for data in told)
-        wanted = _steps_of(mine)
-        missing = wanted - len(set(steps)) if wanted else 0
-        if missing > shed:
-            verdict.found("lost", missing - shed, f"{user}: {run_id}, {agent}: {missing} of {wanted} steps are gone")
-        verdict.notices["shed"] += shed
-    verdict.notices += Counter()
+        stages.append(_Stage(agent, numbers, shed, _steps_of(mine)))
+    return stages
 
 
 def _steps_of(entries: Sequence[Committed]) -> int:

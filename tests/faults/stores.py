@@ -27,15 +27,18 @@ from tests.support.tcp_proxy import Address
 
 __all__ = ["PLANTS", "SETTINGS", "Plant", "Servers"]
 
+_PROBES: Final = {
+    # A store that failed is looked at again after 30 s; tests have no such patience.
+    "CARREL_BRIDGE_PROBE_INTERVAL_S": "0.5",
+    "CARREL_BRIDGE_FAILED_PROBE_INTERVAL_S": "0.5",
+}
 # A reader that hears nothing for 2.5 heartbeats comes back by itself; tests have no patience for the default's 75 s.
 SETTINGS: Final = {
     "WEBSOCKET_HEARTBEAT_INTERVAL": "1",
     "CARREL_EXECUTION_RUNS_PER_MINUTE_PER_USER": "0",
     "CARREL_LOG_LEVEL": "info",
     "CARREL_DOWNSTREAM_WAIT_SECONDS": "30",
-    # A store that failed is looked at again after 30 s; tests have no such patience.
-    "CARREL_BRIDGE_PROBE_INTERVAL_S": "0.5",
-    "CARREL_BRIDGE_FAILED_PROBE_INTERVAL_S": "0.5",
+    **_PROBES,
 }
 _DISK_MIB: Final = 32
 _COPIES: Final = dict.fromkeys(SERVICES, 2)
@@ -66,9 +69,18 @@ def _sqlite(folder: Path) -> Iterator[Plant]:
         yield Plant(stack, net, Servers())
 
 
-@contextlib.contextmanager
-def _shared(folder: Path) -> Iterator[Plant]:
+def _shared(folder: Path) -> AbstractContextManager[Plant]:
     """Single copies, and a proxy before each server."""
+    return _on_servers(folder, SETTINGS)
+
+
+def _default_probes(folder: Path) -> AbstractContextManager[Plant]:
+    """As ``_shared``, with a bridge that looks at its log as often as it does by default."""
+    return _on_servers(folder, {name: value for name, value in SETTINGS.items() if name not in _PROBES})
+
+
+@contextlib.contextmanager
+def _on_servers(folder: Path, settings: Mapping[str, str]) -> Iterator[Plant]:
     with single_server(folder, aof=True) as redis, _postgres() as (postgres, url):
         servers = Servers(redis, postgres=postgres)
         before: Mapping[str, Address] = {
@@ -78,7 +90,7 @@ def _shared(folder: Path) -> Iterator[Plant]:
         with edged_stack(
             folder,
             agents=[str(AGENTS)],
-            environment=SETTINGS,
+            environment=settings,
             servers=before,
             redis=lambda net: f"redis://{net.address('bridge-redis')}/0",
             postgres=lambda net: _at(url, net.address("execution-postgres")),
@@ -97,7 +109,7 @@ def _sentinel(folder: Path) -> Iterator[Plant]:
 
 @contextlib.contextmanager
 def _copies(folder: Path) -> Iterator[Plant]:
-    """Two of each service; clients are spread over the gateways, and nothing else leads through a proxy."""
+    """Two of each service; clients are spread over the gateways, and bridges reach Redis through a proxy."""
     with (
         single_server(folder, aof=True) as redis,
         _postgres() as (postgres, url),
@@ -105,7 +117,8 @@ def _copies(folder: Path) -> Iterator[Plant]:
             folder,
             agents=[str(AGENTS)],
             environment=SETTINGS,
-            redis=lambda net: redis.url,
+            servers={"bridge-redis": ("127.0.0.1", redis.port)},
+            redis=lambda net: f"redis://{net.address('bridge-redis')}/0",
             postgres=lambda net: url,
             replicas=_COPIES,
         ) as (stack, net),
@@ -175,6 +188,7 @@ def _at(url: str, address: str) -> str:
 PLANTS: Final[Mapping[str, Callable[[Path], AbstractContextManager[Plant]]]] = {
     "sqlite": _sqlite,
     "shared": _shared,
+    "default probes": _default_probes,
     "sentinel": _sentinel,
     "copies": _copies,
     "clocks": _clocks,

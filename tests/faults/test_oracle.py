@@ -123,3 +123,37 @@ def test_events_after_a_run_s_end_are_found() -> None:
     log = good_log()
     late = [*log, committed(7, "agent_thinking")]
     assert not judge(received(late), LogEnd("e", late)).good
+
+
+def test_a_lossy_store_whose_log_is_whole_needs_no_word() -> None:
+    log = good_log()
+    assert judge(received(log), LogEnd("e", log), ["run-1"], lossy=True).good
+
+
+@pytest.mark.parametrize("kept", range(6))
+def test_a_lossy_store_that_lost_the_end_of_a_run_unseen_must_have_said_so(kept: int) -> None:
+    log = good_log()[:kept]
+    got = received(log)
+    assert judge(got, LogEnd("e", log), ["run-1"], lossy=True).lost
+    got.add(Notice("reset", {"reason": "epoch_changed", "offset": kept}))
+    assert judge(got, LogEnd("e", log), ["run-1"], lossy=True).good
+
+
+@pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED"])
+def test_a_lossy_store_that_lost_a_step_unseen_must_have_said_so(status: str) -> None:
+    log = good_log()
+    log[-1] = log[-1]._replace(data=json.dumps({"status": status}))
+    short = [entry._replace(offset=n, event_id=f"evt-{n}") for n, entry in enumerate(log[:2] + log[3:], 1)]
+    assert judge(received(short), LogEnd("e", short), ["run-1"], lossy=True).lost
+    short.insert(3, committed(4, "log_gap"))
+    told = [entry._replace(offset=n, event_id=f"evt-{n}") for n, entry in enumerate(short, 1)]
+    assert judge(received(told), LogEnd("e", told), ["run-1"], lossy=True).good
+
+
+def test_a_lossy_store_that_lost_what_a_user_had_been_given_must_have_said_so() -> None:
+    log = good_log()
+    got = received(good_log("run-9"))
+    later = [entry._replace(event_id=f"new-{entry.offset}") for entry in log]
+    for event in received(later).items:
+        got.add(event)
+    assert judge(got, LogEnd("e", later), lossy=True).lost

@@ -11,8 +11,8 @@ from tests.faults.matrix import run_cells, sample, table
 from tests.faults.stores import PLANTS
 
 SEED = 5
-# On embedded stores, and in two copies of everything on a Redis and a PostgreSQL.
-SAMPLES = [("sqlite", 4), ("copies", 2)]
+# On embedded stores, in two copies of everything on a Redis and a PostgreSQL, and on a Redis that fails over.
+SAMPLES = [("sqlite", 3), ("copies", 2), ("sentinel", 1)]
 
 
 @pytest.mark.chaos

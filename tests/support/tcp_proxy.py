@@ -18,7 +18,7 @@ import enum
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -53,6 +53,7 @@ class _Kind(enum.Enum):
     RESET = "reset"
     REFUSE = "refuse"
     CUT = "cut"
+    SIEVE = "sieve"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Mode:
     seconds: float = 0.0
     direction: Direction = BOTH
     count: int = 0
+    mark: bytes = b""
 
     @classmethod
     def delay(cls, seconds: float) -> Mode:
@@ -99,6 +101,14 @@ class Mode:
         """Once: after exactly so many more bytes in this direction, of all connections, they are all reset."""
         return cls(_Kind.CUT, direction=direction, count=after)
 
+    @classmethod
+    def sieve(cls, mark: bytes, direction: Direction = DOWN) -> Mode:
+        """Whatever arrives together with this mark is swallowed, and the rest passes; nobody is told anything.
+
+        Only for what is spoken in messages that are sent one by one: the bytes that follow must still make sense.
+        """
+        return cls(_Kind.SIEVE, direction=direction, mark=mark)
+
     def __str__(self) -> str:
         which = {UP: " up", DOWN: " down"}.get(self.direction, "")
         size = (
@@ -117,9 +127,16 @@ class TcpProxy:
         target: Where connections lead, asked for each; None while nobody knows (the connection is reset then).
         host: Where it listens; the port is any free one.
         port: The port, when it must be a certain one.
+        marks: Bytes whose comings are counted, in ``seen``.
     """
 
-    def __init__(self, target: Callable[[], Address | None], host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        target: Callable[[], Address | None],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        marks: Sequence[bytes] = (),
+    ) -> None:
         self._target = target
         self._host = host
         self._port = port
@@ -131,6 +148,8 @@ class TcpProxy:
         self._links: set[_Link] = set()
         self.accepted = 0
         self.cuts = 0
+        self.sieved = 0
+        self.seen = dict.fromkeys(marks, 0)
         self.passed = {UP: 0, DOWN: 0}
 
     @property
@@ -231,6 +250,9 @@ class TcpProxy:
                 return b""
             elif mode.kind is _Kind.CUT and direction & mode.direction:
                 return self._up_to_the_cut(data)
+            elif mode.kind is _Kind.SIEVE and direction & mode.direction and mode.mark in data:
+                self.sieved += 1
+                return b""
             else:
                 return data
 
@@ -239,9 +261,11 @@ class TcpProxy:
         self._left -= len(taken)
         return taken
 
-    def sent(self, direction: Direction, size: int) -> bool:
-        """So much went on; whether this was the last before the cut."""
-        self.passed[direction] += size
+    def sent(self, direction: Direction, data: bytes) -> bool:
+        """This went on; whether it was the last before the cut."""
+        self.passed[direction] += len(data)
+        for mark in self.seen:
+            self.seen[mark] += data.count(mark)
         if self._mode.kind is not _Kind.CUT or not direction & self._mode.direction or self._left:
             return False
         self.cuts += 1
@@ -332,7 +356,7 @@ class _Link:
                 going = await proxy.rule(self, direction, data)
                 if going and not self.spoilt:
                     await loop.sock_sendall(sink, going)
-                if proxy.sent(direction, len(going)):
+                if proxy.sent(direction, going):
                     raise _Cut
         except OSError:
             if proxy.mode.kind is not _Kind.HALF_OPEN:
@@ -363,10 +387,12 @@ class ProxyThread:
 
     Args:
         targets: What each leads to.
+        marks: As ``TcpProxy``, of all of them.
     """
 
-    def __init__(self, targets: Mapping[str, Callable[[], Address | None]]) -> None:
+    def __init__(self, targets: Mapping[str, Callable[[], Address | None]], marks: Sequence[bytes] = ()) -> None:
         self._targets = dict(targets)
+        self._marks = marks
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
         self.proxies: dict[str, TcpProxy] = {}
@@ -413,7 +439,7 @@ class ProxyThread:
 
     async def _open(self) -> None:
         for name, target in self._targets.items():
-            self.proxies[name] = await TcpProxy(target).__aenter__()
+            self.proxies[name] = await TcpProxy(target, marks=self._marks).__aenter__()
 
     async def _close(self) -> None:
         for proxy in self.proxies.values():

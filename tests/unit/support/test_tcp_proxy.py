@@ -277,3 +277,23 @@ def test_modes_say_what_they_are() -> None:
         "half-open",
         "cut down after 10 bytes",
     ]
+
+
+async def test_what_comes_with_a_mark_is_swallowed_and_the_rest_goes_on(proxy: TcpProxy) -> None:
+    async with connected(proxy) as client:
+        await proxy.set(Mode.sieve(b"hint"))
+        await client.say(b"a hint for you")
+        assert await client.hears_nothing()
+        await client.say(b"pong")
+        assert await client.hear(4) == b"pong"
+        assert proxy.sieved == 1
+        await proxy.set(PASS)
+        await client.say(b"hint")
+        assert await client.hear(4) == b"hint"
+
+
+async def test_marks_are_counted_as_they_go_on(echo: Echo) -> None:
+    async with TcpProxy(lambda: echo.address, marks=[b"max_age"]) as proxy, connected(proxy) as client:
+        await client.say(b"..max_age..max_age")
+        assert await client.hear(18)
+        assert proxy.seen == {b"max_age": 4}
