@@ -125,6 +125,8 @@ class EventHandlers:
     async def _stream(self, request: web.Request, login: Login, asked: _Asked) -> web.StreamResponse:
         stream = EventStream(new_id("sse"), login, self._parts, self._stream_options, asked.run_id)
         with self._parts.hub.join(login, stream) as feed, self._parts.connections.session(stream):
+            # The run was asked for since the login was verified; from here on a revocation finds the stream.
+            self._parts.logins.check(login)
             try:
                 start = await self._find(login, feed, asked)
             except CarrelError as error:
