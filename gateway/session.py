@@ -43,7 +43,6 @@ Waiting: TypeAlias = Coroutine[Any, Any, None]
 
 _BAD_IN_A_ROW: Final = 10
 _AT_ONCE: Final = 8
-_IN_A_TURN: Final = 64
 
 
 class Logins(Protocol):
@@ -263,17 +262,16 @@ class Session:
         self.end(CloseCode.INTERNAL)
 
     def _advance(self) -> Waiting | None:
-        """Act on messages in their order, until there are none, or something has to be waited for."""
+        """Act on messages in their order, until there are none, or something has to be waited for.
+
+        How many there are at once the socket bounds.
+        """
         socket, out = self._socket, self._out
         assert socket is not None
         assert out is not None
-        done = 0
         while self._ending is None:
             if not out.has_room:
                 return out.room()
-            if (done := done + 1) > _IN_A_TURN:
-                # One read may bring thousands of small frames: others have their turn in between.
-                return asyncio.sleep(0)
             message = socket.next_message()
             if message is None:
                 break

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,11 @@ MAX_MESSAGE_BYTES: Final = 1 << 20
 # Messages that wait to be acted on; beyond it nothing more is read from the peer.
 _MOST_WAITING: Final = 32
 _MOST_WAITING_BYTES: Final = 128 * 1024
+# How long one connection's frames may occupy the loop at once. It then rests for as long as they did.
+_AT_ONCE_S: Final = 0.002
+
+# The loop's own clock stands still between two turns.
+_clock = time.monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +78,9 @@ class Socket(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_close_sent", "_deaf", "_gone", "_held_back", "_reader", "_timer", "_waiting_bytes", "deflate_bits", "full",
-        "heard", "inbox", "lost", "on_full", "on_inbox", "on_lost", "on_room", "transport",
+        "_close_sent", "_deaf", "_gone", "_held_back", "_later", "_paid_at", "_reader", "_stopped", "_timer",
+        "_waiting_bytes", "deflate_bits", "full", "heard", "inbox", "lost", "on_full", "on_inbox", "on_lost",
+        "on_room", "transport",
     )  # fmt: skip
 
     def __init__(self, transport: asyncio.Transport, full_bytes: int, deflate_bits: int = 0) -> None:
@@ -93,7 +100,13 @@ class Socket(asyncio.Protocol):
         self.lost = False
         self._close_sent = False
         self._deaf = False
+        # Too much waits in the inbox.
         self._held_back = False
+        # Calls _go_on; nothing is read from the peer before that.
+        self._later: asyncio.Handle | None = None
+        self._stopped = False
+        # When it has rested for as long as it was worked for.
+        self._paid_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._gone: asyncio.Future[None] | None = None
 
@@ -104,18 +117,68 @@ class Socket(asyncio.Protocol):
         self.heard = True
         if self._deaf:
             return
+        self._reader.feed(data)
+        if self._later is None and not self._held_back:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Act on frames that have come, as many as may be at once. Before more is read come those that are left."""
+        self._later = None
+        if self._deaf:
+            return
+        began = now = _clock()
+        ends = began + _AT_ONCE_S - max(0.0, self._paid_at - began)
+        done = False
+        if began < ends:
+            done = self._take_until(ends)
+            if self.inbox:
+                self.on_inbox()
+            now = _clock()
+            self._paid_at = max(self._paid_at, began) + 2 * (now - began)
+        self._rest(self._paid_at - now, done=done)
+
+    def _rest(self, owed: float, *, done: bool) -> None:
+        """Read on, or go on later; ``owed`` is for how long others are to have the loop."""
+        if self._deaf:
+            return
+        if self._held_back:
+            self._stop_reading()
+        elif owed >= _AT_ONCE_S:
+            self._after(owed)
+        elif not done:
+            self._after(0.0)
+        elif self._stopped:
+            self._stopped = False
+            self.transport.resume_reading()
+
+    def _take_until(self, ends: float) -> bool:
+        """Act on frames until that time, or until much waits; whether none is left."""
         try:
-            for message in self._reader.feed(data):
-                if not self._take(message):
-                    break
+            for message in self._reader.read():
+                if message is not None and not self._take(message):
+                    return False
+                if self.inbox and (len(self.inbox) > _MOST_WAITING or self._waiting_bytes > _MOST_WAITING_BYTES):
+                    self._held_back = True
+                    return False
+                if _clock() >= ends:
+                    return False
         except WireError as error:
             self._hang_up(error.code, error.reason)
-        if self.inbox:
-            much = len(self.inbox) > _MOST_WAITING or self._waiting_bytes > _MOST_WAITING_BYTES
-            if much and not self._held_back:
-                self._held_back = True
-                self.transport.pause_reading()
-            self.on_inbox()
+            return False
+        return True
+
+    def _after(self, seconds: float) -> None:
+        """Go on after that time, and read nothing before. It is the next turn of the loop at the earliest."""
+        self._stop_reading()
+        if self._later is not None:
+            self._later.cancel()
+        loop = asyncio.get_running_loop()
+        self._later = loop.call_later(seconds, self._go_on) if seconds else loop.call_soon(self._go_on)
+
+    def _stop_reading(self) -> None:
+        if not self._stopped and not self.lost:
+            self._stopped = True
+            self.transport.pause_reading()
 
     def pause_writing(self) -> None:
         """The transport holds more than ``full_bytes``."""
@@ -129,10 +192,11 @@ class Socket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
-        self.lost = self._deaf = True
+        self.lost = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._forget()
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
         self.on_lost()
@@ -148,10 +212,15 @@ class Socket(asyncio.Protocol):
             self._waiting_bytes -= _size(message)
             return message
         self.inbox = None
-        if self._held_back and not self.lost:
-            self._held_back = False
-            self.transport.resume_reading()
+        self._let_in()
         return None
+
+    def _let_in(self) -> None:
+        """Nothing waits any more: those that were held back may come."""
+        if self._held_back:
+            self._held_back = False
+            if not self._deaf:
+                self._after(0.0)
 
     async def first_message(self) -> Message | None:
         """The next message, waited for; None when the connection ends before."""
@@ -190,8 +259,15 @@ class Socket(asyncio.Protocol):
 
     # The end.
 
-    def _hang_up(self, code: int, reason: str = "") -> None:
+    def _forget(self) -> None:
+        """Nothing that has come is acted on any more."""
         self._deaf = True
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+
+    def _hang_up(self, code: int, reason: str = "") -> None:
+        self._forget()
         if not self._close_sent and not self.transport.is_closing():
             self._close_sent = True
             self.transport.write(close_frame(code, reason))
@@ -218,6 +294,9 @@ class Socket(asyncio.Protocol):
             if self.deflate_bits:
                 words = [deflated(word, self.deflate_bits) for word in words]
             self._close_sent = True
+            # Nobody asks for these any more, and the peer's answer comes behind them.
+            self.inbox, self._waiting_bytes = None, 0
+            self._let_in()
             self.transport.write(b"".join((unsent, *words, close_frame(ending.code, ending.code.name.lower()))))
             self._cut_after(within_s)
         if self._gone is None:

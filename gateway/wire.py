@@ -65,38 +65,52 @@ class MessageReader:
         deflate: Whether permessage-deflate was agreed on, without context takeover.
     """
 
-    __slots__ = ("_buffer", "_deflate", "_deflated", "_kind", "_most", "_parts", "_size")
+    __slots__ = ("_at", "_buffer", "_deflate", "_deflated", "_kind", "_most", "_parts", "_size")
 
     def __init__(self, most_bytes: int, *, deflate: bool = False) -> None:
         self._most = most_bytes
         self._deflate = deflate
         # Nothing is held for a connection that is silent.
-        self._buffer: bytearray | None = None
+        self._buffer: bytes | bytearray | None = None
+        # Where in it the next frame begins.
+        self._at = 0
         self._parts: list[bytes] | None = None
         self._kind = Opcode.TEXT
         self._deflated = False
         self._size = 0
 
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Messages that ``data`` completes.
+    def feed(self, data: bytes) -> None:
+        """Take in what the peer has sent, for ``read``.
+
+        Bounded by whoever calls: what is fed while ``read`` has not come to its end is held besides the one message of
+        ``most_bytes`` that may be incomplete.
+        """
+        held = self._buffer
+        if held is None:
+            self._buffer = data
+        elif isinstance(held, bytearray):
+            held += data
+        else:
+            self._buffer = bytearray(held[self._at :]) + data
+            self._at = 0
+
+    def read(self) -> Iterator[Message | None]:
+        """For each frame that has come whole, the message that it completes, or None if it completes none.
+
+        It may be left at any frame; the next call goes on behind that one.
 
         Raises:
             WireError: After the messages before it.
         """
-        held = self._buffer
-        if held is not None:
-            held += data
-        view: bytes | bytearray = data if held is None else held
-        at = 0
-        while (frame := self._frame(view, at)) is not None:
-            first, payload, at = frame
-            message = self._message(first, payload)
-            if message is not None:
-                yield message
-        if at == len(view):
-            self._buffer = None
-        elif at or held is None:
-            self._buffer = bytearray(view[at:])
+        while self._buffer is not None and (frame := self._frame(self._buffer, self._at)) is not None:
+            first, payload, self._at = frame
+            if self._at == len(self._buffer):
+                self._buffer, self._at = None, 0
+            yield self._message(first, payload)
+        left = self._buffer
+        if left is not None and (self._at or isinstance(left, bytes)):
+            # It waits for its other part, without what was before it.
+            self._buffer, self._at = bytearray(left[self._at :]) or None, 0
 
     def _frame(self, view: bytes | bytearray, at: int) -> tuple[int, bytes, int] | None:
         """The first byte of the frame at ``at``, its payload unmasked, and where the next begins; None when it is not

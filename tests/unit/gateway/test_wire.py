@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,12 @@ def deflate(payload: bytes) -> bytes:
     return (packing.compress(payload) + packing.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
+def read(reader: MessageReader, data: bytes) -> Iterator[Message]:
+    """What ``data`` completes."""
+    reader.feed(data)
+    return (message for message in reader.read() if message is not None)
+
+
 @given(data=st.data(), texts=st.lists(st.text(max_size=300), max_size=5))
 def test_messages_are_the_same_however_the_bytes_are_cut(data: st.DataObject, texts: list[str]) -> None:
     stream = b""
@@ -49,8 +56,12 @@ def test_messages_are_the_same_however_the_bytes_are_cut(data: st.DataObject, te
     reader, seen, at = MessageReader(MOST), list[Message](), 0
     while at < len(stream):
         size = data.draw(st.integers(1, 64))
-        seen += reader.feed(stream[at : at + size])
+        reader.feed(stream[at : at + size])
+        # Left in the middle now and then.
+        most = data.draw(st.integers(0, 3))
+        seen += [message for message in islice(reader.read(), most) if message is not None]
         at += size
+    seen += read(reader, b"")
     assert [message.text for message in seen if message.opcode is Opcode.TEXT] == texts
     assert all(message.data == b"p" for message in seen if message.opcode is Opcode.PING)
     assert reader._buffer is None, "nothing is held for a connection that is silent"
@@ -58,9 +69,9 @@ def test_messages_are_the_same_however_the_bytes_are_cut(data: st.DataObject, te
 
 @pytest.mark.parametrize("size", [125, 126, 65_535, 65_536, MOST])
 def test_every_length_of_a_message(size: int) -> None:
-    (message,) = MessageReader(MOST).feed(frame(1, b"x" * size))
+    (message,) = read(MessageReader(MOST), frame(1, b"x" * size))
     assert message.text == "x" * size
-    (binary,) = MessageReader(MOST).feed(frame(2, b"\xff" * size))
+    (binary,) = read(MessageReader(MOST), frame(2, b"\xff" * size))
     assert (binary.opcode, binary.data) == (Opcode.BINARY, b"\xff" * size)
 
 
@@ -88,15 +99,15 @@ def test_every_length_of_a_message(size: int) -> None:
 def test_what_breaks_the_protocol_has_its_code_and_what_came_before_it_counts(stream: bytes, code: int) -> None:
     seen = list[Message]()
     with pytest.raises(WireError) as broken:
-        seen.extend(MessageReader(MOST).feed(frame(1, b"before") + stream))
+        seen.extend(read(MessageReader(MOST), frame(1, b"before") + stream))
     assert broken.value.code == code
     assert [message.text for message in seen] == ["before"]
 
 
 def test_a_close_has_a_code_or_none() -> None:
-    (plain,) = MessageReader(MOST).feed(frame(8))
+    (plain,) = read(MessageReader(MOST), frame(8))
     assert plain.code == 1005
-    (coded,) = MessageReader(MOST).feed(frame(8, (4000).to_bytes(2, "big") + b"drain"))
+    (coded,) = read(MessageReader(MOST), frame(8, (4000).to_bytes(2, "big") + b"drain"))
     assert (coded.code, coded.text) == (4000, "drain")
     assert close_frame(1005) == b"\x88\x00"
     assert close_frame(4000, "drain") == b"\x88\x07\x0f\xa0drain"
@@ -105,22 +116,33 @@ def test_a_close_has_a_code_or_none() -> None:
 
 def test_many_tiny_fragments_are_one_message() -> None:
     stream = frame(1, b"a", fin=False) + frame(0, b"b", fin=False) * 5000 + frame(0, b"c")
-    (message,) = MessageReader(MOST).feed(stream)
+    (message,) = read(MessageReader(MOST), stream)
     assert message.text == "a" + "b" * 5000 + "c"
+
+
+def test_every_frame_is_told_of_and_reading_goes_on_where_it_was_left() -> None:
+    reader = MessageReader(MOST)
+    reader.feed(frame(1, b"a", fin=False) + frame(0, fin=False) * 3 + frame(10) + frame(0, b"b"))
+    assert [next(reader.read()) for _ in range(4)] == [None] * 4
+    reader.feed(frame(1, b"c"))
+    pong, *texts = reader.read()
+    assert pong == Message(Opcode.PONG)
+    assert [message.text for message in texts if message is not None] == ["ab", "c"]
+    assert reader._buffer is None
 
 
 def test_a_compressed_message_is_unpacked_within_its_bound() -> None:
     reader = MessageReader(MOST, deflate=True)
     packed = deflate(b"hello " * 1000)
-    (message,) = reader.feed(frame(1, packed, rsv=0x40))
+    (message,) = read(reader, frame(1, packed, rsv=0x40))
     assert message.text == "hello " * 1000
-    (plain,) = reader.feed(frame(1, b"as it is"))
+    (plain,) = read(reader, frame(1, b"as it is"))
     assert plain.text == "as it is"
     with pytest.raises(WireError) as bomb:
-        list(reader.feed(frame(1, deflate(b"\0" * 10_000_000), rsv=0x40)))
+        list(read(reader, frame(1, deflate(b"\0" * 10_000_000), rsv=0x40)))
     assert bomb.value.code == 1009
     with pytest.raises(WireError) as broken:
-        list(MessageReader(MOST, deflate=True).feed(frame(1, b"\x07nonsense", rsv=0x40)))
+        list(read(MessageReader(MOST, deflate=True), frame(1, b"\x07nonsense", rsv=0x40)))
     assert broken.value.code == 1007
 
 
