@@ -15,6 +15,7 @@ from carrel.errors import (
     PermissionDeniedError,
     SealedLogError,
     StaleFenceError,
+    StoreUnavailableError,
     TooLargeError,
 )
 from carrel.events import EVENTS, TERMINAL, validate_event
@@ -67,6 +68,7 @@ _MAX_TRACEPARENT: Final = 64
 # The seconds of the years 1 to 9999: what a reader can make a date of.
 _FIRST_S: Final = -62_135_596_800
 _LAST_S: Final = 253_402_300_799
+_FAILED_AGAIN_S: Final = 1.0
 # Run tickets of this issuer are for runs that were admitted. Others are what a user can get: they notify, no more.
 _OWNER: Final = "execution"
 _NOTIFY: Final = "notify:"
@@ -259,6 +261,12 @@ def _refusal_error(refusal: Refusal) -> CarrelError:
             return SealedLogError("the run's terminal event is in the log")
         case RefusalReason.MISMATCH:
             return InvalidRequestError("the run is known under another thread, or the producer under another run")
+        case RefusalReason.FAILED:
+            return StoreUnavailableError(
+                "the event log has something of this user that it cannot use",
+                advice="see the bridge's log; what was sent is sent again",
+                retry_after_s=_FAILED_AGAIN_S,
+            )
 
 
 def attach_response(items: Iterable[GatewayItem]) -> bridge_pb2.AttachResponse:

@@ -86,10 +86,11 @@ class RefusalReason(enum.Enum):
     FENCE = "fence"  # higher than the run's, from one who may not raise it
     SEALED = "sealed"
     MISMATCH = "mismatch"  # the run is known under another thread, or the producer under another run
+    FAILED = "failed"  # the store works, but has something of this user that it cannot use
 
 
 class Refusal(NamedTuple):
-    """A refused append; ``last_number`` is the last number the log holds of this producer, 0 when none."""
+    """A refused append; ``last_number`` is the last number the log holds of this producer, 0 when none or unknown."""
 
     reason: RefusalReason
     last_number: int
