@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from carrel.errors import CarrelError
 
 __all__ = [
+    "ONE_USER",
     "Append",
     "AppendResult",
     "Bye",
@@ -38,6 +39,10 @@ __all__ = [
     "Subscribed",
     "Through",
 ]
+
+
+ONE_USER: Final = "user"
+"""``details["scope"]`` of an error of the store when the store works but has something of one user it cannot use."""
 
 
 class StoredEvent(NamedTuple):

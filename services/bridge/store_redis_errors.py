@@ -7,8 +7,9 @@ from typing import Final
 import hiredis
 
 from carrel.errors import StoreUnavailableError
+from services.bridge.models import ONE_USER
 
-__all__ = ["is_of_one_log", "refused", "unavailable"]
+__all__ = ["is_of_one_log", "not_usable", "refused", "unavailable"]
 
 _MEANINGS: Final = {
     "OOM": ("Redis has no memory left", "give it more (maxmemory), or keep less (CARREL_BRIDGE_RETENTION__…)"),
@@ -45,6 +46,15 @@ def unavailable(what: str, advice: str = "") -> StoreUnavailableError:
     return StoreUnavailableError(f"the event log in Redis: {what}", advice=advice or "see that Redis runs")
 
 
+def not_usable(reason: str) -> StoreUnavailableError:
+    """Redis works, but has something of one user that the log cannot use."""
+    return StoreUnavailableError(
+        f"the event log in Redis: it has something of this user that cannot be used ({reason})",
+        advice="see who else writes to the log's keys; remove this user's, or restore them",
+        scope=ONE_USER,
+    )
+
+
 def is_of_one_log(error: BaseException) -> bool:
     """Whether an error reply says that something of one user cannot be used, and nothing about Redis itself."""
     text = str(error)
@@ -57,7 +67,9 @@ def refused(error: BaseException) -> StoreUnavailableError:
     """An error reply, or a lost connection, as what callers get."""
     if isinstance(error, StoreUnavailableError):
         # A fresh one: an exception that is raised again and again keeps every place where it was.
-        return StoreUnavailableError(error.message, advice=error.advice)
+        return StoreUnavailableError(error.message, advice=error.advice, **error.details)
+    if is_of_one_log(error):
+        return not_usable("WRONGTYPE" if "WRONGTYPE" in str(error) else "a script's error")
     text = str(error)
     word = _word_of(text)
     what, advice = _MEANINGS.get(word, ("", ""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -16,7 +17,7 @@ from carrel.errors import CarrelError
 from servicekit.tasks import TaskOwner
 from services.bridge.models import Change, Standing
 from services.bridge.store_redis_connection import RedisConnection, pack
-from services.bridge.store_redis_errors import refused
+from services.bridge.store_redis_errors import is_of_one_log, refused
 from services.bridge.store_redis_keys import KeySpace
 from services.bridge.store_redis_nodes import Nodes, NodeSet
 
@@ -25,6 +26,10 @@ __all__ = ["RedisHints"]
 _AGAIN_S: Final = 0.5  # between attempts to subscribe
 _PING_S: Final = 3.0
 _SILENT_S: Final = 10.0
+_NOWHERE: Final = Standing("", 0, "", active=False)
+_META: Final = re.compile(
+    rb"[0-9a-f]+ ([0-9a-f]{16}) ([0-9]{1,15}) [0-9]{1,15} ([0-9]{1,15}) ([0-9]{1,15}) [0-9]{1,15} ([ -~]*)"
+)
 _MESSAGES: Final = (b"message", b"smessage")
 _SUBSCRIBED: Final = (b"subscribe", b"ssubscribe")
 _ENDED: Final = (b"unsubscribe", b"sunsubscribe")
@@ -174,22 +179,28 @@ class _Gathered:
             self._done.set_result(None)
 
     async def all(self) -> list[Any]:
-        """All of them.
+        """All of them; None for a key that is no string.
 
         Raises:
-            StoreUnavailableError: One is an error.
+            StoreUnavailableError: One is an error of the store's.
         """
         await self._done
-        for row in self._rows:
-            if isinstance(row, Exception):
+        for index, row in enumerate(self._rows):
+            if not isinstance(row, Exception):
+                continue
+            if not is_of_one_log(row):
                 raise refused(row) from row
+            self._rows[index] = None
         return self._rows
 
 
 def _standing(packed: bytes | None) -> Standing:
-    """Of a user's ``m``; see ``lua/common.lua``."""
+    """Of a user's ``m``; see ``lua/common.lua``. What is nothing that was written there counts as not there."""
     if packed is None:
-        return Standing("", 0, "", active=False)
-    _, epoch, top, _, unended, at, _, last = packed.split(b" ", 7)
+        return _NOWHERE
+    matched = _META.fullmatch(packed)
+    if matched is None:
+        return _NOWHERE
+    epoch, top, unended, at, last = matched.groups()
     mark = f"{last.decode()} {at.decode()}" if last else ""
     return Standing(epoch.decode(), int(top), mark, active=unended != b"0")

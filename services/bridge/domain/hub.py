@@ -19,6 +19,7 @@ from services.bridge.domain.checks import CheckOptions, Checks
 from services.bridge.domain.contract import bridge_contract
 from services.bridge.domain.links import GatewayLink, Subscription, entries_size
 from services.bridge.models import (
+    ONE_USER,
     Append,
     AppendResult,
     Bye,
@@ -286,10 +287,21 @@ class Hub:
                     self._remove(subscription)
                     self.refuse(link, subscription.user, subscription.generation, error)
                     continue
+                if error.details.get("scope") == ONE_USER:
+                    # The others' readers are not held up by what only this one has to wait for.
+                    self._later(subscription)
+                    continue
                 await asyncio.sleep(self._options.retry_s)
                 level = False
             if not level and not subscription.closed:
                 link.add_behind(subscription)
+
+    def _later(self, sub: Subscription) -> None:
+        def again() -> None:
+            if not sub.closed:
+                sub.link.add_behind(sub)
+
+        asyncio.get_running_loop().call_later(self._options.retry_s, again)
 
     async def _begin(self, sub: Subscription) -> bool:
         with self.contract.timed("subscribe"):

@@ -37,9 +37,9 @@ local function append(k, a, b)
 
   local run = load_run(run_key, stream, m, now, producer_ttl)
   local producer
-  local packed = redis.call('GET', producer_key)
+  local packed = get(producer_key)
   if packed then
-    local born, number, of_run = string.match(packed, '^(%S+) (%d+) (.*)$')
+    local born, number, of_run = string.match(packed, '^(%x+) (%d+) (.*)$')
     -- A producer whose run is forgotten is forgotten too.
     if born == m.born and (of_run ~= run_id or (run and not run.ended)) then
       producer = {number = number, run = of_run}
