@@ -30,6 +30,7 @@ _NOWHERE: Final = Standing("", 0, "", active=False)
 _META: Final = re.compile(
     rb"[0-9a-f]+ ([0-9a-f]{16}) ([0-9]{1,15}) [0-9]{1,15} ([0-9]{1,15}) ([0-9]{1,15}) [0-9]{1,15} ([ -~]*)"
 )
+_HINT: Final = re.compile(rb"([0-9a-f]+) ([0-9a-f]{16}) ([0-9]{1,15}) ([ -~]*)")
 _MESSAGES: Final = (b"message", b"smessage")
 _SUBSCRIBED: Final = (b"subscribe", b"ssubscribe")
 _ENDED: Final = (b"unsubscribe", b"sunsubscribe")
@@ -152,10 +153,11 @@ class RedisHints:
             return
         kind = item[0] if isinstance(item, list) else item  # PONG, before anything is subscribed to
         if kind in _MESSAGES:
-            origin, epoch, top, mark = item[2].split(b" ", 3)
-            if origin != self._origin:
-                user = self._keys.user_of_channel(item[1])
-                self._told(Change(user, epoch.decode(), int(top), mark.decode()))
+            matched = _HINT.fullmatch(item[2])
+            # What is no news of ours is none: positions are looked at all the same.
+            if matched is not None and matched[1] != self._origin:
+                _, epoch, top, mark = matched.groups()
+                self._told(Change(self._keys.user_of_channel(item[1]), epoch.decode(), int(top), mark.decode()))
         elif kind in _SUBSCRIBED:
             self._missed((self._keys.user_of_channel(item[1]),))
         elif kind in _ENDED and self._keys.user_of_channel(item[1]) in self._users:

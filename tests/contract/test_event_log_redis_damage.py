@@ -10,8 +10,18 @@ import pytest
 
 from carrel.errors import StoreUnavailableError
 from services.bridge.config_redis import RedisUrl
-from services.bridge.models import Append, AppendResult, Refusal, RefusalReason, ResetReason, ResumePoint, StoredEvent
+from services.bridge.models import (
+    Append,
+    AppendResult,
+    Change,
+    Refusal,
+    RefusalReason,
+    ResetReason,
+    ResumePoint,
+    StoredEvent,
+)
 from services.bridge.store_redis import RedisEventLog, RedisOptions
+from tests.conftest import Eventually
 from tests.support.needs import unavailable
 from tests.support.redis_servers import RedisServer, binaries, single_server
 
@@ -131,3 +141,20 @@ async def test_rubbish_in_a_stream_is_its_users_error_alone(opener: Opener, serv
     assert failed.value.details["scope"] == "user"
     assert await ids(log, "bob") == ["bob-1", "bob-2"]
     await log.probe()
+
+
+async def test_rubbish_on_a_users_channel_is_passed_over_and_news_goes_on(
+    opener: Opener, server: RedisServer, prefix: str, eventually: Eventually
+) -> None:
+    one, two = await opener(), await opener()
+    told: list[Change] = []
+    missed: list[str] = []
+    two.changes.follow(told.append, lambda users: missed.extend(users or ()))
+    for user in ("alice", "bob"):
+        two.changes.listen(user)
+    await eventually(lambda: sorted(missed) == ["alice", "bob"])
+    for rubbish in RUBBISH:
+        server.client().publish(f"{prefix}:{{alice}}:c", rubbish)
+    await put(one, make(1, 1), make(1, 1, user="bob"))
+    await eventually(lambda: [(change.user, change.top) for change in told] == [("alice", 1), ("bob", 1)])
+    assert len(missed) == 2  # the connection is the same one
