@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -10,12 +11,17 @@ import pytest
 
 from carrel.errors import StoreUnavailableError
 from services.bridge.config_redis import RedisUrl
+from services.bridge.domain.hub import Hub
+from services.bridge.domain.reading import ReadQuery, read_events
 from services.bridge.models import (
     Append,
     AppendResult,
     Change,
+    Entries,
+    Page,
     Refusal,
     RefusalReason,
+    Reset,
     ResetReason,
     ResumePoint,
     StoredEvent,
@@ -158,3 +164,45 @@ async def test_rubbish_on_a_users_channel_is_passed_over_and_news_goes_on(
     await put(one, make(1, 1), make(1, 1, user="bob"))
     await eventually(lambda: [(change.user, change.top) for change in told] == [("alice", 1), ("bob", 1)])
     assert len(missed) == 2  # the connection is the same one
+
+
+@pytest.mark.parametrize("lost", [(1,), (4,), (4, 5, 7), (8,), (1, 2, 8)])
+async def test_readers_pass_over_holes_are_told_and_do_not_read_in_a_loop(
+    opener: Opener, server: RedisServer, prefix: str, eventually: Eventually, lost: tuple[int, ...]
+) -> None:
+    log = await opener()
+    (result,) = await put(log, make(1, 8))
+    key = f"{prefix}:{{alice}}:s"
+    stream = [stream_id for stream_id, _ in server.client().xrange(key)]
+    server.client().xdel(key, *(stream[offset - 1] for offset in lost))
+    left = [f"alice-{n}" for n in range(1, 9) if n not in lost]
+    assert (await log.position("alice")).oldest == min(n for n in range(1, 9) if n not in lost)
+
+    start = ResumePoint(result.epoch, 0, "")
+    hub = Hub(log)
+    items = [item async for item in read_events(log, hub, ReadQuery("alice", start))]
+    read = [entry.event_id for item in items if isinstance(item, Page) for entry in item.entries]
+    resets = [item.reason for item in items if isinstance(item, Reset)]
+    assert read == left
+    assert set(resets) == {ResetReason.TRIMMED}
+
+    link = hub.attach("g")
+    before = server.client().info("commandstats")["cmdstat_evalsha"]["calls"]
+    try:
+        hub.subscribe(link, "alice", 1, start)
+        seen: list[str] = []
+
+        async def take() -> None:
+            while items := await link.take(1 << 20):
+                seen.extend(event.event_id for item in items if isinstance(item, Entries) for event in item.events)
+
+        taking = asyncio.create_task(take())
+        await eventually(lambda: seen == left and not hub.users_behind)
+        new = make(9, 9)
+        hub.committed([new], await put(log, new))
+        await eventually(lambda: seen == [*left, "alice-9"])
+    finally:
+        await hub.detach(link)
+    await taking
+    calls = server.client().info("commandstats")["cmdstat_evalsha"]["calls"] - before
+    assert calls < 12

@@ -91,9 +91,11 @@ local function save_meta(meta, m, now, ttl)
   end
 end
 
--- No entry is ever removed but from the old end, so the length says where that is.
+-- Not by the length: nothing of ours removes entries but from the old end, but others may.
 local function oldest_of(stream, top)
-  return top - redis.call('XLEN', stream) + 1
+  local head = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  if not head then return top + 1 end
+  return math.max(1, math.min(offset_of(head[1]), top + 1))
 end
 
 -- Remove what is older than max_age, `rounds` times 64 entries at most; how many went, and when the next is due.
