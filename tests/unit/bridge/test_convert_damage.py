@@ -1,15 +1,19 @@
-"""What a gateway is told of many users at once: an item that cannot be told is its own user's matter."""
+"""What gateways and producers are told when something of one user is damaged: it is that user's matter."""
 
 from __future__ import annotations
 
 import pytest
 
 from carrel.v1 import events_pb2
-from services.bridge.convert import attach_response
+from services.bridge.convert import ack_of, attach_response
 from services.bridge.models import (
+    Append,
+    AppendResult,
     Entries,
     GatewayItem,
     Position,
+    Refusal,
+    RefusalReason,
     Reset,
     ResetReason,
     ResumePoint,
@@ -37,3 +41,10 @@ def test_item_that_cannot_be_told_refuses_its_own_subscription(damaged: GatewayI
     assert refused.WhichOneof("item") == "refused"
     assert (refused.refused.user_id, refused.refused.generation) == ("alice", 7)
     assert refused.refused.error.code == "INTERNAL"
+
+
+def test_producer_of_a_user_whose_log_cannot_be_used_is_to_send_again() -> None:
+    append = Append("alice", "r", "t", "p", 3, 1, (SOUND,))
+    ack = ack_of(append, AppendResult(0, "", 0, (), Refusal(RefusalReason.FAILED, 0)))
+    assert ack.refusal.reason == events_pb2.REFUSAL_REASON_OVERLOADED
+    assert (ack.refusal.error.retryable, ack.refusal.retry_after.seconds, ack.fence) == (True, 1, 3)
