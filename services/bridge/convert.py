@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import orjson
+from google.protobuf.message import DecodeError
 
 from carrel.errors import (
     CarrelError,
     EventGapError,
+    InternalError,
     InvalidRequestError,
     PermissionDeniedError,
     SealedLogError,
     StaleFenceError,
+    StoreUnavailableError,
     TooLargeError,
 )
 from carrel.events import EVENTS, TERMINAL, validate_event
@@ -23,6 +26,7 @@ from carrel.v1 import bridge_pb2, events_pb2
 from carrel.wire import error_to_proto
 from servicekit.delivery.refusals import refusal_of
 from servicekit.identity.principals import RunPrincipal
+from servicekit.logs import get_logger, hash_user
 from services.bridge.domain.bridge import Bridge
 from services.bridge.models import (
     Append,
@@ -67,9 +71,11 @@ _MAX_TRACEPARENT: Final = 64
 # The seconds of the years 1 to 9999: what a reader can make a date of.
 _FIRST_S: Final = -62_135_596_800
 _LAST_S: Final = 253_402_300_799
+_FAILED_AGAIN_S: Final = 1.0
 # Run tickets of this issuer are for runs that were admitted. Others are what a user can get: they notify, no more.
 _OWNER: Final = "execution"
 _NOTIFY: Final = "notify:"
+_log = get_logger("services.bridge")
 _LOGS_OWN: Final = frozenset(name for name, kind in EVENTS.items() if kind.source == "log")
 
 _RESETS: Final = {
@@ -259,33 +265,53 @@ def _refusal_error(refusal: Refusal) -> CarrelError:
             return SealedLogError("the run's terminal event is in the log")
         case RefusalReason.MISMATCH:
             return InvalidRequestError("the run is known under another thread, or the producer under another run")
+        case RefusalReason.FAILED:
+            return StoreUnavailableError(
+                "the event log has something of this user that it cannot use",
+                advice="see the bridge's log; what was sent is sent again",
+                retry_after_s=_FAILED_AGAIN_S,
+            )
 
 
 def attach_response(items: Iterable[GatewayItem]) -> bridge_pb2.AttachResponse:
-    """Items for a gateway as one message."""
+    """Items for a gateway as one message; one that cannot be told refuses its own subscription, and no other."""
     response = bridge_pb2.AttachResponse()
     for item in items:
-        match item:
-            case Entries():
-                _fill_entries(response.items.add().entries, item)
-            case Subscribed(user, generation, position, recovered):
-                begun = response.items.add().subscribed
-                begun.user_id, begun.generation, begun.recovered = user, generation, recovered
-                begun.top.epoch, begun.top.offset, begun.top.event_id = position.epoch, position.top, position.event_id
-                begun.oldest_offset = position.oldest if position.oldest <= position.top else 0
-            case Reset():
-                reset = response.items.add().reset
-                reset.user_id, reset.generation = item.user, item.generation
-                reset.reset.CopyFrom(_reset(item))
-            case Refused(user, generation, error):
-                refused = response.items.add().refused
-                refused.user_id, refused.generation = user, generation
-                refused.error.CopyFrom(error_to_proto(error))
-            case Bye(reason, retry_after_s):
-                bye = response.items.add().bye
-                bye.reason = reason
-                bye.retry_after.FromMilliseconds(int(retry_after_s * 1000))
+        message = response.items.add()
+        try:
+            _fill_item(message, item)
+        except (ValueError, TypeError, DecodeError) as error:
+            if isinstance(item, Bye | Refused):
+                raise
+            _log.error("a user's item cannot be told", user=hash_user(item.user), error=error)
+            message.Clear()
+            _fill_refused(message.refused, Refused(item.user, item.generation, InternalError("an entry is damaged")))
     return response
+
+
+def _fill_item(message: bridge_pb2.AttachItem, item: GatewayItem) -> None:
+    match item:
+        case Entries():
+            _fill_entries(message.entries, item)
+        case Subscribed(user, generation, position, recovered):
+            begun = message.subscribed
+            begun.user_id, begun.generation, begun.recovered = user, generation, recovered
+            begun.top.epoch, begun.top.offset, begun.top.event_id = position.epoch, position.top, position.event_id
+            begun.oldest_offset = position.oldest if position.oldest <= position.top else 0
+        case Reset():
+            reset = message.reset
+            reset.user_id, reset.generation = item.user, item.generation
+            reset.reset.CopyFrom(_reset(item))
+        case Refused():
+            _fill_refused(message.refused, item)
+        case Bye(reason, retry_after_s):
+            message.bye.reason = reason
+            message.bye.retry_after.FromMilliseconds(int(retry_after_s * 1000))
+
+
+def _fill_refused(message: bridge_pb2.SubscriptionRefused, item: Refused) -> None:
+    message.user_id, message.generation = item.user, item.generation
+    message.error.CopyFrom(error_to_proto(item.error))
 
 
 def _fill_entries(message: bridge_pb2.UserEntries, item: Entries) -> None:

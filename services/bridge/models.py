@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from carrel.errors import CarrelError
 
 __all__ = [
+    "ONE_USER",
     "Append",
     "AppendResult",
     "Bye",
@@ -38,6 +39,10 @@ __all__ = [
     "Subscribed",
     "Through",
 ]
+
+
+ONE_USER: Final = "user"
+"""``details["scope"]`` of an error of the store when the store works but has something of one user it cannot use."""
 
 
 class StoredEvent(NamedTuple):
@@ -86,10 +91,11 @@ class RefusalReason(enum.Enum):
     FENCE = "fence"  # higher than the run's, from one who may not raise it
     SEALED = "sealed"
     MISMATCH = "mismatch"  # the run is known under another thread, or the producer under another run
+    FAILED = "failed"  # the store works, but has something of this user that it cannot use
 
 
 class Refusal(NamedTuple):
-    """A refused append; ``last_number`` is the last number the log holds of this producer, 0 when none."""
+    """A refused append; ``last_number`` is the last number the log holds of this producer, 0 when none or unknown."""
 
     reason: RefusalReason
     last_number: int

@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 from carrel.errors import QueueFullError, StartupError, StoreUnavailableError
 from services.bridge.config_redis import RedisUrl
 from services.bridge.models import (
+    ONE_USER,
     Append,
     AppendResult,
     Position,
@@ -34,7 +35,7 @@ from services.bridge.models import (
     RunInfo,
 )
 from services.bridge.store_redis_batch import AppendBatch, AppendParcel
-from services.bridge.store_redis_codec import entries_of, position_of
+from services.bridge.store_redis_codec import entries_of, position_of, sound
 from services.bridge.store_redis_connection import ConnectOptions
 from services.bridge.store_redis_errors import refused, unavailable
 from services.bridge.store_redis_hints import RedisHints
@@ -226,21 +227,25 @@ class RedisEventLog:
         keys = self.keys.of(user)
         after = min(after, _MAX_INT)
         answer = await self._call(keys, "read", (keys.stream, keys.meta), after, max(limit, 0), max(max_bytes, 1))
-        position = position_of(answer)
-        trimmed = bool(position.epoch) and after + 1 < position.oldest
-        entries, mark = entries_of(answer[6:], max_bytes)
-        return ReadResult(entries, position, trimmed, answer[5].decode(), mark)
+        with sound():
+            position = position_of(answer)
+            trimmed = bool(position.epoch) and after + 1 < position.oldest
+            entries, mark = entries_of(answer[6:], max_bytes)
+            return ReadResult(entries, position, trimmed, answer[5].decode(), mark)
 
     async def position(self, user: str) -> Position:
         keys = self.keys.of(user)
-        return position_of(await self._look(keys, ""))
+        answer = await self._look(keys, "")
+        with sound():
+            return position_of(answer)
 
     async def check_resume(self, user: str, point: ResumePoint) -> ResumeCheck:
         keys = self.keys.of(user)
         answer = await self._look(keys, point.offset if 0 < point.offset <= _MAX_INT else "")
-        position, mark, there = position_of(answer), answer[5], answer[6]
-        reset = resume_reset(position, point, None if there is None else there.decode())
-        return ResumeCheck(position, reset, mark.decode())
+        with sound():
+            position, mark, there = position_of(answer), answer[5], answer[6]
+            reset = resume_reset(position, point, None if there is None else there.decode())
+            return ResumeCheck(position, reset, mark.decode())
 
     async def _look(self, keys: Keys, offset: int | str) -> list[Any]:
         fresh = os.urandom(8).hex()
@@ -255,8 +260,9 @@ class RedisEventLog:
         answer = await self._call(keys, "run", names, self._now(), self._producer_ms)
         if answer is None:
             return None
-        thread, fence, first, last, sealed = answer
-        return RunInfo(run_id, thread.decode(), int(fence), first, last, bool(sealed))
+        with sound():
+            thread, fence, first, last, sealed = answer
+            return RunInfo(run_id, thread.decode(), int(fence), first, last, bool(sealed))
 
     async def sweep(self) -> int:
         removed = 0
@@ -269,9 +275,18 @@ class RedisEventLog:
                 for name in names:
                     meta = name.decode()
                     keys = (self.keys.stream_beside(meta), meta)
-                    removed += await self._ask(node.writes, script_call("sweep", keys, self._now(), *bounds))
+                    removed += await self._sweep_one(node.writes, script_call("sweep", keys, self._now(), *bounds))
                 if cursor == b"0":
                     break
+        return removed
+
+    async def _sweep_one(self, lane: ScriptLane, packed: bytes) -> int:
+        try:
+            removed: int = await self._ask(lane, packed)
+        except StoreUnavailableError as error:
+            if error.details.get("scope") != ONE_USER:
+                raise
+            return 0
         return removed
 
     async def probe(self) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from carrel.errors import InternalError, StoreUnavailableError
-from services.bridge.models import Append, AppendResult
-from services.bridge.store_redis_connection import ReplyError, Taker
-from services.bridge.store_redis_errors import refused
+from carrel.errors import StoreUnavailableError
+from servicekit.logs import get_logger, hash_user
+from services.bridge.models import Append, AppendResult, Refusal, RefusalReason
+from services.bridge.store_redis_connection import Taker
+from services.bridge.store_redis_errors import is_of_one_log, refused
 from services.bridge.store_redis_keys import Keys
 from services.bridge.store_redis_nodes import Node, NodeSet
 from services.bridge.store_redis_scripts import script_call
@@ -21,6 +22,9 @@ __all__ = ["AppendBatch", "AppendParcel"]
 # A script holds up everybody else: some appends at a time, and no further one beyond so many bytes.
 _PARCEL_APPENDS: Final = 16
 _PARCEL_BYTES: Final = 128 << 10
+_FAILED: Final = AppendResult(0, "", 0, (), Refusal(RefusalReason.FAILED, 0))
+
+_log = get_logger("services.bridge")
 
 
 class AppendBatch:
@@ -59,15 +63,26 @@ class AppendBatch:
             self.took(index, answers if alike else answers[n])
 
     def took(self, index: int, answer: Any) -> None:
-        """An append's answer."""
-        if isinstance(answer, Exception):
-            self._current.note(answer)
-            self._error = self._error or _failure(answer)
+        """An append's answer: what is wrong with one user's log fails that append, any other error the batch."""
+        if not isinstance(answer, Exception):
+            try:
+                self._answers[index] = self._result_of(self._appends[index], answer)
+            except (ValueError, TypeError, IndexError, AttributeError) as error:
+                self._fail(index, error)
+        elif is_of_one_log(answer):
+            self._fail(index, answer)
         else:
-            self._answers[index] = self._result_of(self._appends[index], answer)
+            self._current.note(answer)
+            self._error = self._error or refused(answer)
         self._left -= 1
         if self._left == 0:
             self.finish()
+
+    def _fail(self, index: int, error: Exception) -> None:
+        # Only the code: what follows may quote a command, and so an event.
+        reason = "WRONGTYPE" if "WRONGTYPE" in str(error) else type(error).__name__
+        _log.error("a user's keys in Redis cannot be used", user=hash_user(self._appends[index].user), reason=reason)
+        self._answers[index] = _FAILED
 
     def finish(self) -> None:
         """All answers are here; wait for the replicas if that is asked."""
@@ -161,11 +176,3 @@ class AppendParcel:
         self._packed.append(script_call("append", self._names, *self._arguments))
         self._takers.append(partial(self._batch.took_all, self._indexes))
         self._begin()
-
-
-def _failure(error: Exception) -> Exception:
-    text = str(error)
-    if isinstance(error, ReplyError) and text.startswith(("ERR user_script", "WRONGTYPE")):
-        # What the script cannot take would be sent again for ever.
-        return InternalError(f"the event log could not take this: {text.split(' ', 1)[0]}")
-    return refused(error)

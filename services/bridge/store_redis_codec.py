@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from services.bridge.models import Entry, Position
+from services.bridge.store_redis_errors import not_usable
 
-__all__ = ["entries_of", "position_of"]
+__all__ = ["entries_of", "position_of", "sound"]
+
+
+@contextmanager
+def sound() -> Iterator[None]:
+    """Around what makes models of an answer.
+
+    Raises:
+        StoreUnavailableError: It holds what nobody of ours wrote; of one user only.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise not_usable(type(error).__name__) from error
 
 
 def position_of(answer: list[Any]) -> Position:

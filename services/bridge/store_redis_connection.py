@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import hiredis
 
+from servicekit.logs import get_logger
 from services.bridge.store_redis_errors import refused, unavailable
 
 __all__ = ["Address", "Argument", "ConnectOptions", "RedisConnection", "ReplyError", "Taker", "pack"]
@@ -22,10 +23,11 @@ __all__ = ["Address", "Argument", "ConnectOptions", "RedisConnection", "ReplyErr
 ReplyError = hiredis.ReplyError
 Address: TypeAlias = tuple[str, int]
 Argument: TypeAlias = "str | bytes | int"
-# Told an answer, or what went wrong: an exception as a value.
+# Told an answer, or what went wrong: an exception as a value. It must not raise: that would be logged, and no more.
 Taker: TypeAlias = Callable[[Any], None]
 
 _DOUBT_S: Final = 0.2
+_log = get_logger("services.bridge")
 # Its stub takes commands of one word only.
 _pack: Final[Callable[[Any], bytes]] = hiredis.pack_command
 
@@ -168,9 +170,9 @@ class RedisConnection(asyncio.Protocol):
         try:
             while (answer := reader.gets()) is not ...:
                 if self._pushed is not None:
-                    self._pushed(answer)
+                    self._tell(self._pushed, answer)
                 elif waiting:
-                    waiting.popleft()[0](answer)
+                    self._tell(waiting.popleft()[0], answer)
         except hiredis.ProtocolError:
             self.abort(unavailable(f"{self.address[0]}:{self.address[1]} does not speak Redis's protocol"))
 
@@ -186,7 +188,13 @@ class RedisConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         while self._waiting:
-            self._waiting.popleft()[0](error)
+            self._tell(self._waiting.popleft()[0], error)
+
+    def _tell(self, taker: Taker, answer: Any) -> None:
+        try:
+            taker(answer)
+        except Exception as error:  # noqa: BLE001 -- the connection is everybody's
+            _log.error("an answer of Redis could not be used", error=error)
 
     def _check(self) -> None:
         self._timer = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -16,7 +17,7 @@ from carrel.errors import CarrelError
 from servicekit.tasks import TaskOwner
 from services.bridge.models import Change, Standing
 from services.bridge.store_redis_connection import RedisConnection, pack
-from services.bridge.store_redis_errors import refused
+from services.bridge.store_redis_errors import is_of_one_log, refused
 from services.bridge.store_redis_keys import KeySpace
 from services.bridge.store_redis_nodes import Nodes, NodeSet
 
@@ -25,6 +26,11 @@ __all__ = ["RedisHints"]
 _AGAIN_S: Final = 0.5  # between attempts to subscribe
 _PING_S: Final = 3.0
 _SILENT_S: Final = 10.0
+_NOWHERE: Final = Standing("", 0, "", active=False)
+_META: Final = re.compile(
+    rb"[0-9a-f]+ ([0-9a-f]{16}) ([0-9]{1,15}) [0-9]{1,15} ([0-9]{1,15}) ([0-9]{1,15}) [0-9]{1,15} ([ -~]*)"
+)
+_HINT: Final = re.compile(rb"([0-9a-f]+) ([0-9a-f]{16}) ([0-9]{1,15}) ([ -~]*)")
 _MESSAGES: Final = (b"message", b"smessage")
 _SUBSCRIBED: Final = (b"subscribe", b"ssubscribe")
 _ENDED: Final = (b"unsubscribe", b"sunsubscribe")
@@ -147,10 +153,11 @@ class RedisHints:
             return
         kind = item[0] if isinstance(item, list) else item  # PONG, before anything is subscribed to
         if kind in _MESSAGES:
-            origin, epoch, top, mark = item[2].split(b" ", 3)
-            if origin != self._origin:
-                user = self._keys.user_of_channel(item[1])
-                self._told(Change(user, epoch.decode(), int(top), mark.decode()))
+            matched = _HINT.fullmatch(item[2])
+            # What is no news of ours is none: positions are looked at all the same.
+            if matched is not None and matched[1] != self._origin:
+                _, epoch, top, mark = matched.groups()
+                self._told(Change(self._keys.user_of_channel(item[1]), epoch.decode(), int(top), mark.decode()))
         elif kind in _SUBSCRIBED:
             self._missed((self._keys.user_of_channel(item[1]),))
         elif kind in _ENDED and self._keys.user_of_channel(item[1]) in self._users:
@@ -174,22 +181,28 @@ class _Gathered:
             self._done.set_result(None)
 
     async def all(self) -> list[Any]:
-        """All of them.
+        """All of them; None for a key that is no string.
 
         Raises:
-            StoreUnavailableError: One is an error.
+            StoreUnavailableError: One is an error of the store's.
         """
         await self._done
-        for row in self._rows:
-            if isinstance(row, Exception):
+        for index, row in enumerate(self._rows):
+            if not isinstance(row, Exception):
+                continue
+            if not is_of_one_log(row):
                 raise refused(row) from row
+            self._rows[index] = None
         return self._rows
 
 
 def _standing(packed: bytes | None) -> Standing:
-    """Of a user's ``m``; see ``lua/common.lua``."""
+    """Of a user's ``m``; see ``lua/common.lua``. What is nothing that was written there counts as not there."""
     if packed is None:
-        return Standing("", 0, "", active=False)
-    _, epoch, top, _, unended, at, _, last = packed.split(b" ", 7)
+        return _NOWHERE
+    matched = _META.fullmatch(packed)
+    if matched is None:
+        return _NOWHERE
+    epoch, top, unended, at, last = matched.groups()
     mark = f"{last.decode()} {at.decode()}" if last else ""
     return Standing(epoch.decode(), int(top), mark, active=unended != b"0")

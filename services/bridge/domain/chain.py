@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from services.bridge.models import Entry, ReadResult, ResetReason, ResumePoint
 
-__all__ = ["Break", "break_of", "following"]
+__all__ = ["Break", "break_of", "following", "mark_after"]
 
 
 class Break(NamedTuple):
@@ -36,12 +36,33 @@ def break_of(point: ResumePoint, read: ReadResult) -> Break | None:
         # Nobody can say any more what was there when it is gone: the oldest entry is the next one then.
         reason = ResetReason.TRIMMED if not anchor else ResetReason.EVENT_MISMATCH
         return Break(ResetReason.EPOCH_CHANGED if changed else reason, start)
+    if position.top > point.offset and not (read.entries and read.entries[0].offset == point.offset + 1):
+        # A hole, which nothing of ours makes: the reader goes on with the next entry that is there, and is told.
+        return Break(ResetReason.EPOCH_CHANGED if changed else ResetReason.TRIMMED, _before_next(read))
     if changed:
         return Break(ResetReason.EPOCH_CHANGED, point._replace(epoch=position.epoch))
     return None
 
 
 def following(point: ResumePoint, read: ReadResult) -> tuple[Entry, ...]:
-    """The entries of ``read`` if they come right after ``point``, else none: they must be read again."""
+    """The first entries of ``read``, as many as come right after ``point`` without a hole.
+
+    What is not among them must be read again.
+    """
     entries = read.entries
-    return entries if entries and entries[0].offset == point.offset + 1 else ()
+    for n, entry in enumerate(entries, 1):
+        if entry.offset != point.offset + n:
+            return entries[: n - 1]
+    return entries
+
+
+def mark_after(entries: tuple[Entry, ...], read: ReadResult) -> str:
+    """The mark of the last of ``entries``, the first ones of ``read``; empty when that is not known."""
+    return read.mark if len(entries) == len(read.entries) else ""
+
+
+def _before_next(read: ReadResult) -> ResumePoint:
+    position = read.position
+    if read.entries:
+        return ResumePoint(position.epoch, read.entries[0].offset - 1, "")
+    return ResumePoint(position.epoch, position.top, position.event_id, position.mark)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 from carrel.errors import CarrelError, LimitExceededError
 from servicekit.tasks import FailureHandler, TaskOwner, end_service
-from services.bridge.domain.chain import break_of, following
+from services.bridge.domain.chain import break_of, following, mark_after
 from services.bridge.domain.checks import CheckOptions, Checks
 from services.bridge.domain.contract import bridge_contract
 from services.bridge.domain.links import GatewayLink, Subscription, entries_size
 from services.bridge.models import (
+    ONE_USER,
     Append,
     AppendResult,
     Bye,
@@ -278,6 +279,7 @@ class Hub:
             subscription = await link.next_behind()
             if subscription.closed:
                 continue
+            before = (subscription.started, subscription.epoch, subscription.cursor)
             try:
                 level = await (self._advance(subscription) if subscription.started else self._begin(subscription))
             except CarrelError as error:
@@ -286,10 +288,27 @@ class Hub:
                     self._remove(subscription)
                     self.refuse(link, subscription.user, subscription.generation, error)
                     continue
+                if error.details.get("scope") == ONE_USER:
+                    # The others' readers are not held up by what only this one has to wait for.
+                    self._later(subscription)
+                    continue
                 await asyncio.sleep(self._options.retry_s)
                 level = False
-            if not level and not subscription.closed:
+            if level or subscription.closed:
+                continue
+            moved = before != (subscription.started, subscription.epoch, subscription.cursor)
+            if moved or subscription.known_top > subscription.cursor:
                 link.add_behind(subscription)
+            else:
+                # Whatever the reason, the log is not read in a loop.
+                self._later(subscription)
+
+    def _later(self, sub: Subscription) -> None:
+        def again() -> None:
+            if not sub.closed:
+                sub.link.add_behind(sub)
+
+        asyncio.get_running_loop().call_later(self._options.retry_s, again)
 
     async def _begin(self, sub: Subscription) -> bool:
         with self.contract.timed("subscribe"):
@@ -338,7 +357,8 @@ class Hub:
             events = tuple(StoredEvent(entry.event_id, entry.blob) for entry in entries)
             item = Entries(sub.user, sub.generation, sub.epoch, entries[0].offset, events)
             sub.link.put(item, entries_size(events))
-            self._move(sub, ResumePoint(sub.epoch, entries[-1].offset, entries[-1].event_id, read.mark))
+            last = entries[-1]
+            self._move(sub, ResumePoint(sub.epoch, last.offset, last.event_id, mark_after(entries, read)))
         sub.live = max(position.top, sub.known_top) <= sub.cursor
         return sub.live
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from carrel.errors import CarrelError, StoreUnavailableError
-from services.bridge.models import IntegrationState
+from services.bridge.models import ONE_USER, IntegrationState
 
 __all__ = ["IntegrationMonitor", "RecoveryOptions"]
 
@@ -88,7 +88,9 @@ class IntegrationMonitor:
             )
 
     def note_failure(self, error: CarrelError) -> None:
-        """The store has failed someone: leave ACTIVE now, and start to recover."""
+        """The store has failed someone: leave ACTIVE now, and start to recover; unless it works for the others."""
+        if error.details.get("scope") == ONE_USER:
+            return
         self.last_error = error.message
         if self.active:
             self._enter(IntegrationState.DEGRADED)

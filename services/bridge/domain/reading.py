@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from carrel.errors import UnknownRunError
-from services.bridge.domain.chain import break_of, following
+from services.bridge.domain.chain import break_of, following, mark_after
 from services.bridge.domain.hub import Hub
 from services.bridge.models import Entry, Page, ReadItem, Reset, ResetReason, ResumePoint, Through
 from services.bridge.store import EventLog
@@ -18,6 +18,7 @@ __all__ = ["ReadQuery", "read_events"]
 _PAGE = 200
 # A follower looks again after this even if nothing was announced: another process may have written.
 _LOOK_EVERY_S = 5.0
+_RETRY_S = 0.5
 # A run that was admitted is in the log in a moment, unless the emitter is away.
 _RUN_WAIT_S = 10.0
 
@@ -62,8 +63,11 @@ async def read_events(log: EventLog, hub: Hub, query: ReadQuery) -> AsyncGenerat
             grown.clear()
             last = await reading.last_round()
             while not reading.at_top and not reading.done:
+                before = reading.point
                 for item in await reading.page():
                     yield item
+                if reading.point == before and not reading.at_top:
+                    await asyncio.sleep(_RETRY_S)  # whatever the reason, the log is not read in a loop
             yield Through(reading.point)
             if last or reading.done or hub.ending:
                 return
@@ -127,7 +131,7 @@ class _Reading:
         if entries := following(self.point, read):
             items += self._keep(position.epoch, entries)
             if self.point.offset == entries[-1].offset:
-                self.point = self.point._replace(mark=read.mark)
+                self.point = self.point._replace(mark=mark_after(entries, read))
         self.at_top = self.point.offset >= position.top
         if not self.at_top and not self.done and self._passed_over:
             # A reader that is cut off now need not pass over them again.

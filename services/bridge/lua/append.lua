@@ -4,7 +4,7 @@
 --   producer, fence, first number, last number, flags (t terminal, n notified, g gap declared), channel, the newest
 --   position that the appender knows (epoch, offset, mark), event_id and blob of the gap, if declared, and of each event.
 -- Gives for each: code, last number, epoch, first offset, events stored, the mark before them and the newest; or an
---   error, when nothing of it is in effect. Codes: 0 taken, 1 GAP, 2 STALE_FENCE, 3 FENCE, 4 SEALED, 5 MISMATCH.
+--   error, when nothing of it is in effect, which is of no consequence to the others. Codes: 0 taken, 1 GAP, 2 STALE_FENCE, 3 FENCE, 4 SEALED, 5 MISMATCH.
 local now = clock(ARGV[1])
 local max_entries, max_age = tonumber(ARGV[2]), tonumber(ARGV[3])
 local producer_ttl, idle_ttl, run_ttl = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
@@ -37,9 +37,9 @@ local function append(k, a, b)
 
   local run = load_run(run_key, stream, m, now, producer_ttl)
   local producer
-  local packed = redis.call('GET', producer_key)
+  local packed = get(producer_key)
   if packed then
-    local born, number, of_run = string.match(packed, '^(%S+) (%d+) (.*)$')
+    local born, number, of_run = string.match(packed, '^(%x+) (%d+) (.*)$')
     -- A producer whose run is forgotten is forgotten too.
     if born == m.born and (of_run ~= run_id or (run and not run.ended)) then
       producer = {number = number, run = of_run}
@@ -145,7 +145,13 @@ end
 local replies, at = {}, 9
 while at <= #ARGV do
   local size = tonumber(ARGV[at])
-  replies[#replies + 1] = append(4 * #replies, at, at + size)
+  -- A user's keys may be damaged, and the others' appends are not to suffer.
+  local sound, reply = pcall(append, 4 * #replies, at, at + size)
+  if not sound then
+    -- A table from Redis 7 on, text before.
+    reply = {err = type(reply) == 'table' and reply.err or 'ERR user_script ' .. tostring(reply)}
+  end
+  replies[#replies + 1] = reply
   at = at + size + 1
 end
 return replies

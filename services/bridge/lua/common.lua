@@ -46,16 +46,29 @@ local function mark_at(stream, offset)
   return entry[2][2] .. ' ' .. string.match(entry[1], '-(%d+)$'), entry[2][2]
 end
 
+-- A string's value; one of another type is as good as none, and is overwritten in time.
+local function get(key)
+  local packed = redis.pcall('GET', key)
+  if type(packed) == 'table' then
+    if string.find(packed.err, 'WRONGTYPE', 1, true) then return false end
+    return redis.call('GET', key)
+  end
+  return packed
+end
+
+-- Of `m`, or nil when that is not there or is nothing that was written here: then it is another log that begins.
 local function parse_meta(packed)
+  if not packed then return nil end
   local born, epoch, top, due, open, at, kept, last =
-    string.match(packed, '^(%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
+    string.match(packed, '^(%x+) (%x+) (%d+) (%d+) (%d+) (%d+) (%d+) ([ -~]*)$')
+  if not born or #epoch ~= 16 or math.max(#top, #due, #open, #at, #kept) > 15 then return nil end
   return {born = born, epoch = epoch, top = tonumber(top), due = tonumber(due), open = tonumber(open),
     at = tonumber(at), kept = tonumber(kept), last = last}
 end
 
 local function load_meta(stream, meta, fresh)
-  local packed = redis.call('GET', meta)
-  if packed then return parse_meta(packed) end
+  local m = parse_meta(get(meta))
+  if m then return m end
   local top, last, at = newest(stream)
   return {born = fresh, epoch = fresh, top = top, last = last, due = 0, open = 0, at = at, kept = 0, created = true}
 end
@@ -78,9 +91,11 @@ local function save_meta(meta, m, now, ttl)
   end
 end
 
--- No entry is ever removed but from the old end, so the length says where that is.
+-- Not by the length: nothing of ours removes entries but from the old end, but others may.
 local function oldest_of(stream, top)
-  return top - redis.call('XLEN', stream) + 1
+  local head = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  if not head then return top + 1 end
+  return math.max(1, math.min(offset_of(head[1]), top + 1))
 end
 
 -- Remove what is older than max_age, `rounds` times 64 entries at most; how many went, and when the next is due.

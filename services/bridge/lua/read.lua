@@ -2,9 +2,8 @@
 -- Gives epoch, top, oldest, newest event_id and mark, mark at `after` ('' when it is gone), then entries in chunks as
 -- XRANGE gives them, possibly a few more than max bytes allow.
 local stream, meta = KEYS[1], KEYS[2]
-local packed = redis.call('GET', meta)
-if not packed then return {'', 0, 1, '', '', ''} end
-local m = parse_meta(packed)
+local m = parse_meta(get(meta))
+if not m then return {'', 0, 1, '', '', ''} end
 local top, after, left, room = m.top, tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local anchor = ''
 if after == top then

@@ -2,9 +2,8 @@
 -- Gives the number of entries removed.
 local stream, meta = KEYS[1], KEYS[2]
 local now = clock(ARGV[1])
-local packed = redis.call('GET', meta)
-if not packed then return 0 end
-local m = parse_meta(packed)
+local m = parse_meta(get(meta))
+if not m then return 0 end
 local removed = redis.call('XTRIM', stream, 'MAXLEN', ARGV[2])
 local expired
 expired, m.due = expire(stream, now, tonumber(ARGV[3]), 1000)

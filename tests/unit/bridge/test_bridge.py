@@ -11,6 +11,7 @@ from carrel.errors import StoreUnavailableError, UnknownRunError
 from services.bridge.domain.bridge import Bridge
 from services.bridge.domain.reading import ReadQuery
 from services.bridge.models import (
+    ONE_USER,
     Append,
     AppendResult,
     Entries,
@@ -72,6 +73,11 @@ async def test_nothing_reaches_the_log_while_the_bridge_is_not_active(bridge: Br
     with pytest.raises(StoreUnavailableError):
         await bridge.publish([make(1, 1)])
     assert log.appends == 0
+
+
+async def test_what_is_wrong_with_one_users_log_is_no_failure_of_the_store(bridge: Bridge) -> None:
+    bridge.monitor.note_failure(StoreUnavailableError("rubbish", scope=ONE_USER))
+    assert bridge.monitor.active
 
 
 async def test_failed_append_turns_the_bridge_degraded(bridge: Bridge, log: Log) -> None:

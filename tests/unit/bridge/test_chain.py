@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.bridge.domain.chain import Break, break_of, following
+from services.bridge.domain.chain import Break, break_of, following, mark_after
 from services.bridge.models import Entry, Position, ReadResult, ResetReason, ResumePoint
 
 POINT = ResumePoint("e1", 5, "ev5", "ev5")
@@ -39,7 +39,28 @@ def test_break_names_the_reason_and_where_to_go_on(result: ReadResult, expected:
 
 def test_who_has_seen_nothing_yet_has_nothing_to_compare() -> None:
     assert break_of(ResumePoint("e1", 5, "ev5"), read(anchor="other")) is None
-    assert break_of(ResumePoint("e1", 0, ""), read(anchor="")) is None
+    from_the_first = tuple(Entry(n, f"ev{n}", b"") for n in range(1, 9))
+    assert break_of(ResumePoint("e1", 0, ""), read(anchor="")._replace(entries=from_the_first)) is None
+
+
+def test_hole_is_passed_over_and_told() -> None:
+    whole = read()
+    behind = whole._replace(entries=whole.entries[1:])
+    assert break_of(POINT, behind) == Break(ResetReason.TRIMMED, ResumePoint("e1", 6, ""))
+    other = behind._replace(position=behind.position._replace(epoch="e2"))
+    assert break_of(POINT, other) == Break(ResetReason.EPOCH_CHANGED, ResumePoint("e2", 6, ""))
+    nothing = whole._replace(entries=(), position=whole.position._replace(mark="m8"))
+    assert break_of(POINT, nothing) == Break(ResetReason.TRIMMED, ResumePoint("e1", 8, "ev8", "m8"))
+
+
+def test_entries_are_taken_up_to_a_hole_only() -> None:
+    whole = read()._replace(mark="m8")
+    within = whole._replace(entries=(whole.entries[0], whole.entries[2]))
+    entries = following(POINT, within)
+    assert [entry.offset for entry in entries] == [6]
+    assert (mark_after(entries, within), mark_after(whole.entries, whole)) == ("", "m8")
+    twice = whole._replace(entries=(whole.entries[0], whole.entries[0], whole.entries[2]))
+    assert following(POINT, twice) == whole.entries[:1]
 
 
 def test_only_entries_right_after_the_point_are_taken() -> None:
