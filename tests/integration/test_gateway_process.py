@@ -1,22 +1,30 @@
-"""The gateway as a process: a start that cannot succeed says what is missing, and a signal ends it in order."""
+"""The gateway as a process: a start that fails says what is missing, a flood stops nobody, a signal ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import aiohttp
+import orjson
+import pytest
 
 from carrel.v1 import execution_pb2_grpc
 from services.bridge.store_memory import MemoryEventLog
 from tests.conftest import Eventually
 from tests.support.identity import identity
 from tests.support.rpc import serving
-from tests.unit.gateway.harness import SECRET, Bridge, FakeExecution
+from tests.unit.gateway.harness import SECRET, Bridge, FakeExecution, token
+from tests.unit.gateway.test_wire import frame
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +48,7 @@ async def _start(folder: Path, **environment: str) -> asyncio.subprocess.Process
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "gateway"),
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **names, **environment},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **names, **environment},
         stderr=asyncio.subprocess.PIPE,
     )
 
@@ -115,3 +123,74 @@ async def test_it_becomes_ready_and_a_signal_ends_it_with_0(tmp_path: Path, even
     assert process.returncode == 0
     assert "Traceback" not in text.decode()
     assert SECRET not in text.decode()
+
+
+FLOODS = {
+    "acks": (b"", frame(1, b'{"type":"ack","offset":0}')),
+    "pongs": (b"", frame(10)),
+    "pings": (b"", frame(9)),
+    "empty fragments": (frame(1, fin=False), frame(0, fin=False)),
+}
+
+
+@pytest.mark.parametrize(("first", "flood"), [pytest.param(*parts, id=name) for name, parts in FLOODS.items()])
+async def test_whoever_floods_the_gateway_holds_up_nobody_else(
+    tmp_path: Path, eventually: Eventually, first: bytes, flood: bytes
+) -> None:
+    _keys(tmp_path)
+    async with _upstream(tmp_path) as addresses, aiohttp.ClientSession() as http:
+        process = await _start(tmp_path, **addresses)
+        try:
+            await eventually(lambda: (tmp_path / "ready").exists(), within=30)
+            port = int((tmp_path / "ready").read_text().rpartition(":")[2])
+            bearer = {"Authorization": f"Bearer {token('bob')}"}
+            async with http.ws_connect(f"http://127.0.0.1:{port}/ws", headers=bearer) as ws:
+                await ws.receive(timeout=5)
+                flooding = asyncio.create_task(
+                    asyncio.to_thread(_flood, port, first, flood * ((1 << 20) // len(flood)), 1.5)
+                )
+                waits = list[float]()
+                while not flooding.done():
+                    began = time.monotonic()
+                    await ws.send_str('{"type":"ping"}')
+                    while orjson.loads((await ws.receive(timeout=20)).data)["type"] != "pong":
+                        pass
+                    waits.append(time.monotonic() - began)
+                    await asyncio.sleep(0.01)
+                assert await flooding > 1 << 20, "it was a flood"
+            assert max(waits) < 1.0
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, text = await process.communicate()
+    assert b"held up" not in text
+
+
+def _flood(port: int, first: bytes, chunk: bytes, seconds: float) -> int:
+    """Send as fast as the gateway reads, taking whatever comes back; how much there was. In a thread of its own."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+        raw.sendall(
+            b"GET /ws HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            b"Authorization: Bearer %b\r\n\r\n" % token("mallory").encode()
+        )
+        assert b" 101 " in raw.recv(65_536)
+        raw.sendall(frame(1, b'{"type":"connect","ack":true}') + first)
+        taking = threading.Thread(target=_take_all, args=(raw,))
+        taking.start()
+        raw.settimeout(seconds)
+        until, sent = time.monotonic() + seconds, 0
+        try:
+            while time.monotonic() < until:
+                sent += raw.send(chunk)
+        except TimeoutError:
+            pass
+        finally:
+            raw.shutdown(socket.SHUT_RDWR)
+            taking.join()
+    return sent
+
+
+def _take_all(raw: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while raw.recv(65_536):
+            pass

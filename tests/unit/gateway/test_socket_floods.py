@@ -115,6 +115,16 @@ async def test_chunks_that_come_in_one_turn_share_what_one_may_have(clock: Clock
     flooded.socket.connection_lost(None)
 
 
+async def test_a_second_chunk_has_what_the_first_has_left(clock: Clock) -> None:
+    flooded = Flooded(clock)
+    flooded.socket.data_received(frame(10) * 15)
+    assert flooded.peer.reading
+    flooded.socket.data_received(frame(10) * COUNT)
+    assert clock.asked <= MOST_AT_ONCE + 4
+    await flooded.until_read()
+    flooded.socket.connection_lost(None)
+
+
 async def test_nothing_is_lost_or_reordered_and_pings_are_all_answered(clock: Clock) -> None:
     flooded = Flooded(clock, deflate_bits=15)
     sent, stream = list[str](), b""
