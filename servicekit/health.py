@@ -137,6 +137,7 @@ class HealthServicer:
             if status != last:
                 last = status
                 yield health_pb2.HealthCheckResponse(status=status)
+                continue  # it may have changed, and have been closed, while that was on its way
             if self._closed:
                 return
             await changed.wait()

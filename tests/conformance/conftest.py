@@ -1,4 +1,4 @@
-"""One stack for the suite and the proof that it bites: quick agents, a short heartbeat, a log that is soon trimmed."""
+"""A stack for the suite, and one for the proof that it bites: quick agents, a short heartbeat, a log that is soon trimmed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.stack import RunningStack, running_stack
 _SETTINGS: Final = {"CARREL_GATEWAY_HEARTBEAT_INTERVAL": "1", "CARREL_BRIDGE_RETENTION__MAX_ENTRIES": "400"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # another module's runs would trim the log while a scenario reads it
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Five processes."""
     agents = [str(Path(__file__).with_name("quick_agents.py"))]

@@ -9,7 +9,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from carrel.errors import NotFoundError
-from servicekit.health import Readiness
+from servicekit.health import READINESS, HealthServicer, Readiness
 from tests.conftest import Eventually
 from tests.support.rpc import Rpc, serving, shared_settings
 
@@ -107,3 +107,12 @@ async def test_watcher_is_told_of_a_drain_and_does_not_hold_it_up(rpc: Rpc) -> N
     assert (await watcher.read()).status == NOT_SERVING
     assert await watcher.read() is aio.EOF
     await asyncio.wait_for(drain, 5)
+
+
+async def test_a_watcher_that_has_not_gone_on_since_its_last_word_is_told_of_the_end() -> None:
+    servicer = HealthServicer()
+    servicer.set_ready(True)
+    told = servicer.Watch(health_pb2.HealthCheckRequest(service=READINESS), None)  # type: ignore[arg-type]
+    assert (await anext(told)).status == SERVING
+    servicer.close()
+    assert [message.status async for message in told] == [NOT_SERVING]
