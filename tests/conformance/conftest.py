@@ -1,4 +1,4 @@
-"""A stack for the suite, one for the proof that it bites: quick agents, a short heartbeat, a log that is soon trimmed."""
+"""A stack for the suite, and one for the proof that it bites: quick agents, a short heartbeat, a log soon trimmed."""
 
 from __future__ import annotations
 
