@@ -6,11 +6,12 @@ import json
 import time
 from typing import Any, Final
 
+from carrel.cli.operators import execution_address, operator_ticket
 from carrel.cli.output import EXIT_OK, Printer
 from carrel.cli.render import clean
-from carrel.cli.state import StateFolder, address_in
+from carrel.cli.state import StateFolder
 from carrel.client import AuditRecord, Endpoints, InternalClient, Ticket
-from carrel.errors import PermissionDeniedError, StartupError
+from carrel.errors import PermissionDeniedError
 
 __all__ = ["OperatorTickets", "show_audit"]
 
@@ -29,12 +30,9 @@ class OperatorTickets:
         Raises:
             StartupError: The key cannot be read.
         """
-        from servicekit.identity.keys import load_signing_key
         from servicekit.identity.principals import OPERATOR_READ
-        from servicekit.identity.tickets import TicketMinter
 
-        minter = TicketMinter(load_signing_key(self._state.gateway_key), "gateway")
-        text = minter.mint_service("operator", (OPERATOR_READ,), _LIFETIME_S)
+        text = operator_ticket(self._state, (OPERATOR_READ,), _LIFETIME_S)
         return Ticket("service", text, time.time() + _LIFETIME_S)
 
     async def session(self) -> Ticket:
@@ -53,13 +51,9 @@ async def show_audit(state: StateFolder, *, user_id: str, run_id: str, most: int
         StartupError: No stack runs in the state folder.
         CarrelError: Execution refused or cannot be reached.
     """
-    running = state.read_stack()
-    if running is None:
-        raise StartupError(
-            f"no stack runs in the state folder {state.root}", advice="start one with `carrel up`, or name its --state"
-        )
+    execution = execution_address(state)
     printer, left = Printer(), most
-    async with InternalClient(Endpoints(execution=address_in(running, "execution")), OperatorTickets(state)) as client:
+    async with InternalClient(Endpoints(execution=execution), OperatorTickets(state)) as client:
         page_size = min(most, 1000)
         async for record in client.list_audit(run_id=run_id, user_id=user_id, everyone=True, page_size=page_size):
             printer.say(_json(record) if as_json else _line(record, printer))

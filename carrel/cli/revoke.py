@@ -7,9 +7,9 @@ from typing import Final
 import grpc
 from grpc import aio
 
+from carrel.cli.operators import execution_address, operator_ticket
 from carrel.cli.output import EXIT_OK, Printer
-from carrel.cli.state import StateFolder, address_in
-from carrel.errors import StartupError
+from carrel.cli.state import StateFolder
 from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import context_pb2, execution_pb2
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
@@ -17,6 +17,7 @@ from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
 __all__ = ["revoke_user"]
 
 _CALL_S: Final = 10.0
+_LIFETIME_S: Final = 60.0
 
 
 async def revoke_user(state: StateFolder, user_id: str, reason: str) -> int:
@@ -26,13 +27,12 @@ async def revoke_user(state: StateFolder, user_id: str, reason: str) -> int:
         StartupError: No stack runs in the state folder.
         CarrelError: Execution refused or cannot be reached.
     """
-    running = state.read_stack()
-    if running is None:
-        raise StartupError(
-            f"no stack runs in the state folder {state.root}", advice="start one with `carrel up`, or name its --state"
-        )
-    request = execution_pb2.RevokeUserRequest(context=_operator(state), user_id=user_id, reason=reason)
-    async with aio.insecure_channel(address_in(running, "execution"), [("grpc.enable_http_proxy", 0)]) as channel:
+    from servicekit.identity.principals import OPERATOR_REVOKE
+
+    execution = execution_address(state)
+    context = context_pb2.UserExecutionContext(ticket=operator_ticket(state, (OPERATOR_REVOKE,), _LIFETIME_S))
+    request = execution_pb2.RevokeUserRequest(context=context, user_id=user_id, reason=reason)
+    async with aio.insecure_channel(execution, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
             answer = await ExecutionServiceStub(channel).RevokeUser(request, timeout=_CALL_S)
         except grpc.aio.AioRpcError as error:
@@ -43,12 +43,3 @@ async def revoke_user(state: StateFolder, user_id: str, reason: str) -> int:
         "A ticket that a service already has can still read events at the bridge until it ends, an hour at most."
     )
     return EXIT_OK
-
-
-def _operator(state: StateFolder) -> context_pb2.UserExecutionContext:
-    from servicekit.identity.keys import load_signing_key
-    from servicekit.identity.principals import OPERATOR_REVOKE
-    from servicekit.identity.tickets import TicketMinter
-
-    minter = TicketMinter(load_signing_key(state.gateway_key), "gateway")
-    return context_pb2.UserExecutionContext(ticket=minter.mint_service("operator", (OPERATOR_REVOKE,), 60.0))
