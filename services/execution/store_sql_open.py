@@ -15,7 +15,7 @@ from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
 from carrel.errors import CarrelError, StartupError, StoreUnavailableError
-from services.execution.migrations import HEAD, current, upgrade
+from services.execution.migrations import HEAD, Schema, current, schema_of, upgrade
 from services.execution.models import Micros
 from services.execution.store_sql import SqlRunStore, wall_clock
 from services.execution.store_sql_database import SqliteDatabase, unavailable
@@ -65,11 +65,13 @@ def migrate_sqlite(path: Path, revision: str = "head") -> str:
     """Bring the file's schema to a revision; the revision that it then is at. For ``carrel migrate``.
 
     Raises:
-        StartupError: A process uses the file, or it can't be written.
+        StartupError: A process uses the file, it can't be written, or a newer version wrote it.
     """
     lock, _ = _claim(path)
     try:
         with _connect(path, 5.0).begin() as connection:
+            if (found := schema_of(connection)).newer:
+                raise _newer(path, found)
             upgrade(connection, revision)
             return current(connection)
     except exc.DBAPIError as error:
@@ -125,17 +127,14 @@ def _check_schema(path: Path, *, migrate: bool, busy_timeout_s: float) -> None:
     engine = _connect(path, busy_timeout_s)
     try:
         with engine.begin() as connection:
-            found = current(connection)
-            if found == HEAD:
+            found = schema_of(connection)
+            if found.usable:
                 return
-            if found > HEAD:
-                raise StartupError(
-                    f"the run store {path} was written by a newer version (schema {found}, this one knows {HEAD})",
-                    advice="start the newer version",
-                )
+            if found.newer:
+                raise _newer(path, found)
             if not migrate:
                 raise StartupError(
-                    f"the run store {path} has the schema {found or '(none)'}, this version needs {HEAD}",
+                    f"the run store {path} has the schema {found.revision or '(none)'}, this version needs {HEAD}",
                     advice="run `carrel migrate`",
                 )
             upgrade(connection)
@@ -143,6 +142,13 @@ def _check_schema(path: Path, *, migrate: bool, busy_timeout_s: float) -> None:
         raise _failed(path, unavailable(error)) from error
     finally:
         engine.dispose()
+
+
+def _newer(path: Path, found: Schema) -> StartupError:
+    return StartupError(
+        f"the run store {path} was written by a newer version (schema {found.readers_from}, this one knows {HEAD})",
+        advice="start the newer version",
+    )
 
 
 def _connect(path: Path, busy_timeout_s: float) -> sa.Engine:

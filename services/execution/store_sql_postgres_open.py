@@ -8,14 +8,14 @@ import socket
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
 from carrel.errors import CarrelError, StartupError, StoreUnavailableError
 from services.execution.config_store import PostgresAddress, postgres_name
-from services.execution.migrations import HEAD, current, upgrade
+from services.execution.migrations import HEAD, Schema, current, schema_of, upgrade
 from services.execution.models import Micros
 from services.execution.store_sql import SqlRunStore
 from services.execution.store_sql_clock import DatabaseClock
@@ -182,31 +182,34 @@ def _owner() -> str:
 
 
 async def _check_schema(address: PostgresAddress, *, migrate: bool) -> None:
-    found = await _run_alone(address, current, alone=False)
-    if found == HEAD:
+    found = await _run_alone(address, schema_of, alone=False)
+    if found.usable:
         return
     name = postgres_name(address.url)
-    if found < HEAD and not migrate:
+    if not found.newer and not migrate:
         raise StartupError(
-            f"the run store {name} has the schema {found or '(none)'}, this version needs {HEAD}",
+            f"the run store {name} has the schema {found.revision or '(none)'}, this version needs {HEAD}",
             advice="run `carrel migrate`",
         )
     await _run_alone(address, partial(_migrate, revision="head", name=name))
 
 
 def _migrate(connection: sa.Connection, *, revision: str, name: str) -> str:
-    found = current(connection)  # another may have done it while this one waited for the lock
-    if found > HEAD:
+    found = schema_of(connection)  # another may have done it while this one waited for the lock
+    if found.newer:
         raise StartupError(
-            f"the run store {name} was written by a newer version (schema {found}, this one knows {HEAD})",
+            f"the run store {name} was written by a newer version (schema {found.readers_from}, this one knows {HEAD})",
             advice="start the newer version",
         )
-    if found != HEAD or revision != "head":
+    if not found.usable or revision != "head":
         upgrade(connection, revision)
     return current(connection)
 
 
-async def _run_alone(address: PostgresAddress, work: Callable[[sa.Connection], str], *, alone: bool = True) -> str:
+T = TypeVar("T", str, Schema)
+
+
+async def _run_alone(address: PostgresAddress, work: Callable[[sa.Connection], T], *, alone: bool = True) -> T:
     """Do something in one transaction, ``alone`` only while no other process does so."""
     connect = connector(address, name="carrel-migrate", patient=True)
     from sqlalchemy.ext.asyncio import create_async_engine

@@ -30,6 +30,7 @@ __all__ = [
     "owners",
     "revocations",
     "runs",
+    "schema_revision",
     "stages",
     "threads",
     "users",
@@ -380,4 +381,12 @@ audit = sa.Table(
     sa.Index(None, "user_id", "started_at", "record_id"),
     sa.Index(None, "started_at", "user_id", "record_id"),
     sa.Index(None, "user_id", "run_id"),
+)
+
+# One row: the revision that all this is at. See migrations.
+schema_revision = sa.Table(
+    "schema_revision",
+    METADATA,
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="schema_revision_pkc"),
 )

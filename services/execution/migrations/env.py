@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], render_as_batch=True)
+from services.execution.migrations import VERSION_TABLE, adopt, mark
+
+connection = context.config.attributes["connection"]
+adopt(connection)
+context.configure(connection=connection, render_as_batch=True, version_table=VERSION_TABLE)
 with context.begin_transaction():
     context.run_migrations()
+mark(connection)

@@ -202,6 +202,43 @@ async def test_newer_schema_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StartupError) as raised:
         await open_sqlite_store(path, migrate=True)
     assert "newer" in raised.value.message
+    with pytest.raises(StartupError, match="newer"):
+        migrate_sqlite(path)
+
+
+async def test_a_schema_that_a_newer_version_only_expanded_is_used_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite3"
+    await (await open_sqlite_store(path, migrate=True)).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE runs ADD COLUMN colour TEXT NOT NULL DEFAULT ''")
+        connection.execute("UPDATE schema_revision SET version_num = '9999'")
+    connection.close()
+    for migrate in (False, True):
+        store = await open_sqlite_store(path, migrate=migrate)
+        assert (await store.admit(admission(f"run-{migrate}", thread=f"t-{migrate}"))).run
+        await store.close()
+    assert migrate_sqlite(path) == "9999"
+
+
+def test_a_store_of_the_first_release_gets_the_second_table_and_keeps_its_readers(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite3"
+    migrate_sqlite(path)
+    with sqlite3.connect(path) as plain:  # as the first release left it
+        plain.execute("DROP TABLE schema_revision")
+        plain.execute("UPDATE alembic_version SET version_num = '0004'")
+    plain.close()
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        assert migrations.schema_of(connection) == migrations.Schema("0004", "0004")
+        migrations.adopt(connection)
+        migrations.mark(connection)
+        assert migrations.schema_of(connection) == migrations.Schema("0004", "0004")
+        assert sa.inspect(connection).has_table(migrations.VERSION_TABLE)
+        migrations.demand_readers(connection, "0009")
+        migrations.demand_readers(connection, "0007")
+        assert migrations.schema_of(connection).readers_from == "0009", "never taken back"
+        assert migrations.schema_of(connection).newer
+    engine.dispose()
 
 
 async def test_opening_what_is_up_to_date_needs_no_alembic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
