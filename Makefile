@@ -81,6 +81,10 @@ faults: setup ## the fault matrix over real processes; prints the table; SEED=n 
 	$(RUN) -m tests.faults.matrix $(if $(SEED),--seed $(SEED)) $(if $(CELLS),--cells "$(CELLS)") \
 	  $(if $(REPEATS),--repeats $(REPEATS)) $(if $(OUT),--out "$(OUT)")
 
+.PHONY: skew
+skew: setup ## each service of the last release beside today's others and the reverse, and upgrades under load
+	SKEW_WHOLE=1 $(RUN) -m pytest -ra tests/skew $(ARGS)
+
 .PHONY: soak
 soak: setup ## random runs of 200 users under kills, with canaries; MINUTES=2 SEED=number
 	$(RUN) -m tests.chaos.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))

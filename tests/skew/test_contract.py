@@ -1,0 +1,53 @@
+"""Today's contract against that of every release that is kept: nothing that was said on a wire has changed its meaning."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.skew.versions import RELEASES, descriptor_sets, wheels
+from tests.support.stack import ROOT
+
+BUF = Path(sys.executable).with_name("buf")
+
+
+def _breaking(against: Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BUF, "breaking", "--against", against], cwd=folder, capture_output=True, text=True, timeout=50, check=False
+    )
+
+
+@pytest.mark.parametrize("released", descriptor_sets(), ids=lambda path: path.name)
+def test_protos_break_nothing_that_was_released(released: Path) -> None:
+    done = _breaking(released)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_field_that_gets_another_type_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "buf.yaml").write_text((ROOT / "buf.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    for path in (ROOT / "protos").rglob("*.proto"):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    context = tmp_path / "protos" / "carrel" / "v1" / "context.proto"
+    text = context.read_text(encoding="utf-8")
+    assert "  string user_id = " in text
+    context.write_text(text.replace("  string user_id = ", "  int64 user_id = ", 1), encoding="utf-8")
+    done = _breaking(descriptor_sets()[-1], tmp_path)
+    assert done.returncode != 0
+    assert "user_id" in done.stdout + done.stderr
+
+
+def test_what_is_kept_is_what_the_sums_say_and_complete() -> None:
+    listed = dict(
+        reversed(line.split(maxsplit=1)) for line in (RELEASES / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    )
+    kept = [*wheels(), *descriptor_sets()]
+    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept} == listed
+    assert [path.name.split("-")[1] for path in wheels()] == [
+        path.name.split("-")[1].removesuffix(".binpb.gz") for path in descriptor_sets()
+    ]
