@@ -53,6 +53,7 @@ check: setup ## format, lint, types, layers, file layout, protos and stubs; chan
 	$(BIN)/mypy $(WRITTEN)
 	$(BIN)/lint-imports --no-logo --cache-dir .import_linter_cache
 	$(RUN) -m tools.check_layout
+	$(RUN) -m tools.check_migrations
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(if $(wildcard protos/baseline.binpb),$(BIN)/buf breaking --against protos/baseline.binpb)
