@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from carrel.events import validate_event as validate_event
     from carrel.frozen import JSON as JSON
     from carrel.ids import new_id as new_id
+    from carrel.migration import FactoryAdapter as FactoryAdapter
+    from carrel.migration import migrate_to_factory_pattern as migrate_to_factory_pattern
     from carrel.tools import Tool as Tool
     from carrel.tools import tool as tool
 
@@ -46,6 +48,8 @@ _HOME: Final = {
     "validate_event": "carrel.events",
     "JSON": "carrel.frozen",
     "new_id": "carrel.ids",
+    "FactoryAdapter": "carrel.migration",
+    "migrate_to_factory_pattern": "carrel.migration",
     "Tool": "carrel.tools",
     "tool": "carrel.tools",
 }

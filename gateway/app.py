@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
@@ -37,6 +38,7 @@ from gateway.tally import Tally
 from gateway.tickets import ISSUER, TicketDesk
 from gateway.upstream import Upstream
 from servicekit.contracts import Phase
+from servicekit.features import Features, open_features
 from servicekit.health import Readiness
 from servicekit.identity.keys import load_signing_key
 from servicekit.identity.tickets import TicketMinter
@@ -59,6 +61,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         key = load_signing_key(settings.ticket_key)
         desk = TicketDesk(TicketMinter(key, ISSUER), settings.run_ticket_seconds)
         logins = _logins(settings)
+        features = open_features(settings.features_file, settings.features)
     _ = raise_file_limit(settings.limits.connections + _OTHER_FILES)
     wait_s = settings.downstream_wait_seconds
     async with (
@@ -81,7 +84,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         upstream = Upstream(Attachment(bridges, desk), parts.hub, desk, new_id("gw"), settings.upstream_options())
         readiness = _readiness(upstream, Downstream(bridge), Downstream(execution))
         server = GatewayServer(
-            web_application(parts, readiness, settings),
+            web_application(parts, readiness, settings, features),
             settings.listen,
             parts.connections,
             readiness,
@@ -89,6 +92,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
             limits=AcceptLimits(settings.limits.connections, settings.limits.per_address, settings.proxies),
             head_s=settings.connect_seconds,
         )
+        _ = tasks.start(features.follow(), "feature switches")
         _ = tasks.start(upstream.run(), "upstream")
         _ = tasks.start(revocations.look_for_ever(), "revocations")
         try:
@@ -98,10 +102,13 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
             await server.drain()
 
 
-def web_application(parts: Parts, readiness: Readiness, settings: GatewaySettings) -> web.Application:
+def web_application(
+    parts: Parts, readiness: Readiness, settings: GatewaySettings, features: Features | None = None
+) -> web.Application:
     """Routes, middleware and bounds over the parts."""
     positioning = Positioning(parts.log, settings.position_seconds)
     options = settings.handshake_options()
+    options = replace(options, terms=replace(options.terms, features=features or Features()))
     handshake = Handshake(parts, positioning, options)
     events = EventHandlers(parts, positioning, options)
     application = web.Application(middlewares=[edge(parts.origins)], client_max_size=MAX_BODY_BYTES)

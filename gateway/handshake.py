@@ -84,7 +84,7 @@ class Handshake:
         if self._parts.connections.draining:
             raise DrainingError("this gateway is shutting down", advice="connect again", retry_after_s=1)
         self._parts.origins.check(request.headers.get(hdrs.ORIGIN))
-        upgrade = check_upgrade(request, allow_deflate=self._options.terms.compression)
+        upgrade = check_upgrade(request, allow_deflate=self._options.terms.deflates)
         address = client_address(
             request.remote, request.headers.getall("X-Forwarded-For", []), self._options.trusted_proxies
         )
@@ -159,7 +159,7 @@ class Handshake:
         start = await self._positioning.find(login, feed, asked.resume, asked.thread_id)
         if socket.lost:
             return
-        flow, window = terms.flow_for(asked, socket.deflate_bits), terms.window_for(asked)
+        flow, window = terms.flow_for(asked, socket.deflate_bits, login.user_id), terms.window_for(asked)
         session.begin(socket, feed, start, flow, window, held.pop_all(), may_connect=by_header)
 
 

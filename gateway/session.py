@@ -392,7 +392,8 @@ class Session:
         assert self._socket is not None
         parts, thread_id = self._parts, options.thread_id or self._thread_id
         start = await parts.positioning.find(self.login, self._feed, options.resume, thread_id)
-        flow, window = parts.terms.flow_for(options, self._socket.deflate_bits), parts.terms.window_for(options)
+        flow = parts.terms.flow_for(options, self._socket.deflate_bits, self.login.user_id)
+        window = parts.terms.window_for(options)
         self._thread_id, self._may_connect = thread_id, False
         out.move(start.cursor, flow, window)
         start.announce(out, self.connection_id, parts.options.heartbeat_s, Terms.granted(flow, window))

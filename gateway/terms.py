@@ -9,6 +9,7 @@ from typing import Any
 from gateway.frames import Connect
 from gateway.outflow import Flow
 from gateway.window import Window
+from servicekit.features import COMPRESSED_BATCHES, PERMESSAGE_DEFLATE, Features
 
 __all__ = ["Terms"]
 
@@ -23,6 +24,7 @@ class Terms:
         compression: Whether one that asks for compression gets it, of either kind.
         ack_events: The send window of a client that names none, and the most that one may have.
         ack_bytes: The bound of the window in bytes.
+        features: Switches that may take compression away again.
     """
 
     flow: Flow = field(default_factory=Flow)
@@ -30,11 +32,18 @@ class Terms:
     compression: bool = True
     ack_events: int = 1000
     ack_bytes: int = 1 << 20
+    features: Features = field(default_factory=Features)
     _flows: dict[tuple[bool, bool, int], Flow] = field(default_factory=dict)
 
-    def flow_for(self, asked: Connect, deflate_bits: int) -> Flow:
+    @property
+    def deflates(self) -> bool:
+        """Whether a new connection that offers permessage-deflate gets it."""
+        return self.compression and self.features.on(PERMESSAGE_DEFLATE)
+
+    def flow_for(self, asked: Connect, deflate_bits: int, user_id: str = "") -> Flow:
         """How to write to this client; one object for all that are alike."""
-        key = (asked.batch and self.batches, asked.compress and self.compression, deflate_bits)
+        compress = asked.compress and self.compression and self.features.on(COMPRESSED_BATCHES, user_id)
+        key = (asked.batch and self.batches, compress, deflate_bits)
         found = self._flows.get(key)
         if found is None:
             batch, compress, bits = key

@@ -84,6 +84,12 @@ class SharedSettings(Section):
     downstream_wait_seconds: float = Field(
         10.0, gt=0, le=600, description="how long a start waits for the services downstream"
     )
+    features_file: Path | None = Field(
+        None, description="JSON file of feature switches, followed for changes; see docs/upgrades.md"
+    )
+    features: dict[str, bool] = Field(
+        default_factory=dict, description="feature switches by name, as JSON; the file goes before them"
+    )
     ready_file: Path | None = Field(None, description="file that gets the actual address once the service is ready")
     ready_fd: int | None = Field(None, ge=3, description="file descriptor that gets the same")
     max_concurrent_calls: Annotated[int, Field(ge=1, description="calls served at once, health checks not counted")] = (

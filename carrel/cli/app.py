@@ -276,7 +276,8 @@ def token(
 @app.command()
 def config(
     service: Annotated[
-        str, typer.Argument(help="execution, agent_instance, emitter, bridge, gateway or cli; by default all.")
+        str,
+        typer.Argument(help="execution, agent_instance, emitter, bridge, gateway or cli; by default all. Or features."),
     ] = "",
     state: StateOption = STATE,
     as_json: JsonOption = False,

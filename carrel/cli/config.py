@@ -20,6 +20,7 @@ from carrel.errors import StartupError
 __all__ = ["show_config"]
 
 _CLI: Final = "cli"
+_FEATURES: Final = "features"
 _SECRET: Final = "********"
 
 
@@ -35,23 +36,26 @@ class _Row:
 
 
 def show_config(service: str, state: Path, *, as_json: bool, environ: Mapping[str, str] | None = None) -> int:
-    """Print the settings of one service, of the command line, or of all; the exit code.
+    """Print the settings of one service, of the command line, or of all, or the feature switches; the exit code.
 
     Wrong ones are printed, and make it 1. What the stack that runs in the state folder chose goes before the
     environment, which the stack may have been started without.
     """
     environ = dict(os.environ if environ is None else environ)
-    names = [*SETTINGS, _CLI]
+    names = [*SETTINGS, _CLI, _FEATURES]
     if service and service not in names:
         sys.stderr.write(f"error: no service is called {service}; there are: {', '.join(names)}\n")
         return EXIT_USAGE
     stack, code = StateFolder(state).running(), EXIT_OK
     found: dict[str, list[_Row]] = {}
-    for name in [service] if service else names:
+    for name in [service] if service else names[:-1]:
         try:
-            found[name] = (
-                _cli_rows(state, environ) if name == _CLI else _rows(name, _chosen(name, state, stack), environ)
-            )
+            if name == _CLI:
+                found[name] = _cli_rows(state, environ)
+            elif name == _FEATURES:
+                found[name] = _feature_rows(_chosen("gateway", state, stack), environ)
+            else:
+                found[name] = _rows(name, _chosen(name, state, stack), environ)
         except StartupError as error:
             Printer(sys.stderr).error(StartupError(f"{name}: {error.message}", advice=error.advice))
             code = EXIT_FAILED
@@ -131,6 +135,24 @@ def _cli_rows(state: Path, environ: Mapping[str, str]) -> list[_Row]:
     return [
         _Row(name, value, f"environment ({name})" if environ.get(name, "").strip() else "default", about)
         for name, value, about in rows
+    ]
+
+
+def _feature_rows(chosen: Mapping[str, tuple[str, str]], environ: Mapping[str, str]) -> list[_Row]:
+    """Feature switches, as a gateway with these settings has them.
+
+    Raises:
+        StartupError: A setting, or the file, is wrong.
+    """
+    from servicekit.features import SWITCHES, open_features
+    from servicekit.settings import load_settings
+
+    effective = {**environ, **{name: value for name, (value, _) in chosen.items()}}
+    settings = load_settings(settings_class("gateway"), "gateway", effective)
+    told = open_features(settings.features_file, settings.features).told()
+    return [
+        _Row(name, *told[name], f"{switch.about}; off: {switch.off}. Goes with {switch.removal}")
+        for name, switch in SWITCHES.items()
     ]
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
 from servicekit.delivery import ProducerStream
+from servicekit.features import PLACE_BY_LOAD, open_features
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
@@ -28,6 +29,7 @@ from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.loops import clean_up_for_ever, keep_leases, take_over
 from services.execution.domain.metrics import FactoryMetrics
+from services.execution.domain.placement import Placement
 from services.execution.domain.ports import StageStart
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
 from services.execution.domain.revocations import RevokedUsers
@@ -50,6 +52,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
     async with start.phase(Phase.CONFIGURATION, needs="the ticket keys", advice="`carrel up` makes them"):
         minter = TicketMinter(load_signing_key(settings.ticket_key), "execution")
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+        features = open_features(settings.features_file, settings.features)
     async with start.phase(Phase.INTEGRATION, needs=settings.store_name):
         stores = await open_stores(settings)
     store = stores.store
@@ -69,7 +72,8 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
                 await emitters.wait_for_start(wait_s)
             contexts = RunContexts(minter)
-            host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks))
+            placement = Placement(by_load=partial(features.on, PLACE_BY_LOAD))
+            host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks), placement)
             services = RunServices(
                 store=store,
                 folder=stores.folder,
@@ -87,6 +91,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
                 await services.catalogue.covering()
                 await take_over(store, factory)
+            _ = loops.start(features.follow(), "feature switches")
             _ = loops.start(host.keep_asking(), "agent_instances' load")
             _start_loops(loops, settings, services, factory)
             revoked = RevokedUsers(store, factory)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+from collections.abc import Awaitable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,6 +14,7 @@ import orjson
 import pytest
 
 from gateway import encoding
+from tests.conftest import Eventually
 from tests.unit.gateway.harness import Gateway, Socket, gateway, token
 
 
@@ -84,6 +87,29 @@ async def test_a_deployment_may_refuse_both_kinds(tmp_path: Path) -> None:
         assert (await socket.frame())["compressed"] is False
         other = await g.connect("alice", "/ws?deflate=1", compress=15)
         assert other.ws.compress == 0
+
+
+async def test_switches_turn_both_kinds_while_it_runs(tmp_path: Path, eventually: Eventually) -> None:
+    file = tmp_path / "features.json"
+    file.write_text("{}", encoding="utf-8")
+
+    async def granted() -> tuple[bool, int]:
+        socket, connected = await _opened(g, batch=True, compress=True)
+        other = await g.connect("alice", "/ws?deflate=1", compress=15)
+        found = "compression" in connected, other.ws.compress
+        await asyncio.gather(socket.ws.close(), other.ws.close())
+        return found
+
+    async with gateway(tmp_path, features_file=file) as g:
+        assert await granted() == (True, 15)
+        file.write_text('{"gateway.compressed_batches": false, "gateway.permessage_deflate": false}', encoding="utf-8")
+        await eventually(lambda: _is(granted(), (False, 0)), within=10)
+        file.write_text("{}", encoding="utf-8")
+        await eventually(lambda: _is(granted(), (True, 15)), within=10)
+
+
+async def _is(found: Awaitable[object], expected: object) -> bool:
+    return await found == expected
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,17 @@ class _Place:
 
 
 class Placement:
-    """Chooses, over addresses."""
+    """Chooses, over addresses; in turn while ``by_load`` says so, whatever they tell of themselves."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, dice: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        dice: random.Random | None = None,
+        by_load: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._clock = clock
+        self._by_load = by_load
+        self._turn = 0
         self._dice = dice or random.Random()  # noqa: S311 -- spreads load, guards nothing
         self._places: dict[str, _Place] = {}
 
@@ -57,6 +64,9 @@ class Placement:
         places = {address: self._at(address) for address in addresses}
         welcome = [address for address, place in places.items() if now - place.refused_at > _PASSED_OVER_S]
         candidates = welcome or list(places)
+        if not self._by_load():
+            self._turn += 1
+            return sorted(candidates)[self._turn % len(candidates)]
         # Sampled in a random order, so that of two that are alike either may be the first.
         two = self._dice.sample(candidates, min(2, len(candidates)))
         return max(two, key=lambda address: places[address].free(now))

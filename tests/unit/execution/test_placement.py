@@ -108,3 +108,16 @@ def test_those_that_are_gone_are_forgotten_unless_attempts_are_there(placement: 
     placement.ended("b")
     placement.said("b", busy=1, capacity=10)
     assert placement.choose(["b", "c"]) == "b"
+
+
+def test_by_turns_while_the_switch_is_off_whatever_they_say(clock: Clock) -> None:
+    on = False
+    placement = Placement(clock, random.Random(7), by_load=lambda: on)
+    placement.said("a", busy=10, capacity=10)
+    placement.said("b", busy=0, capacity=10)
+    assert place(placement, ["b", "a"], 10) == Counter(a=5, b=5)
+    placement.refused("a")
+    assert place(placement, ["a", "b"], 4) == Counter(b=4), "one that refused is still passed over"
+    on = True
+    clock.now += 2
+    assert placement.choose(["a", "b"]) == "b"

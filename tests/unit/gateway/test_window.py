@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from carrel.errors import FrameError
+from carrel.pseudonyms import hash_user
 from gateway.frames import Connect, connect_options, parse_frame
 from gateway.outflow import Flow
 from gateway.terms import Terms
 from gateway.window import Window
+from servicekit.features import Features
 
 
 def filled(*offsets: int, size: int = 10, most: int = 5) -> Window:
@@ -96,3 +101,19 @@ def test_the_deployment_says_what_may_be_asked_for() -> None:
     assert free.flow_for(everything, 0) is free.flow_for(everything, 0), "shared by all that are alike"
     flow = strict.flow_for(everything, 0)
     assert (flow.batch, flow.compress, strict.granted(flow, None)["compression"]) == (False, False, None)
+
+
+def test_a_switch_takes_compressed_batches_from_a_share_of_users_and_gives_them_back(tmp_path: Path) -> None:
+    file, asked = tmp_path / "features.json", Connect(batch=True, compress=True)
+    file.write_text(json.dumps({"gateway.compressed_batches": {"users": [hash_user("alice")]}}), encoding="utf-8")
+    terms = Terms(features=Features(file))
+    assert terms.flow_for(asked, 0, "alice").compress
+    assert not terms.flow_for(asked, 0, "bob").compress
+    assert Terms().flow_for(asked, 0, "bob").compress
+    assert not Terms(compression=False, features=Features(file)).flow_for(asked, 0, "alice").compress
+
+
+def test_a_switch_declines_permessage_deflate() -> None:
+    assert Terms().deflates
+    assert not Terms(features=Features(None, {"gateway.permessage_deflate": False})).deflates
+    assert not Terms(compression=False).deflates
