@@ -109,7 +109,7 @@ class FactoryAdapter(Generic[Q, A]):
         new: The one over the chain: ``await new(attempt, request)``.
         rollout: Says at each call which share of users goes the new way.
         idempotent: Doing a request twice does no harm. Only then does the old handler answer when the chain is away
-            (an answer that was lost on its way cannot be told from a request that was), and only then are there shadows.
+            (an answer that was lost on its way can't be told from a request that was), and only then are there shadows.
         same: Whether the new handler's answer is as good as the old one's, for shadows.
         served: Told of every call, beside the log and ``counts``. Must not block; what it raises is logged.
 
@@ -296,6 +296,9 @@ async def ask_chain(
         TimeoutError: The run took too long.
         CarrelError: The run was refused, or what it failed with.
     """
+    # Loads more than the rest of this module; whoever has a GatewayHttp has it already.
+    from carrel.client.models import Event
+
     run = await gateway.execute(
         message,
         pipeline=tuple(pipeline),
@@ -309,7 +312,8 @@ async def ask_chain(
     try:
         async with asyncio.timeout(timeout_s):
             async for item in gateway.run_events(run_id):
-                status = str(item.data.get("status", "")) if getattr(item, "terminal", False) else status
+                if isinstance(item, Event) and item.terminal:
+                    status = str(item.data.get("status", ""))
             run = await gateway.run(run_id)
     except (TimeoutError, asyncio.CancelledError):
         await _cancel(gateway, run_id)
