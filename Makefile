@@ -1,6 +1,6 @@
 # Everything a developer does here; `make` lists it. Needs make and one Python 3.11-3.13 (tools/environment.sh says which).
 # Variables: PYTHON=interpreter for the virtual environment, VENV=its folder, ARGS=more arguments for pytest,
-# ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n (each target says which it reads).
+# ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n, TAG=1 (each target says which it reads).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,6 +17,7 @@ MINUTES ?=
 SEED ?=
 CELLS ?=
 REPEATS ?=
+TAG ?=
 
 BIN := $(VENV)/bin
 # -P keeps a folder of the caller's called `services` from hiding ours.
@@ -54,6 +55,7 @@ check: setup ## format, lint, types, layers, file layout, protos and stubs; chan
 	$(BIN)/lint-imports --no-logo --cache-dir .import_linter_cache
 	$(RUN) -m tools.check_layout
 	$(RUN) -m tools.check_migrations
+	$(RUN) -m tools.notice --check
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(if $(wildcard protos/baseline.binpb),$(BIN)/buf breaking --against protos/baseline.binpb)
@@ -93,6 +95,10 @@ soak: setup ## random runs of 200 users under kills, with canaries; MINUTES=2 SE
 .PHONY: bench
 bench: setup ## measures; CASES="events first_event" OUT=file.json
 	$(RUN) -m benchmarks $(if $(CASES),--cases "$(CASES)") $(if $(OUT),--out "$(OUT)")
+
+.PHONY: release
+release: setup ## wheel, sdist, SBOM, NOTICE, descriptor set and sums into dist/; TAG=1 tags the commit, here only
+	$(RUN) -m tools.release $(if $(TAG),--tag) $(if $(OUT),--out "$(OUT)")
 
 .PHONY: lock
 lock: setup ## brings constraints.txt in line with pyproject.toml; ARGS=--upgrade for newer versions (needs the network)

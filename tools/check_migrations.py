@@ -23,6 +23,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from tools.releases import kept_wheels
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 MIGRATIONS: Final = ROOT / "services" / "execution" / "migrations" / "versions"
 RELEASES: Final = ROOT / "releases"
@@ -181,12 +183,12 @@ def _still_used(step: Step, released: Released) -> Iterator[str]:
 
 
 def last_released(folder: Path = RELEASES) -> Released:
-    """The newest release that is kept.
+    """The release before this checkout, of those that are kept.
 
     Raises:
         SystemExit: None is.
     """
-    found = sorted(folder.glob("carrel-*.whl"), key=lambda path: [int(x) for x in path.name.split("-")[1].split(".")])
+    found = kept_wheels(folder)
     if not found:
         sys.exit(f"no wheel under {folder}: migrations can't be compared with the former release")
     with zipfile.ZipFile(found[-1]) as wheel:

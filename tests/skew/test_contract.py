@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.skew.versions import RELEASES, descriptor_sets, wheels
+from tests.skew.versions import RELEASES
 from tests.support.stack import ROOT
+from tools.releases import all_descriptor_sets, all_wheels, version_of
 
 BUF = Path(sys.executable).with_name("buf")
 
@@ -21,7 +22,7 @@ def _breaking(against: Path, folder: Path = ROOT) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("released", descriptor_sets(), ids=lambda path: path.name)
+@pytest.mark.parametrize("released", all_descriptor_sets(RELEASES), ids=lambda path: path.name)
 def test_protos_break_nothing_that_was_released(released: Path) -> None:
     done = _breaking(released)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,7 +38,7 @@ def test_a_field_that_gets_another_type_is_seen(tmp_path: Path) -> None:
     text = context.read_text(encoding="utf-8")
     assert "  string user_id = " in text
     context.write_text(text.replace("  string user_id = ", "  int64 user_id = ", 1), encoding="utf-8")
-    done = _breaking(descriptor_sets()[-1], tmp_path)
+    done = _breaking(all_descriptor_sets(RELEASES)[-1], tmp_path)
     assert done.returncode != 0
     assert "user_id" in done.stdout + done.stderr
 
@@ -45,8 +46,6 @@ def test_a_field_that_gets_another_type_is_seen(tmp_path: Path) -> None:
 def test_what_is_kept_is_what_the_sums_say_and_complete() -> None:
     lines = [line.split(maxsplit=1) for line in (RELEASES / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
     listed = {name: digest for digest, name in lines}
-    kept = [*wheels(), *descriptor_sets()]
+    kept = [*all_wheels(RELEASES), *all_descriptor_sets(RELEASES)]
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept} == listed
-    assert [path.name.split("-")[1] for path in wheels()] == [
-        path.name.split("-")[1].removesuffix(".binpb.gz") for path in descriptor_sets()
-    ]
+    assert list(map(version_of, all_wheels(RELEASES))) == list(map(version_of, all_descriptor_sets(RELEASES)))

@@ -16,27 +16,18 @@ from typing import Any, Final
 from services.execution.migrations import HEAD, READERS_FROM
 from tests.skew.up import VERSIONS
 from tests.support.stack import ROOT, SERVICES, RunningStack, running_stack
+from tools.releases import kept_wheels
 
-__all__ = ["AGENTS", "NEW", "Mixed", "descriptor_sets", "last_wheel", "mixed_stack", "next_release", "unpack", "wheels"]
+__all__ = ["AGENTS", "NEW", "RELEASES", "Mixed", "last_wheel", "mixed_stack", "next_release", "unpack"]
 
 RELEASES: Final = ROOT / "releases"
 AGENTS: Final = ROOT / "tests" / "chaos" / "agents.py"
 NEW: Final = ROOT
 
 
-def wheels() -> list[Path]:
-    """Of every release, the oldest first."""
-    return sorted(RELEASES.glob("carrel-*.whl"), key=_number)
-
-
-def descriptor_sets() -> list[Path]:
-    """Of every release, the oldest first."""
-    return sorted(RELEASES.glob("carrel-*.binpb.gz"), key=_number)
-
-
 def last_wheel() -> Path:
     """Of the release before this checkout: the one that it has to work beside."""
-    return wheels()[-1]
+    return kept_wheels(RELEASES)[-1]
 
 
 def unpack(wheel: Path, folder: Path) -> Path:
@@ -82,11 +73,6 @@ def next_release(folder: Path) -> Path:
     assert line in text
     init.write_text(text.replace(line, line + f'        "0099": "{READERS_FROM[HEAD]}",\n'), encoding="utf-8")
     return folder
-
-
-def _number(path: Path) -> tuple[int, ...]:
-    version = path.name.split("-")[1].removesuffix(".binpb.gz")
-    return tuple(int(part) for part in version.split("."))
 
 
 @dataclass(frozen=True)
