@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -38,7 +39,8 @@ from gateway.tickets import ISSUER, TicketDesk
 from gateway.upstream import Upstream
 from servicekit.contracts import Phase
 from servicekit.health import Readiness
-from servicekit.identity.keys import load_signing_key
+from servicekit.identity.keys import KeySet
+from servicekit.identity.signing import FollowedKey
 from servicekit.identity.tickets import TicketMinter
 from servicekit.lifecycle import Starter
 from servicekit.rpc.channel import open_channel
@@ -57,7 +59,7 @@ _OTHER_FILES: Final = 1_100
 async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[GatewayServer]:
     """The gateway as a process."""
     async with start.phase(Phase.CONFIGURATION, needs="the key that signs tickets, and the keys of login tokens"):
-        key = load_signing_key(settings.ticket_key)
+        key = FollowedKey(settings.ticket_key, ISSUER)
         desk = TicketDesk(TicketMinter(key, ISSUER), settings.run_ticket_seconds)
         logins = _logins(settings)
         tls = Tls.of(settings, "gateway")
@@ -74,7 +76,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
             await wait_ready(bridge, f"the bridge at {settings.bridge}", wait_s)
         async with start.phase(Phase.INTEGRATION, needs=f"execution at {settings.execution}"):
             await wait_ready(execution, f"execution at {settings.execution}", wait_s)
-        tokens = SignedSocketTokens(key, Once(execution, desk))
+        tokens = SignedSocketTokens(key, Once(execution, desk), keys=_public_keys(settings.ticket_jwks))
         parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents))
         revocations = Revocations(execution, desk, parts.hub)
         logins.check = tokens.check = revocations.check
@@ -149,6 +151,11 @@ def _parts(
         runs=Runs(execution, desk),
         agents=Agents(agents, desk),
     )
+
+
+def _public_keys(path: Path) -> KeySet | None:
+    """For the time while keys are rotated; a gateway alone can do without."""
+    return KeySet.from_jwks_file(path) if path.exists() else None
 
 
 def _logins(settings: GatewaySettings) -> LoginVerifier:

@@ -43,6 +43,8 @@ METHOD_CALLERS: Final[Mapping[str, frozenset[str]]] = {
     _EXECUTION + "ClaimOnce": _GATEWAY,
     _EXECUTION + "RevokeUser": frozenset({"operator"}),
     _EXECUTION + "ListRevocations": frozenset({"gateway", "operator"}),
+    _EXECUTION + "SignOut": _GATEWAY,
+    _EXECUTION + "RecordAudit": _GATEWAY,
     _INSTANCE + "ListAgents": frozenset({"gateway", "execution"}),
     _INSTANCE + "CreateInstance": _FROM_EXECUTION,
     _INSTANCE + "RunInstance": _FROM_EXECUTION,
@@ -52,6 +54,7 @@ METHOD_CALLERS: Final[Mapping[str, frozenset[str]]] = {
     _EMITTER + "Emit": frozenset({"execution", "agent_instance"}),
     _EMITTER + "Notify": _CLIENT,
     _EMITTER + "GetEmitterStatistics": _OPERATORS,
+    _EMITTER + "Revoke": _FROM_EXECUTION,
     _BRIDGE + "Publish": frozenset({"emitter"}),
     _BRIDGE + "Attach": _GATEWAY,
     # Execution reads for those who watch a run.
@@ -60,4 +63,5 @@ METHOD_CALLERS: Final[Mapping[str, frozenset[str]]] = {
     _BRIDGE + "ResolveRun": frozenset({"gateway", "emitter", "client"}),
     # Gateways ask how many others a bridge has, to spread out.
     _BRIDGE + "GetState": _GATEWAY | _OPERATORS,
+    _BRIDGE + "Revoke": _FROM_EXECUTION,
 }

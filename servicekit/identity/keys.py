@@ -78,6 +78,10 @@ class SigningKey:
         """The half that verifiers get."""
         return PublicKey(self.kid, self.key.public_key(), self.issuer, self.scopes)
 
+    def current(self) -> SigningKey:
+        """Itself: see ``signing.Signer``."""
+        return self
+
     def save(self, path: Path) -> None:
         """Write the private JWK with mode 0600, replacing what was there in one step."""
         jwk = self.public.to_jwk() | {"d": _encode(self.key.private_bytes_raw())}

@@ -15,6 +15,7 @@ from carrel.errors import PermissionDeniedError, ScopeError
 __all__ = [
     "ANY_SCOPE",
     "AUDIT_WRITE",
+    "EXECUTION_ITSELF",
     "OPERATOR_READ",
     "OPERATOR_REVOKE",
     "Principal",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 AUDIT_WRITE = "audit:write"
+# Whom execution names in tickets for its own questions, since its key signs those of runs only.
+EXECUTION_ITSELF = "carrel-execution"
 OPERATOR_READ = "operator:read"
 OPERATOR_REVOKE = "operator:revoke"
 

@@ -54,12 +54,15 @@ METHOD_SCOPES: Final[Mapping[str, frozenset[Scope]]] = {
     _EMITTER + "Emit": _RUN,
     _EMITTER + "Notify": _RUN,
     _EMITTER + "GetEmitterStatistics": _SERVICE,
+    # Execution signs run tickets only: its own is one that names no user's run. The handlers tell.
+    _EMITTER + "Revoke": _RUN,
     _BRIDGE + "Publish": _RUN,
     # The gateway's own ticket for `hello`; each user's for the rest. The handler tells them apart.
     _BRIDGE + "Attach": ANY_SCOPE,
     _BRIDGE + "ReadEvents": _USER,
     _BRIDGE + "ResolveRun": _USER,
     _BRIDGE + "GetState": _SERVICE,
+    _BRIDGE + "Revoke": _RUN,
 }
 
 # What a service ticket must hold, beyond being one. A method that is not here asks for nothing more.

@@ -30,6 +30,7 @@ from servicekit.identity.tickets import TicketVerifier
 from servicekit.rpc.callers import CallerCheck
 from servicekit.rpc.context import enter_call
 from servicekit.rpc.edge import abort_with, as_carrel_error
+from servicekit.rpc.guard import StreamGuard
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
 from servicekit.rpc.validation import validate_message
 
@@ -88,6 +89,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
         scopes: Method → scopes; a method that is not in it is refused.
         permissions: Method → permission that a service ticket must hold for it.
         callers: Which services may call what, by their certificates; None without TLS.
+        guard: Ends streams whose caller's ticket is worth nothing any more.
     """
 
     def __init__(
@@ -97,8 +99,11 @@ class EdgeInterceptor(aio.ServerInterceptor):
         telemetry: Telemetry = NO_TELEMETRY,
         scopes: Mapping[str, frozenset[Scope]] = METHOD_SCOPES,
         permissions: Mapping[str, str] = SERVICE_PERMISSIONS,
+        *,
         callers: CallerCheck | None = None,
+        guard: StreamGuard | None = None,
     ) -> None:
+        self._guard = StreamGuard(verifier) if guard is None else guard
         self._callers = callers
         self._verifier = verifier
         self._gate = gate
@@ -162,11 +167,11 @@ class EdgeInterceptor(aio.ServerInterceptor):
         return serve
 
     def _server_stream(self, method: str, handler: Callable[[Any, _Context], AsyncIterator[Any]]) -> Any:
-        admit = self._admission(method, needs_deadline=False)
+        admit, guard = self._admission(method, needs_deadline=False), self._guard
 
         def begin(request: Any, context: _Context) -> AsyncIterator[Any]:
             admit(request, context)
-            return handler(request, context)
+            return guard.guarded(handler(request, context))
 
         return self._stream(method, begin)
 

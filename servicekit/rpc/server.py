@@ -21,6 +21,7 @@ from servicekit.identity.scopes import METHOD_SCOPES, SERVICE_PERMISSIONS
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.logs import get_logger
 from servicekit.rpc.callers import CallerCheck
+from servicekit.rpc.guard import StreamGuard
 from servicekit.rpc.health_port import HealthPort
 from servicekit.rpc.interceptor import CallGate, EdgeInterceptor
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
@@ -83,8 +84,11 @@ class RpcServer:
         self.readiness = readiness or Readiness()
         self.draining = asyncio.Event()
         self.gate = CallGate(settings.max_concurrent_calls, self.draining)
+        self.guard = StreamGuard(verifier)
         self.callers = CallerCheck(callers, self._tls.trust_domain) if self._tls.enabled else None
-        edge = EdgeInterceptor(verifier, self.gate, telemetry, scopes, permissions, callers=self.callers)
+        edge = EdgeInterceptor(
+            verifier, self.gate, telemetry, scopes, permissions, callers=self.callers, guard=self.guard
+        )
         self._interceptors = [*interceptors, edge]
         self._health = HealthServicer()
         self._server: aio.Server | None = None

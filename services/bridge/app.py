@@ -14,6 +14,7 @@ from carrel.v1.bridge_pb2_grpc import add_BridgeServiceServicer_to_server
 from servicekit.contracts import Phase
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet
+from servicekit.identity.revoked import RevokedTickets
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.lifecycle import Starter
 from servicekit.logs import get_logger
@@ -165,7 +166,8 @@ async def serve_bridge(settings: BridgeSettings, log: EventLog, verifier: Ticket
     )
     readiness.add("event log", lambda: bridge.monitor.active)
     async with bridge, TaskOwner() as tasks:
-        servicer = BridgeServicer(bridge, verifier)
+        revoked = RevokedTickets()
+        servicer = BridgeServicer(bridge, verifier, revoked)
         server = RpcServer(
             settings.listen,
             [(add_BridgeServiceServicer_to_server, servicer, "carrel.v1.BridgeService")],
@@ -174,11 +176,14 @@ async def serve_bridge(settings: BridgeSettings, log: EventLog, verifier: Ticket
             readiness=readiness,
         )
 
+        revoked.on_change(server.guard.look)
+
         async def end_streams() -> None:
             await server.draining.wait()
             servicer.end_streams()
 
         _ = tasks.start(end_streams(), "end of the streams on drain")
+        _ = tasks.start(servicer.subscribers.look_for_ever(), "tickets of subscriptions")
         try:
             yield server
         finally:

@@ -18,6 +18,7 @@ from servicekit.delivery import StreamOptions, stream_age_s
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet
 from servicekit.identity.principals import RunPrincipal, Scope
+from servicekit.identity.revoked import RevokedTickets
 from servicekit.identity.tickets import ContextMessage, TicketVerifier
 from servicekit.lifecycle import Starter
 from servicekit.rpc.channel import open_channel
@@ -79,6 +80,10 @@ async def serve_emitter(
     guard = Guard(Sanitizer(settings.withheld_fields))
     publisher = Publisher(ledger, statistics)
     readiness = Readiness()
+    revoked = RevokedTickets()
+    verifier.is_revoked = revoked.refuses
+    events = verifier.alike()
+    events.is_revoked = revoked.refuses_event
     watch = Watch(ledger, statistics, late_s=settings.delivery_timeout, stuck_s=settings.event_timeout)
 
     bridge, rotation = BridgeServiceStub(channel), Rotation(bridges)
@@ -96,7 +101,7 @@ async def serve_emitter(
         on_state=lambda _up: readiness.poke(),
     )
     servicer = EmitterServicer(
-        Intake(_run_verifier(verifier), guard, ledger, statistics, reason_name, item_bytes),
+        Intake(_run_verifier(events), guard, ledger, statistics, reason_name, item_bytes),
         guard,
         ledger,
         statistics,
@@ -107,6 +112,7 @@ async def serve_emitter(
             "retries": publisher.retries,
         },
         fence_of=fence_reader(bridge),
+        revoked=revoked,
     )
     readiness.add("bridge", lambda: stream.connected)
     readiness.add("delivery", lambda: not watch.stuck)

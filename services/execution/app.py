@@ -12,7 +12,8 @@ from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
 from servicekit.delivery import ProducerStream
 from servicekit.health import Readiness
-from servicekit.identity.keys import KeySet, load_signing_key
+from servicekit.identity.keys import KeySet
+from servicekit.identity.signing import FollowedKey
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.lifecycle import Phase, Running, Starter
 from servicekit.rpc.channel import open_channel
@@ -24,6 +25,7 @@ from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_bridge import BridgeRunLog
 from services.execution.client_contexts import RunContexts
 from services.execution.client_emitter import EmitterSink
+from services.execution.client_revocations import RevocationTeller, to_bridge, to_emitter
 from services.execution.config import ExecutionSettings
 from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.factory import ExecutionEngineFactory
@@ -49,7 +51,7 @@ _SERVICE = "carrel.v1.ExecutionService"
 async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Running]:
     """The service, from its settings. Leaving it ends runs' tasks, hands their leases on and closes the stores."""
     async with start.phase(Phase.CONFIGURATION, needs="the ticket keys", advice="`carrel up` makes them"):
-        minter = TicketMinter(load_signing_key(settings.ticket_key), "execution")
+        minter = TicketMinter(FollowedKey(settings.ticket_key, "execution"), "execution")
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
         tls = Tls.of(settings, "execution")
     async with start.phase(Phase.INTEGRATION, needs=settings.store_name):
@@ -60,6 +62,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             Copies(settings.agent_instance, "agent_instance", tls=tls) as agents,
             Copies(settings.emitter, "emitter", tls=tls) as emitters,
             open_channel(settings.bridge, tls=tls.to("bridge")) as bridge,
+            Copies(settings.bridge, "bridge", tls=tls) as bridges,
             ProducerStream.to_emitters(emitters) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
@@ -95,9 +98,12 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             await revoked.look()
             verifier.is_revoked = revoked.refuses
             _ = loops.start(revoked.look_for_ever(), "revocations")
+            teller = RevocationTeller(revoked, contexts.asking_again, [(emitters, to_emitter), (bridges, to_bridge)])
+            _ = loops.start(teller.tell_for_ever(), "revocations for emitters and bridges")
             # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
             servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge), revoked=revoked)
             server = _server(settings, services, servicer, verifier)
+            revoked.on_change = server.guard.look
             yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:

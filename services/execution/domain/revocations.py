@@ -1,16 +1,15 @@
 """Users whose logins were revoked: what they have begun ends, and what was issued before that is refused.
 
 The record is in the run store, which all replicas share; each keeps a copy and looks again every two seconds. What is
-refused here is refused by gateways too, each from the same record. Emitter and bridge do not look: a ticket handed out
-before reads events at the bridge until it ends.
+refused here is refused by gateways too, each from the same record. Emitters and bridges are told.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from carrel.errors import CarrelError, StoreUnavailableError
 from servicekit.identity.principals import Principal, ServicePrincipal
@@ -46,6 +45,13 @@ class RevokedUsers:
         self._runs = runs
         self._not_before: dict[UserKey, Micros] = {}
         self._as_of: Micros = 0
+        # Called when something was revoked: what is open may have to end.
+        self.on_change: Callable[[], None] = _nothing
+
+    @property
+    def signed_out(self) -> Mapping[str, Any]:
+        """Logins that are worth nothing, by name."""
+        return {}
 
     @property
     def known(self) -> Mapping[UserKey, Micros]:
@@ -68,6 +74,7 @@ class RevokedUsers:
         """
         not_before = await self._store.revoke_user(user, reason)
         self._not_before[user] = not_before
+        self.on_change()
         return not_before, await self._end_runs(user, reason)
 
     async def look(self) -> None:
@@ -85,6 +92,7 @@ class RevokedUsers:
             if not first:
                 await self._end_runs(item.user, "")
         self._as_of = found.as_of
+        self.on_change()
 
     async def look_for_ever(self) -> None:
         """Look again and again, until cancelled."""
@@ -104,3 +112,7 @@ class RevokedUsers:
                 ended += 1
         _log.info("a user was revoked", user=hash_user(user), runs=ended)
         return ended
+
+
+def _nothing() -> None:
+    """Nobody listens."""
