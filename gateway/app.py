@@ -31,7 +31,7 @@ from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
 from gateway.rest.routes import add_routes
 from gateway.runs import Runs
 from gateway.server import GatewayServer
-from gateway.shared_state import Once, Revocations
+from gateway.shared_state import AuditTrail, Once, Revocations
 from gateway.socket_tokens import SignedSocketTokens, SocketTokens
 from gateway.tally import Tally
 from gateway.tickets import ISSUER, TicketDesk
@@ -73,8 +73,9 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         async with start.phase(Phase.INTEGRATION, needs=f"execution at {settings.execution}"):
             await wait_ready(execution, f"execution at {settings.execution}", wait_s)
         tokens = SignedSocketTokens(key, Once(execution, desk))
-        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents))
-        revocations = Revocations(execution, desk, parts.hub)
+        hub = Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes)
+        revocations = Revocations(execution, desk, hub)
+        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents), hub, revocations)
         logins.check = tokens.check = revocations.check
         async with start.phase(Phase.INTEGRATION, needs="the revoked users that execution knows"):
             await revocations.look()
@@ -123,12 +124,14 @@ def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream) ->
     return readiness
 
 
-def _parts(
+def _parts(  # noqa: PLR0917 -- called once, in this file
     settings: GatewaySettings,
     desk: TicketDesk,
     logins: LoginVerifier,
     socket_tokens: SocketTokens,
     channels: tuple[aio.Channel, aio.Channel, aio.Channel],
+    hub: Hub,
+    revocations: Revocations,
 ) -> Parts:
     bridge, execution, agents = channels
     limits = settings.limits
@@ -141,11 +144,13 @@ def _parts(
         desk=desk,
         connections=Connections(),
         tally=Tally(),
-        hub=Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes),
+        hub=hub,
         log=log,
         run_log=log,
         runs=Runs(execution, desk),
         agents=Agents(agents, desk),
+        exits=revocations,
+        audit=AuditTrail(execution, desk),
     )
 
 

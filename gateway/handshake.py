@@ -156,6 +156,8 @@ class Handshake:
         session = Session(new_id("conn"), login, asked.thread_id, self._shared)
         feed = held.enter(self._parts.hub.join(login, session))
         held.enter(self._parts.connections.session(session))
+        # It may have been signed out, or its user revoked, since it was verified; from here on that finds the session.
+        self._parts.logins.check(login)
         start = await self._positioning.find(login, feed, asked.resume, asked.thread_id)
         if socket.lost:
             return

@@ -6,6 +6,8 @@ Strict where PyJWT is lenient: algorithms are bound to keys, ``sub exp iat iss a
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -20,10 +22,11 @@ from carrel.ids import check_id
 from gateway.login_keys import LoginKey, LoginKeys
 from servicekit.identity.jwt_parts import PartError, read_part
 
-__all__ = ["ACT_AS", "LEEWAY_S", "ClaimNames", "Login", "LoginVerifier", "bearer_token"]
+__all__ = ["ACT_AS", "LEEWAY_S", "LONGEST_LEEWAY_S", "ClaimNames", "Login", "LoginVerifier", "bearer_token"]
 
 ACT_AS: Final = "act_as"
 LEEWAY_S: Final = 5.0
+LONGEST_LEEWAY_S: Final = 60
 MAX_TOKEN_BYTES: Final = 16 * 1024
 
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]{2,4096}\.[A-Za-z0-9_-]{2,12288}\.[A-Za-z0-9_-]{16,2048}")
@@ -43,6 +46,8 @@ class Login:
     permissions: frozenset[str] = frozenset()
     limits: Mapping[str, int] = field(default_factory=lambda: _NO_LIMITS)
     issued_at: float = field(default=0.0, compare=False)
+    # Names the token that proved it; tickets carry it, and signing out is by it. Tokens do not follow from it.
+    name: str = field(default="", compare=False)
 
     @property
     def is_service(self) -> bool:
@@ -87,10 +92,12 @@ class LoginVerifier:
         if len(token) > MAX_TOKEN_BYTES or not _FORM.fullmatch(token):
             raise _bad("is not a signed JWT")
         header_part, payload_part, _ = token.split(".")
+        # Of what is signed: a signature may have several forms, and the same token another one's name then.
+        name = _name_of(token[: len(header_part) + 1 + len(payload_part)])
         key = self._key(_strict(header_part, "header"))
         _strict(payload_part, "payload")
         claims = self._claims(token, key)
-        return self._login(claims)
+        return self._login(claims, name)
 
     def _key(self, header: Mapping[str, Any]) -> LoginKey:
         algorithm, kind, kid = header.get("alg"), header.get("typ", ""), header.get("kid", "")
@@ -144,14 +151,15 @@ class LoginVerifier:
             raise _bad("has times that make no sense")
         return claims
 
-    def _login(self, claims: Mapping[str, Any]) -> Login:
+    def _login(self, claims: Mapping[str, Any], name: str) -> Login:
         names = self._names
         try:
             user = check_id(claims.get(names.user), "user_id")
         except CarrelError as error:
             raise _bad(f"names a user whose id {error.message.removeprefix('user_id ')}") from None
         permissions = _permissions(claims.get(names.scope), claims.get(names.permissions))
-        login = Login(user, float(claims["exp"]), permissions, _limits(claims.get(names.limits)), float(claims["iat"]))
+        limits = _limits(claims.get(names.limits))
+        login = Login(user, float(claims["exp"]), permissions, limits, float(claims["iat"]), name)
         self.check(login)
         return login
 
@@ -168,6 +176,10 @@ def bearer_token(header: str | None) -> str:
     if match is None:
         raise TokenError("the Authorization header is not of the form Bearer <token>")
     return match.group(1)
+
+
+def _name_of(signed: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(signed.encode()).digest()[:16]).decode().rstrip("=")
 
 
 def _permissions(scope: object, listed: object) -> frozenset[str]:

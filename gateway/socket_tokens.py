@@ -114,6 +114,7 @@ class SignedSocketTokens:
             "perms": sorted(login.permissions),
             "limits": dict(login.limits),
             "login": [login.issued_at, login.expires_at],
+            "lgn": login.name,
         }
         headers = {"typ": _TYPE, "kid": self._key.kid}
         return _PREFIX + jwt.encode(claims, self._key.key, algorithm="EdDSA", headers=headers)
@@ -125,7 +126,7 @@ class SignedSocketTokens:
             raise _refused()
         issued, ends = claims["login"]
         limits: Mapping[str, int] = MappingProxyType(dict(claims["limits"]))
-        login = Login(claims["sub"], ends, frozenset(claims["perms"]), limits, issued)
+        login = Login(claims["sub"], ends, frozenset(claims["perms"]), limits, issued, claims.get("lgn", ""))
         self.check(login)
         return login
 
