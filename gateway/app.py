@@ -22,7 +22,7 @@ from gateway.hub import Hub
 from gateway.limits import AcceptLimits, ConnectionLimits
 from gateway.log_reader import BridgeLogReader
 from gateway.login import LoginVerifier
-from gateway.login_keys import LoginKeys
+from gateway.login_start import LoginSource
 from gateway.origins import Origins
 from gateway.parts import Parts
 from gateway.positioning import Positioning
@@ -58,7 +58,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
     async with start.phase(Phase.CONFIGURATION, needs="the key that signs tickets, and the keys of login tokens"):
         key = load_signing_key(settings.ticket_key)
         desk = TicketDesk(TicketMinter(key, ISSUER), settings.run_ticket_seconds)
-        logins = _logins(settings)
+        source = LoginSource(settings)
     _ = raise_file_limit(settings.limits.connections + _OTHER_FILES)
     wait_s = settings.downstream_wait_seconds
     async with (
@@ -66,6 +66,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         Copies(settings.bridge, "bridge") as bridges,
         open_channel(settings.execution) as execution,
         open_channel(settings.agent_instance) as agents,
+        source.opened(start) as logins,
         TaskOwner() as tasks,
     ):
         async with start.phase(Phase.INTEGRATION, needs=f"the bridge at {settings.bridge}"):
@@ -80,7 +81,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         async with start.phase(Phase.INTEGRATION, needs="the revoked users that execution knows"):
             await revocations.look()
         upstream = Upstream(Attachment(bridges, desk), parts.hub, desk, new_id("gw"), settings.upstream_options())
-        readiness = _readiness(upstream, Downstream(bridge), Downstream(execution))
+        readiness = _readiness(upstream, Downstream(bridge), Downstream(execution), source)
         server = GatewayServer(
             web_application(parts, readiness, settings),
             settings.listen,
@@ -111,7 +112,7 @@ def web_application(parts: Parts, readiness: Readiness, settings: GatewaySetting
     return application
 
 
-def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream) -> Readiness:
+def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream, source: LoginSource) -> Readiness:
     """Whether new connections and requests are welcome; those that are open stay, whatever it says."""
 
     async def log() -> bool:
@@ -121,6 +122,7 @@ def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream) ->
     readiness = Readiness()
     readiness.add("bridge", log)
     readiness.add("execution", execution.ready)
+    readiness.add("login_keys", lambda: source.usable)
     return readiness
 
 
@@ -152,9 +154,3 @@ def _parts(  # noqa: PLR0917 -- called once, in this file
         exits=revocations,
         audit=AuditTrail(execution, desk),
     )
-
-
-def _logins(settings: GatewaySettings) -> LoginVerifier:
-    login = settings.login
-    keys = LoginKeys.from_jwks_file(login.jwks) if login.jwks else LoginKeys.from_secret_file(settings.login_secret)
-    return LoginVerifier(keys, login.issuer, login.audience, login.claim_names())

@@ -19,7 +19,7 @@ import jwt
 
 from carrel.errors import CarrelError, TokenError, TokenExpiredError
 from carrel.ids import check_id
-from gateway.login_keys import LoginKey, LoginKeys
+from gateway.login_keys import KeySource, LoginKey
 from servicekit.identity.jwt_parts import PartError, read_part
 
 __all__ = ["ACT_AS", "LEEWAY_S", "LONGEST_LEEWAY_S", "ClaimNames", "Login", "LoginVerifier", "bearer_token"]
@@ -70,23 +70,54 @@ class ClaimNames:
 
 
 class LoginVerifier:
-    """Verifies tokens against the deployment's keys, issuer and audience."""
+    """Verifies tokens against the deployment's keys, issuer and audience.
 
-    def __init__(self, keys: LoginKeys, issuer: str, audience: str, names: ClaimNames | None = None) -> None:
+    Args:
+        keys: Where keys come from.
+        issuer, audience: The tokens' ``iss`` and ``aud``.
+        names: The claims that are read.
+        leeway_s: By how much the issuer's clock may differ from this one's, either way.
+    """
+
+    def __init__(
+        self,
+        keys: KeySource,
+        issuer: str,
+        audience: str,
+        names: ClaimNames | None = None,
+        leeway_s: float = LEEWAY_S,
+    ) -> None:
         self._keys = keys
+        self._leeway_s = leeway_s
         self._issuer = issuer
         self._audience = audience
         self._names = names or ClaimNames()
         # Refuses a login that was revoked, by raising; set by who knows.
         self.check: Callable[[Login], None] = lambda login: None
 
+    async def verified(self, token: str) -> Login:
+        """As ``verify``; a key that is unknown is looked for at the issuer first, if that was not done just before."""
+        try:
+            return self._verify(token)
+        except _UnknownKey:
+            await self._keys.renewed()
+        # Also when nothing was fetched: it may have been by another request, meanwhile.
+        return self.verify(token)
+
     def verify(self, token: str) -> Login:
-        """The login that a token proves.
+        """The login that a token proves. It never waits.
 
         Raises:
             TokenError: It is missing, malformed, not for us, or signed by nobody we know.
             TokenExpiredError: It is past its end.
+            UnavailableError: The issuer's keys are not known at the moment.
         """
+        try:
+            return self._verify(token)
+        except _UnknownKey:
+            raise _bad("is signed with a key or an algorithm that is not accepted here") from None
+
+    def _verify(self, token: str) -> Login:
         if not token:
             raise TokenError("a token is required", advice="send Authorization: Bearer <token>, or a connect frame")
         if len(token) > MAX_TOKEN_BYTES or not _FORM.fullmatch(token):
@@ -107,10 +138,10 @@ class LoginVerifier:
             raise _bad("has a critical header, which nothing here understands")
         if not isinstance(algorithm, str) or not isinstance(kid, str):
             raise _bad("has a header of the wrong kind")
-        # `jku`, `jwk` and `x5c` would name keys of the sender's choice: keys come from the configured file alone.
+        # `jku`, `jwk` and `x5c` would name keys of the sender's choice: keys come from the configured place alone.
         key = self._keys.find(kid, algorithm)
         if key is None:
-            raise _bad("is signed with a key or an algorithm that is not accepted here")
+            raise _UnknownKey
         return key
 
     def _claims(self, token: str, key: LoginKey) -> dict[str, Any]:
@@ -121,7 +152,7 @@ class LoginVerifier:
                 algorithms=[key.algorithm],
                 audience=self._audience,
                 issuer=self._issuer,
-                leeway=LEEWAY_S,
+                leeway=self._leeway_s,
                 options={
                     "verify_signature": True,
                     "verify_exp": True,
@@ -162,6 +193,10 @@ class LoginVerifier:
         login = Login(user, float(claims["exp"]), permissions, limits, float(claims["iat"]), name)
         self.check(login)
         return login
+
+
+class _UnknownKey(Exception):  # noqa: N818 -- a signal between two methods, no error of the tree
+    """No key of that name and algorithm is known."""
 
 
 def bearer_token(header: str | None) -> str:
