@@ -119,6 +119,7 @@ class SignedSocketTokens:
             "perms": sorted(login.permissions),
             "limits": dict(login.limits),
             "login": [login.issued_at, login.expires_at],
+            "lgn": login.name,
         }
         key = self._signer.current()
         headers = {"typ": _TYPE, "kid": key.kid}
@@ -131,7 +132,7 @@ class SignedSocketTokens:
             raise _refused()
         issued, ends = claims["login"]
         limits: Mapping[str, int] = MappingProxyType(dict(claims["limits"]))
-        login = Login(claims["sub"], ends, frozenset(claims["perms"]), limits, issued)
+        login = Login(claims["sub"], ends, frozenset(claims["perms"]), limits, issued, claims.get("lgn", ""))
         self.check(login)
         return login
 

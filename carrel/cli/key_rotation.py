@@ -3,7 +3,7 @@
 The order is what makes that no ticket is ever refused: everybody must know a key before something is signed with it,
 and must know it until the last ticket has ended that was. The JWKS file says since when each key is published
 (``carrel_published``) and is no longer signed with (``carrel_superseded``), in seconds since the epoch; a step that
-comes too early is refused. How files get to the services is not here: a mount, a secret, ``carrel keys init --hand-out``.
+comes too early is refused. How files get to the services is not here.
 """
 
 from __future__ import annotations

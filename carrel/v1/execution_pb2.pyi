@@ -1691,7 +1691,7 @@ class ListRevocationsResponse(_message.Message):
 
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
-        """What to ask with next time. When there is a `next_page_token`, that of the last page."""
+        """What to ask with next time. With several pages, that of the first."""
 
     @_builtins.property
     def signed_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedOutLogin]:

@@ -292,9 +292,9 @@ class ExecutionServiceServicer(object):
 
     def SignOut(self, request, context):
         """SignOut ends a login: the one that the session ticket was minted from, which is refused from now on together with
-        every ticket that names it. Runs go on, unless `everywhere` is set. Returns once it is recorded; the others follow
-        within 5 s. Doing it twice is no error. RESOURCE_EXHAUSTED when too many of the user's signed-out logins have not
-        ended yet: then only `everywhere` helps. Session scope.
+        every ticket that names it, this one too: asking twice is UNAUTHENTICATED. Runs go on, unless `everywhere` is set.
+        Returns once it is recorded; the others follow within 5 s. RESOURCE_EXHAUSTED when too many of the user's signed-out
+        logins have not ended yet: then only `everywhere` helps. Session scope.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

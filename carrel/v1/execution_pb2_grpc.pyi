@@ -85,9 +85,9 @@ class ExecutionServiceStub:
     """
     SignOut: _aio.UnaryUnaryMultiCallable[_execution_pb2.SignOutRequest, _execution_pb2.SignOutResponse]
     """SignOut ends a login: the one that the session ticket was minted from, which is refused from now on together with
-    every ticket that names it. Runs go on, unless `everywhere` is set. Returns once it is recorded; the others follow
-    within 5 s. Doing it twice is no error. RESOURCE_EXHAUSTED when too many of the user's signed-out logins have not
-    ended yet: then only `everywhere` helps. Session scope.
+    every ticket that names it, this one too: asking twice is UNAUTHENTICATED. Runs go on, unless `everywhere` is set.
+    Returns once it is recorded; the others follow within 5 s. RESOURCE_EXHAUSTED when too many of the user's signed-out
+    logins have not ended yet: then only `everywhere` helps. Session scope.
     """
     RecordAudit: _aio.UnaryUnaryMultiCallable[_execution_pb2.RecordAuditRequest, _execution_pb2.RecordAuditResponse]
     """RecordAudit keeps a record of an act that happened at the caller, such as a ticket that was minted for somebody
@@ -279,9 +279,9 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_execution_pb2.SignOutRequest, _abc.Awaitable[_execution_pb2.SignOutResponse]],
     ) -> _abc.Awaitable[_execution_pb2.SignOutResponse]:
         """SignOut ends a login: the one that the session ticket was minted from, which is refused from now on together with
-        every ticket that names it. Runs go on, unless `everywhere` is set. Returns once it is recorded; the others follow
-        within 5 s. Doing it twice is no error. RESOURCE_EXHAUSTED when too many of the user's signed-out logins have not
-        ended yet: then only `everywhere` helps. Session scope.
+        every ticket that names it, this one too: asking twice is UNAUTHENTICATED. Runs go on, unless `everywhere` is set.
+        Returns once it is recorded; the others follow within 5 s. RESOURCE_EXHAUSTED when too many of the user's signed-out
+        logins have not ended yet: then only `everywhere` helps. Session scope.
         """
 
     @_abc_1.abstractmethod

@@ -331,7 +331,9 @@ def expired_ticket() -> TicketExpiredError:
 
 def revoked_ticket() -> TicketError:
     """What whoever comes with a revoked ticket is told."""
-    return TicketError("the user's logins of that time were revoked", advice="log in again")
+    return TicketError(
+        "its login was signed out, or all of its user's of that time were revoked", advice="log in again"
+    )
 
 
 def _wrong_scope(scope: Scope, allow: Collection[Scope]) -> ScopeError:

@@ -79,7 +79,7 @@ class _Told:
 
     ready_since: float
     users: dict[str, int] = field(default_factory=dict)
-    logins: Mapping[str, SignedOutLogin] | None = None
+    logins: Mapping[str, SignedOutLogin] = field(default_factory=dict)
     count: int = 0
     failing: bool = False
 
@@ -140,7 +140,8 @@ class RevocationTeller:
         logins = self._revoked.signed_out
         # They are kept in the order in which they became known, in a new mapping when some were forgotten.
         if told.logins is not logins:
-            told.logins, told.count = logins, 0
+            told.count = sum(name in told.logins for name in logins) if told.count == len(told.logins) else 0
+            told.logins = logins
         while told.count < len(logins):
             page = list(islice(logins.items(), told.count, told.count + _PAGE))
             named = [RevokedLogin(login=name, expires_at=_time(item.expires_at)) for name, item in page]

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 __all__ = ["HEAD", "current", "upgrade"]
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 
 
 def current(connection: sa.Connection) -> str:
