@@ -7,6 +7,7 @@ Short-lived certificates of P-256 keys, written so that no reader ever sees half
 from __future__ import annotations
 
 import ipaddress
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -40,9 +42,10 @@ class Authority:
 
     @classmethod
     def new(cls, name: str = "Carrel development CA", life: timedelta = CA_LIFE) -> Self:
-        """A new one."""
+        """A new one. Each has a name of its own, so that two in one bundle are told apart."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        own_name = f"{name} {secrets.token_hex(4)}"
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, own_name)])
         builder = _builder(subject, subject, key.public_key(), life)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
@@ -73,6 +76,14 @@ class Authority:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(folder / "ca.key", _private_pem(self.key))
         write_public(folder / "ca.crt", self.pem)
+
+    def issued(self, path: Path) -> bool:
+        """Whether the certificate in a file is this authority's."""
+        try:
+            x509.load_pem_x509_certificate(path.read_bytes()).verify_directly_issued_by(self.certificate)
+        except (OSError, ValueError, TypeError, InvalidSignature):
+            return False
+        return True
 
     @property
     def pem(self) -> bytes:

@@ -80,9 +80,17 @@ def _made(
         Authority.new().save(place)
         told.append(f"made an authority in {place}")
     authority = Authority.load(place)
-    _trust(folder, [authority.pem] if drop_old_ca else _trusted(folder, authority.pem))
     if drop_old_ca:
+        certificates = [folder / service / "tls.crt" for service in IDENTITIES]
+        former = [path for path in certificates if path.exists() and not authority.issued(path)]
+        if former:
+            raise StartupError(
+                f"{former[0]} is of the old authority: nobody would take it any more",
+                advice="make certificates of the new one first, and bring them to every service",
+            )
+        _trust(folder, [authority.pem])
         return [*told, "only the present authority is trusted; bring ca.crt to every service"]
+    _trust(folder, _trusted(folder, authority.pem))
     for service in services:
         write_certificate(folder / service, *authority.issue(service, trust_domain, names=names, life=life))
         told.append(f"{service}: good for {life.total_seconds() / 86_400:g} days")
