@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -23,7 +24,7 @@ from gateway.hub import Hub
 from gateway.limits import AcceptLimits, ConnectionLimits
 from gateway.log_reader import BridgeLogReader
 from gateway.login import LoginVerifier
-from gateway.login_keys import LoginKeys
+from gateway.login_start import LoginSource
 from gateway.origins import Origins
 from gateway.parts import Parts
 from gateway.positioning import Positioning
@@ -32,7 +33,7 @@ from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
 from gateway.rest.routes import add_routes
 from gateway.runs import Runs
 from gateway.server import GatewayServer
-from gateway.shared_state import Once, Revocations
+from gateway.shared_state import AuditTrail, Once, Revocations
 from gateway.socket_tokens import SignedSocketTokens, SocketTokens
 from gateway.tally import Tally
 from gateway.tickets import ISSUER, TicketDesk
@@ -40,13 +41,15 @@ from gateway.upstream import Upstream
 from servicekit.contracts import Phase
 from servicekit.features import Features, open_features
 from servicekit.health import Readiness
-from servicekit.identity.keys import load_signing_key
+from servicekit.identity.keys import KeySet
+from servicekit.identity.signing import FollowedKey
 from servicekit.identity.tickets import TicketMinter
 from servicekit.lifecycle import Starter
 from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import Tls
 
 __all__ = ["app", "web_application"]
 
@@ -58,31 +61,34 @@ _OTHER_FILES: Final = 1_100
 async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[GatewayServer]:
     """The gateway as a process."""
     async with start.phase(Phase.CONFIGURATION, needs="the key that signs tickets, and the keys of login tokens"):
-        key = load_signing_key(settings.ticket_key)
+        key = FollowedKey(settings.ticket_key, ISSUER)
         desk = TicketDesk(TicketMinter(key, ISSUER), settings.run_ticket_seconds)
-        logins = _logins(settings)
         features = open_features(settings.features_file, settings.features)
+        source = LoginSource(settings)
+        tls = Tls.of(settings, "gateway")
     _ = raise_file_limit(settings.limits.connections + _OTHER_FILES)
     wait_s = settings.downstream_wait_seconds
     async with (
-        open_channel(settings.bridge) as bridge,
-        Copies(settings.bridge, "bridge") as bridges,
-        open_channel(settings.execution) as execution,
-        open_channel(settings.agent_instance) as agents,
+        open_channel(settings.bridge, tls=tls.to("bridge")) as bridge,
+        Copies(settings.bridge, "bridge", tls=tls) as bridges,
+        open_channel(settings.execution, tls=tls.to("execution")) as execution,
+        open_channel(settings.agent_instance, tls=tls.to("agent_instance")) as agents,
+        source.opened(start) as logins,
         TaskOwner() as tasks,
     ):
         async with start.phase(Phase.INTEGRATION, needs=f"the bridge at {settings.bridge}"):
             await wait_ready(bridge, f"the bridge at {settings.bridge}", wait_s)
         async with start.phase(Phase.INTEGRATION, needs=f"execution at {settings.execution}"):
             await wait_ready(execution, f"execution at {settings.execution}", wait_s)
-        tokens = SignedSocketTokens(key, Once(execution, desk))
-        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents))
-        revocations = Revocations(execution, desk, parts.hub)
+        tokens = SignedSocketTokens(key, Once(execution, desk), keys=_public_keys(settings.ticket_jwks))
+        hub = Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes)
+        revocations = Revocations(execution, desk, hub)
+        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents), hub, revocations)
         logins.check = tokens.check = revocations.check
         async with start.phase(Phase.INTEGRATION, needs="the revoked users that execution knows"):
             await revocations.look()
         upstream = Upstream(Attachment(bridges, desk), parts.hub, desk, new_id("gw"), settings.upstream_options())
-        readiness = _readiness(upstream, Downstream(bridge), Downstream(execution))
+        readiness = _readiness(upstream, Downstream(bridge), Downstream(execution), source)
         server = GatewayServer(
             web_application(parts, readiness, settings, features),
             settings.listen,
@@ -117,7 +123,7 @@ def web_application(
     return application
 
 
-def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream) -> Readiness:
+def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream, source: LoginSource) -> Readiness:
     """Whether new connections and requests are welcome; those that are open stay, whatever it says."""
 
     async def log() -> bool:
@@ -127,15 +133,18 @@ def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream) ->
     readiness = Readiness()
     readiness.add("bridge", log)
     readiness.add("execution", execution.ready)
+    readiness.add("login_keys", lambda: source.usable)
     return readiness
 
 
-def _parts(
+def _parts(  # noqa: PLR0917 -- called once, in this file
     settings: GatewaySettings,
     desk: TicketDesk,
     logins: LoginVerifier,
     socket_tokens: SocketTokens,
     channels: tuple[aio.Channel, aio.Channel, aio.Channel],
+    hub: Hub,
+    revocations: Revocations,
 ) -> Parts:
     bridge, execution, agents = channels
     limits = settings.limits
@@ -148,15 +157,16 @@ def _parts(
         desk=desk,
         connections=Connections(),
         tally=Tally(),
-        hub=Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes),
+        hub=hub,
         log=log,
         run_log=log,
         runs=Runs(execution, desk),
         agents=Agents(agents, desk),
+        exits=revocations,
+        audit=AuditTrail(execution, desk),
     )
 
 
-def _logins(settings: GatewaySettings) -> LoginVerifier:
-    login = settings.login
-    keys = LoginKeys.from_jwks_file(login.jwks) if login.jwks else LoginKeys.from_secret_file(settings.login_secret)
-    return LoginVerifier(keys, login.issuer, login.audience, login.claim_names())
+def _public_keys(path: Path) -> KeySet | None:
+    """For the time while keys are rotated; a gateway alone can do without."""
+    return KeySet.from_jwks_file(path) if path.exists() else None

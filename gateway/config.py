@@ -10,7 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gateway.handshake import HandshakeOptions
 from gateway.limits import Network
-from gateway.login import ClaimNames
+from gateway.login import LONGEST_LEEWAY_S, ClaimNames
+from gateway.login_jwks_http import IssuerAddress, check_url
 from gateway.origins import normal_origin
 from gateway.outflow import Flow
 from gateway.session import SessionOptions
@@ -25,7 +26,10 @@ _RUN_TICKET_GRACE_S = 900.0
 
 
 class LoginSettings(Section):
-    """Whose tokens log in. One of ``secret_file`` (HS256) and ``jwks`` (public keys); the first is for development."""
+    """Whose tokens log in. One of ``secret_file`` (HS256), ``jwks``, ``jwks_url`` and ``discovery`` (public keys).
+
+    The first is for development.
+    """
 
     issuer: str = Field("carrel-dev", min_length=1, description="the tokens' iss")
     audience: str = Field("carrel", min_length=1, description="the tokens' aud")
@@ -34,6 +38,20 @@ class LoginSettings(Section):
         description="file with a shared secret of 32 bytes or more; keys/login.secret in the state folder if unset",
     )
     jwks: Path | None = Field(None, description="JWKS file with the issuer's public keys; read again when it changes")
+    jwks_url: str | None = Field(None, description="URL of the issuer's JWKS document, https; fetched again and again")
+    discovery: bool = Field(
+        False, description="find the JWKS document by the issuer's /.well-known/openid-configuration; iss is then a URL"
+    )
+    jwks_ca: Path | None = Field(None, description="PEM file with the issuer's CA; the system's CAs if unset")
+    jwks_refresh_seconds: float = Field(
+        300.0, ge=60, le=3600, description="how long fetched keys are kept where the issuer does not say"
+    )
+    jwks_stale_seconds: float = Field(
+        14_400.0, ge=300, le=86_400, description="how long fetched keys are good while the issuer cannot be reached"
+    )
+    leeway_seconds: float = Field(
+        5.0, ge=0, le=LONGEST_LEEWAY_S, description="by how much the issuer's clock may differ from this machine's"
+    )
     user_claim: str = Field("sub", min_length=1, description="claim that names the user")
     scope_claim: str = Field("scope", min_length=1, description="claim with permissions, separated by spaces")
     permissions_claim: str = Field("permissions", min_length=1, description="claim with a list of permissions")
@@ -43,7 +61,21 @@ class LoginSettings(Section):
     def _one_source(self) -> Self:
         if self.secret_file is not None and self.jwks is not None:
             raise ValueError("set CARREL_GATEWAY_LOGIN__SECRET_FILE or CARREL_GATEWAY_LOGIN__JWKS, not both")
+        if sum((self.secret_file is not None, self.jwks is not None, self.jwks_url is not None, self.discovery)) > 1:
+            raise ValueError(
+                "set one of CARREL_GATEWAY_LOGIN__SECRET_FILE, CARREL_GATEWAY_LOGIN__JWKS,"
+                " CARREL_GATEWAY_LOGIN__JWKS_URL and CARREL_GATEWAY_LOGIN__DISCOVERY"
+            )
         return self
+
+    @property
+    def fetched(self) -> bool:
+        """Whether the keys come over the network."""
+        return self.jwks_url is not None or self.discovery
+
+    def address(self, *, production: bool) -> IssuerAddress:
+        """Where fetched keys come from."""
+        return IssuerAddress(self.issuer, self.jwks_url or "", self.jwks_ca, production)
 
     def claim_names(self) -> ClaimNames:
         """Which claims say what."""
@@ -130,11 +162,18 @@ class GatewaySettings(SharedSettings):
     @field_validator("login")
     @classmethod
     def _public_keys(cls, login: LoginSettings, info: ValidationInfo) -> LoginSettings:
-        if info.data.get("environment") == "production" and login.jwks is None:
+        production = info.data.get("environment") == "production"
+        if production and login.jwks is None and not login.fetched:
             raise ValueError(
                 "production takes no shared login secret: set CARREL_GATEWAY_LOGIN__JWKS to the file with your issuer's"
-                " public keys"
+                " public keys, or CARREL_GATEWAY_LOGIN__JWKS_URL to where they are"
             )
+        if login.fetched:
+            name = "JWKS_URL" if login.jwks_url else "ISSUER"
+            try:
+                check_url(login.jwks_url or login.issuer, production=production)
+            except ValueError as error:
+                raise ValueError(f"CARREL_GATEWAY_LOGIN__{name} {error}") from None
         return login
 
     @property

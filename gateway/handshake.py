@@ -91,7 +91,7 @@ class Handshake:
         thread_id = _thread_of(request)
         with Held() as held:
             held.enter(self._parts.limits.connection(address))
-            login = self._login_of(request)
+            login = await self._login_of(request)
             if login is not None:
                 check_path(request.match_info.get("user_id"), login)
                 held.enter(self._parts.limits.user(login.user_id))
@@ -105,9 +105,9 @@ class Handshake:
                 _ = self._parts.connections.start(self._serve(arrival, login), "handshake")
         return Detached()
 
-    def _login_of(self, request: web.Request) -> Login | None:
+    async def _login_of(self, request: web.Request) -> Login | None:
         token = bearer_token(request.headers.get(hdrs.AUTHORIZATION))
-        return self._parts.logins.verify(token) if token else None
+        return await self._parts.logins.verified(token) if token else None
 
     async def _serve(self, arrival: _Arrival, login: Login | None) -> None:
         """From the upgrade to the session, which then holds what the arrival holds."""
@@ -147,7 +147,7 @@ class Handshake:
         if options.socket_token:
             login = await self._parts.socket_tokens.redeem(options.socket_token)
         else:
-            login = self._parts.logins.verify(options.token)
+            login = await self._parts.logins.verified(options.token)
         check_path(arrival.user_id, login)
         return login, replace(options, thread_id=options.thread_id or arrival.thread_id)
 
@@ -156,6 +156,8 @@ class Handshake:
         session = Session(new_id("conn"), login, asked.thread_id, self._shared)
         feed = held.enter(self._parts.hub.join(login, session))
         held.enter(self._parts.connections.session(session))
+        # It may have been signed out, or its user revoked, since it was verified; from here on that finds the session.
+        self._parts.logins.check(login)
         start = await self._positioning.find(login, feed, asked.resume, asked.thread_id)
         if socket.lost:
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from asyncio import Future, get_running_loop, shield
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
 from carrel.errors import CarrelError
@@ -27,7 +28,13 @@ _LEAST_BYTES: Final = 64 * 1024
 
 
 class Listener(Protocol):
-    """A connection, as the hub knows it. Both methods only leave word: neither waits, neither raises."""
+    """A connection, as the hub knows it. Both methods only leave word: neither waits, neither raises.
+
+    ``login`` is the latest that it has proved.
+    """
+
+    @property
+    def login(self) -> Login: ...
 
     def wake(self) -> None:
         """There may be something new in the feed."""
@@ -104,6 +111,17 @@ class Feed:
         """Somebody of this user has proved their login anew."""
         if login.expires_at > self.login.expires_at:
             self.login = login
+
+    def sign_out(self, name: str, error: CarrelError) -> int:
+        """Close the connections of one login for good, and ask in the name of another's from now on; how many."""
+        ended = [listener for listener in self.listeners if listener.login.name == name]
+        left = [listener.login for listener in self.listeners if listener.login.name != name]
+        if self.login.name == name:
+            # With nobody left: whoever joins before the last one has gone is the better one to ask as.
+            self.login = max(left, key=lambda login: login.expires_at, default=replace(self.login, expires_at=0.0))
+        for listener in ended:
+            listener.end(CloseCode.BAD_TOKEN, error)
+        return len(ended)
 
     def begin(self, top: Place) -> None:
         """A subscription has begun, and the log stands at ``top``."""

@@ -6,6 +6,8 @@ Strict where PyJWT is lenient: algorithms are bound to keys, ``sub exp iat iss a
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -17,13 +19,14 @@ import jwt
 
 from carrel.errors import CarrelError, TokenError, TokenExpiredError
 from carrel.ids import check_id
-from gateway.login_keys import LoginKey, LoginKeys
+from gateway.login_keys import KeySource, LoginKey
 from servicekit.identity.jwt_parts import PartError, read_part
 
-__all__ = ["ACT_AS", "LEEWAY_S", "ClaimNames", "Login", "LoginVerifier", "bearer_token"]
+__all__ = ["ACT_AS", "LEEWAY_S", "LONGEST_LEEWAY_S", "ClaimNames", "Login", "LoginVerifier", "bearer_token"]
 
 ACT_AS: Final = "act_as"
 LEEWAY_S: Final = 5.0
+LONGEST_LEEWAY_S: Final = 60
 MAX_TOKEN_BYTES: Final = 16 * 1024
 
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]{2,4096}\.[A-Za-z0-9_-]{2,12288}\.[A-Za-z0-9_-]{16,2048}")
@@ -43,6 +46,8 @@ class Login:
     permissions: frozenset[str] = frozenset()
     limits: Mapping[str, int] = field(default_factory=lambda: _NO_LIMITS)
     issued_at: float = field(default=0.0, compare=False)
+    # Names the token that proved it; tickets carry it, and signing out is by it. Tokens do not follow from it.
+    name: str = field(default="", compare=False)
 
     @property
     def is_service(self) -> bool:
@@ -65,32 +70,65 @@ class ClaimNames:
 
 
 class LoginVerifier:
-    """Verifies tokens against the deployment's keys, issuer and audience."""
+    """Verifies tokens against the deployment's keys, issuer and audience.
 
-    def __init__(self, keys: LoginKeys, issuer: str, audience: str, names: ClaimNames | None = None) -> None:
+    Args:
+        keys: Where keys come from.
+        issuer, audience: The tokens' ``iss`` and ``aud``.
+        names: The claims that are read.
+        leeway_s: By how much the issuer's clock may differ from this one's, either way.
+    """
+
+    def __init__(
+        self,
+        keys: KeySource,
+        issuer: str,
+        audience: str,
+        names: ClaimNames | None = None,
+        leeway_s: float = LEEWAY_S,
+    ) -> None:
         self._keys = keys
+        self._leeway_s = leeway_s
         self._issuer = issuer
         self._audience = audience
         self._names = names or ClaimNames()
         # Refuses a login that was revoked, by raising; set by who knows.
         self.check: Callable[[Login], None] = lambda login: None
 
+    async def verified(self, token: str) -> Login:
+        """As ``verify``; a key that is unknown is looked for at the issuer first, if that was not done just before."""
+        try:
+            return self._verify(token)
+        except _UnknownKey:
+            await self._keys.renewed()
+        # Also when nothing was fetched: it may have been by another request, meanwhile.
+        return self.verify(token)
+
     def verify(self, token: str) -> Login:
-        """The login that a token proves.
+        """The login that a token proves. It never waits.
 
         Raises:
             TokenError: It is missing, malformed, not for us, or signed by nobody we know.
             TokenExpiredError: It is past its end.
+            UnavailableError: The issuer's keys are not known at the moment.
         """
+        try:
+            return self._verify(token)
+        except _UnknownKey:
+            raise _bad("is signed with a key or an algorithm that is not accepted here") from None
+
+    def _verify(self, token: str) -> Login:
         if not token:
             raise TokenError("a token is required", advice="send Authorization: Bearer <token>, or a connect frame")
         if len(token) > MAX_TOKEN_BYTES or not _FORM.fullmatch(token):
             raise _bad("is not a signed JWT")
         header_part, payload_part, _ = token.split(".")
+        # Of what is signed: a signature may have several forms, and the same token another one's name then.
+        name = _name_of(token[: len(header_part) + 1 + len(payload_part)])
         key = self._key(_strict(header_part, "header"))
         _strict(payload_part, "payload")
         claims = self._claims(token, key)
-        return self._login(claims)
+        return self._login(claims, name)
 
     def _key(self, header: Mapping[str, Any]) -> LoginKey:
         algorithm, kind, kid = header.get("alg"), header.get("typ", ""), header.get("kid", "")
@@ -100,10 +138,10 @@ class LoginVerifier:
             raise _bad("has a critical header, which nothing here understands")
         if not isinstance(algorithm, str) or not isinstance(kid, str):
             raise _bad("has a header of the wrong kind")
-        # `jku`, `jwk` and `x5c` would name keys of the sender's choice: keys come from the configured file alone.
+        # `jku`, `jwk` and `x5c` would name keys of the sender's choice: keys come from the configured place alone.
         key = self._keys.find(kid, algorithm)
         if key is None:
-            raise _bad("is signed with a key or an algorithm that is not accepted here")
+            raise _UnknownKey
         return key
 
     def _claims(self, token: str, key: LoginKey) -> dict[str, Any]:
@@ -114,7 +152,7 @@ class LoginVerifier:
                 algorithms=[key.algorithm],
                 audience=self._audience,
                 issuer=self._issuer,
-                leeway=LEEWAY_S,
+                leeway=self._leeway_s,
                 options={
                     "verify_signature": True,
                     "verify_exp": True,
@@ -144,16 +182,21 @@ class LoginVerifier:
             raise _bad("has times that make no sense")
         return claims
 
-    def _login(self, claims: Mapping[str, Any]) -> Login:
+    def _login(self, claims: Mapping[str, Any], name: str) -> Login:
         names = self._names
         try:
             user = check_id(claims.get(names.user), "user_id")
         except CarrelError as error:
             raise _bad(f"names a user whose id {error.message.removeprefix('user_id ')}") from None
         permissions = _permissions(claims.get(names.scope), claims.get(names.permissions))
-        login = Login(user, float(claims["exp"]), permissions, _limits(claims.get(names.limits)), float(claims["iat"]))
+        limits = _limits(claims.get(names.limits))
+        login = Login(user, float(claims["exp"]), permissions, limits, float(claims["iat"]), name)
         self.check(login)
         return login
+
+
+class _UnknownKey(Exception):  # noqa: N818 -- a signal between two methods, no error of the tree
+    """No key of that name and algorithm is known."""
 
 
 def bearer_token(header: str | None) -> str:
@@ -168,6 +211,10 @@ def bearer_token(header: str | None) -> str:
     if match is None:
         raise TokenError("the Authorization header is not of the form Bearer <token>")
     return match.group(1)
+
+
+def _name_of(signed: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(signed.encode()).digest()[:16]).decode().rstrip("=")
 
 
 def _permissions(scope: object, listed: object) -> frozenset[str]:

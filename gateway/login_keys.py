@@ -1,6 +1,7 @@
 """Keys that login tokens are verified with: one shared secret (HS256, development), or a JWKS file of public keys.
 
-Each key is bound to one algorithm, so that no token can choose how it is checked. Nothing is fetched over the network.
+Each key is bound to one algorithm, so that no token can choose how it is checked. Keys that are fetched over the
+network are ``login_jwks``'s.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from carrel.errors import InvalidConfigurationError
 
-__all__ = ["MIN_SECRET_BYTES", "LoginKey", "LoginKeys"]
+__all__ = ["MIN_SECRET_BYTES", "KeySource", "LoginKey", "LoginKeys", "NoKeysError", "find_key", "public_keys"]
 
 MIN_SECRET_BYTES: Final = 32
 _LOOK_EVERY_S: Final = 5.0
 _OTHERS: Final = 0o007
+_MOST_KEYS: Final = 100
+_RSA_BITS: Final = (2048, 8192)
 
 # One algorithm for a key without `alg`; what a key may be used with at all.
 _BY_KIND: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
@@ -39,6 +43,22 @@ class LoginKey:
     kid: str
     algorithm: str
     key: Any = field(repr=False)
+
+
+class KeySource(Protocol):
+    """Where keys come from."""
+
+    def find(self, kid: str, algorithm: str) -> LoginKey | None:
+        """The key that a token's header asks for, if its algorithm is that key's own.
+
+        Raises:
+            UnavailableError: It cannot be said at the moment.
+        """
+        ...
+
+    async def renewed(self) -> bool:
+        """Look for a key that ``find`` did not know; whether there may be more now."""
+        ...
 
 
 class LoginKeys:
@@ -89,19 +109,16 @@ class LoginKeys:
     def find(self, kid: str, algorithm: str) -> LoginKey | None:
         """The key that a token's header asks for, if its algorithm is that key's own."""
         self._look(_LOOK_EVERY_S)
-        found = self._find(kid, algorithm)
+        found = find_key(self._keys, kid, algorithm)
         if found is None and self._path is not None:
             # A key that was added a moment ago; once a second, since anybody can send an unknown kid.
             self._look(1.0)
-            found = self._find(kid, algorithm)
+            found = find_key(self._keys, kid, algorithm)
         return found
 
-    def _find(self, kid: str, algorithm: str) -> LoginKey | None:
-        for key in self._keys:
-            named = key.kid == kid or (not kid and len(self._keys) == 1) or not key.kid
-            if named and key.algorithm == algorithm:
-                return key
-        return None
+    async def renewed(self) -> bool:
+        """See ``KeySource``: ``find`` has looked."""
+        return False
 
     def _look(self, every_s: float) -> None:
         now = time.monotonic()
@@ -117,6 +134,46 @@ class LoginKeys:
             # Half written, or wrong: the keys of before go on until it is mended.
             return
         self._stamp = stamp
+
+
+def find_key(keys: tuple[LoginKey, ...], kid: str, algorithm: str) -> LoginKey | None:
+    """The key of that name which is for that algorithm; a key without a name, or the only one, for any name or none."""
+    for key in keys:
+        named = key.kid == kid or (not kid and len(keys) == 1) or not key.kid
+        if named and key.algorithm == algorithm:
+            return key
+    return None
+
+
+class NoKeysError(ValueError):
+    """Why a document holds no keys, as the end of a sentence about it."""
+
+
+def public_keys(document: Mapping[str, Any]) -> tuple[LoginKey, ...]:
+    """The keys of a JWKS document that came from elsewhere; those that cannot be used are passed over.
+
+    Raises:
+        NoKeysError: It is no JWKS, or none of its keys can be used.
+    """
+    listed = document.get("keys")
+    if not isinstance(listed, list):
+        raise NoKeysError("is no JWKS document")
+    if len(listed) > _MOST_KEYS:
+        raise NoKeysError(f"has more than {_MOST_KEYS} keys")
+    keys = []
+    for jwk in listed:
+        try:
+            keys += [key for key in _keys_of(jwk) if _is_strong(key)]
+        except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError):
+            continue
+    if not keys:
+        raise NoKeysError("holds no public key for signatures (RSA of 2048 bits or more, EC P-256 to P-521, Ed25519)")
+    return tuple(keys)
+
+
+def _is_strong(key: LoginKey) -> bool:
+    # Beyond the upper bound a signature takes milliseconds to check.
+    return not isinstance(key.key, RSAPublicKey) or _RSA_BITS[0] <= key.key.key_size <= _RSA_BITS[1]
 
 
 def _read_jwks(path: Path) -> tuple[LoginKey, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.agents import Agents
 from gateway.connections import Connections
 from gateway.hub import Hub
 from gateway.limits import ConnectionLimits
 from gateway.log_reader import LogReader, RunLog
-from gateway.login import LoginVerifier
+from gateway.login import Login, LoginVerifier
 from gateway.origins import Origins
 from gateway.runs import Runs
 from gateway.socket_tokens import SocketTokens
@@ -17,6 +18,22 @@ from gateway.tally import GatewayStatistics, Tally
 from gateway.tickets import TicketDesk
 
 __all__ = ["Parts"]
+
+
+class Exits(Protocol):
+    """Ends logins, for all gateways."""
+
+    async def sign_out(self, login: Login, *, everywhere: bool) -> int:
+        """See ``shared_state.Revocations``."""
+        ...
+
+
+class Audit(Protocol):
+    """Remembers acts."""
+
+    async def record(self, user_id: str, action: str, target: str) -> None:
+        """See ``shared_state.AuditTrail``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +52,8 @@ class Parts:
     run_log: RunLog
     runs: Runs
     agents: Agents
+    exits: Exits
+    audit: Audit
 
     def statistics(self) -> GatewayStatistics:
         """What operators may know of this moment."""

@@ -16,7 +16,7 @@ import orjson
 from grpc import aio
 
 from carrel.context import UserContextFactory, UserExecutionContext
-from carrel.errors import CarrelError, Status
+from carrel.errors import CarrelError, Status, TicketExpiredError
 from carrel.v1 import context_pb2, execution_pb2
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
 from carrel.wire import context_to_proto
@@ -176,7 +176,9 @@ class Runs:
                     async for run in states:
                         yield run
             except CarrelError as error:
-                if not error.retryable and error.status not in _PASSING:
+                # A stream ends with its ticket; the next one has a fresh one.
+                ended = isinstance(error, TicketExpiredError)
+                if not (ended or error.retryable or error.status in _PASSING):
                     raise
             await asyncio.sleep(random.uniform(0.5, 1.5) * _WATCH_AGAIN_S)  # noqa: S311 -- jitter
 

@@ -48,7 +48,7 @@ _AT_ONCE: Final = 8
 class Logins(Protocol):
     """Verifies tokens."""
 
-    def verify(self, token: str) -> Login: ...
+    async def verified(self, token: str) -> Login: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +319,7 @@ class Session:
             case "ping":
                 out.say("pong", client_ref=frame.client_ref)
             case "refresh":
-                self._refresh(fields["token"], out)
+                return self._refresh(fields["token"], out)
             case "connect":
                 return self._connect(frame, out)
         return None
@@ -369,8 +369,8 @@ class Session:
             _log.error("a command failed", error=error, connection=self.connection_id)
             out.say("error", client_ref=client_ref, **error_fields(InternalError("the gateway failed at this frame")))
 
-    def _refresh(self, token: str, out: SocketOutflow) -> None:
-        login = self._parts.logins.verify(token)
+    async def _refresh(self, token: str, out: SocketOutflow) -> None:
+        login = await self._parts.logins.verified(token)
         if login.user_id != self.login.user_id:
             raise TokenError("the token is another user's", advice="open another connection for another user")
         self.login = login

@@ -19,7 +19,8 @@ import jwt
 from carrel.errors import RateLimitError, TokenError
 from gateway.login import LEEWAY_S, Login
 from servicekit.identity.jwt_parts import PartError, read_part
-from servicekit.identity.keys import SigningKey
+from servicekit.identity.keys import KeySet, PublicKey
+from servicekit.identity.signing import Signer
 
 __all__ = ["LIFETIME_S", "Claim", "SignedSocketTokens", "SocketTokens"]
 
@@ -64,6 +65,7 @@ class SignedSocketTokens:
 
     Args:
         key: Signs them: the gateways' common one.
+        keys: Verifies those that another gateway signed with another key, while keys are rotated.
         claim: Says who was first to use one.
         most: How many this gateway issues within their lifetime.
         most_per_user: The same for one user.
@@ -71,13 +73,16 @@ class SignedSocketTokens:
 
     def __init__(
         self,
-        key: SigningKey,
+        key: Signer,
         claim: Claim,
         most: int = 50_000,
         most_per_user: int = 50,
         lifetime_s: float = LIFETIME_S,
+        *,
+        keys: KeySet | None = None,
     ) -> None:
-        self._key = key
+        self._signer = key
+        self._keys = keys
         self._claim = claim
         self._most = most
         self._most_per_user = most_per_user
@@ -114,9 +119,11 @@ class SignedSocketTokens:
             "perms": sorted(login.permissions),
             "limits": dict(login.limits),
             "login": [login.issued_at, login.expires_at],
+            "lgn": login.name,
         }
-        headers = {"typ": _TYPE, "kid": self._key.kid}
-        return _PREFIX + jwt.encode(claims, self._key.key, algorithm="EdDSA", headers=headers)
+        key = self._signer.current()
+        headers = {"typ": _TYPE, "kid": key.kid}
+        return _PREFIX + jwt.encode(claims, key.key, algorithm="EdDSA", headers=headers)
 
     async def redeem(self, token: str) -> Login:
         """See ``SocketTokens``."""
@@ -125,7 +132,7 @@ class SignedSocketTokens:
             raise _refused()
         issued, ends = claims["login"]
         limits: Mapping[str, int] = MappingProxyType(dict(claims["limits"]))
-        login = Login(claims["sub"], ends, frozenset(claims["perms"]), limits, issued)
+        login = Login(claims["sub"], ends, frozenset(claims["perms"]), limits, issued, claims.get("lgn", ""))
         self.check(login)
         return login
 
@@ -139,11 +146,12 @@ class SignedSocketTokens:
             raise _refused()
         try:
             header = read_part(text.split(".", 1)[0], "header")
-            if header != {"alg": "EdDSA", "typ": _TYPE, "kid": self._key.kid}:
+            key = self._key_named(header.get("kid"))
+            if header != {"alg": "EdDSA", "typ": _TYPE, "kid": key.kid}:
                 raise _refused()
             claims: dict[str, Any] = jwt.decode(
                 text,
-                self._key.public.key,
+                key.key,
                 algorithms=["EdDSA"],
                 audience=_AUDIENCE,
                 issuer=_ISSUER,
@@ -153,6 +161,17 @@ class SignedSocketTokens:
         except (PartError, jwt.PyJWTError):
             raise _refused() from None
         return claims
+
+    def _key_named(self, kid: object) -> PublicKey:
+        own = self._signer.current().public
+        if kid == own.kid or self._keys is None or not isinstance(kid, str):
+            return own
+        _ = self._keys.refresh()
+        key = self._keys.get(kid)
+        # Execution's keys are in the same file, and sign no socket tokens.
+        if key is None or key.issuer != own.issuer or key.scopes != own.scopes:
+            raise _refused()
+        return key
 
     def _expire(self) -> None:
         now = time.monotonic()

@@ -13,7 +13,7 @@ from typing import Final
 from carrel.context import UserExecutionContext
 from carrel.v1 import context_pb2 as pb
 from gateway.login import LEEWAY_S, Login
-from servicekit.identity.principals import OPERATOR_READ
+from servicekit.identity.principals import AUDIT_WRITE, OPERATOR_READ
 from servicekit.identity.tickets import TicketMinter
 
 __all__ = ["ISSUER", "SESSION_S", "TicketDesk"]
@@ -25,7 +25,7 @@ _SERVICE_S: Final = 600.0
 _LEAST_LEFT_S: Final = 120.0
 _CACHED: Final = 20_000
 
-_Key = tuple[str, frozenset[str], tuple[tuple[str, int], ...]]
+_Key = tuple[str, frozenset[str], tuple[tuple[str, int], ...], str]
 
 
 class TicketDesk:
@@ -46,7 +46,7 @@ class TicketDesk:
     def session(self, login: Login) -> pb.UserExecutionContext:
         """The context of a call by this user, under a session ticket that ends no later than the login."""
         now = time.time()
-        key: _Key = (login.user_id, login.permissions, tuple(sorted(login.limits.items())))
+        key: _Key = (login.user_id, login.permissions, tuple(sorted(login.limits.items())), login.name)
         ticket, since, ends = self._sessions.get(key, ("", 0.0, 0.0))
         short = ends < min(now + _LEAST_LEFT_S, login.expires_at) or ends > login.expires_at + LEEWAY_S
         if short or now < since:
@@ -62,11 +62,17 @@ class TicketDesk:
         for key in [key for key in self._sessions if key[0] == user_id]:
             del self._sessions[key]
 
+    def forget_login(self, name: str) -> None:
+        """Use no ticket again that was minted from this login."""
+        for key in [key for key in self._sessions if key[3] == name]:
+            del self._sessions[key]
+
     def mint_session(self, login: Login, lifetime_s: float) -> tuple[str, float]:
         """A new session ticket and when it ends."""
         now = time.time()
         lifetime = max(1.0, min(lifetime_s, login.expires_at - now))
-        return self._minter.mint_session(login.user_id, login.permissions, login.limits, lifetime), now + lifetime
+        ticket = self._minter.mint_session(login.user_id, login.permissions, login.limits, lifetime, login=login.name)
+        return ticket, now + lifetime
 
     def mint_run(self, login: Login, context: UserExecutionContext) -> tuple[str, float]:
         """A ticket for the run of a context, and when it ends. It outlives the login: the run goes on."""
@@ -78,6 +84,7 @@ class TicketDesk:
             login.permissions,
             login.limits,
             self._run_lifetime_s,
+            login=login.name,
         )
         return ticket, time.time() + self._run_lifetime_s
 
@@ -90,6 +97,6 @@ class TicketDesk:
         now = time.time()
         ticket, since, ends = self._service
         if not since <= now < ends - _LEAST_LEFT_S:
-            ticket, ends = self.mint_service(ISSUER, (OPERATOR_READ,), _SERVICE_S)
+            ticket, ends = self.mint_service(ISSUER, (OPERATOR_READ, AUDIT_WRITE), _SERVICE_S)
             self._service = ticket, now, ends
         return pb.UserExecutionContext(ticket=ticket)

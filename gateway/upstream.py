@@ -47,19 +47,22 @@ class UpstreamOptions:
     """Args:
     reopen_s: Age at which a good stream is opened anew, so that tickets and connections are fresh.
     patience_s: How long connections are kept without a bridge before they are sent elsewhere.
+    renew_s: How often subscriptions are looked at for tickets near their end; a ticket has twice as long when used.
     """
 
     reopen_s: float = 1500.0
     patience_s: float = 60.0
+    renew_s: float = 60.0
 
 
 @dataclass(slots=True)
 class _Open:
-    """A subscription on the present stream."""
+    """A subscription on the present stream, and the ticket that the bridge has for it."""
 
     generation: int
     feed: Feed
     login: Login
+    ticket: str
 
 
 class Upstream:
@@ -123,7 +126,8 @@ class Upstream:
         asking.add_done_callback(_report)
         hearing = asyncio.create_task(self._hear(call), name="attach responses")
         crowded = asyncio.create_task(self._attachment.crowded(bridge), name="another bridge")
-        tasks = {asking, hearing, crowded}
+        renewing = asyncio.create_task(self._keep_renewing(), name="fresh tickets")
+        tasks = {asking, hearing, crowded, renewing}
         try:
             with bridge.used():
                 self.attached = True
@@ -184,14 +188,26 @@ class Upstream:
             del self._open[user_id]
             ending = bridge_pb2.Unsubscribe(generation=now.generation)
             return bridge_pb2.AttachRequest(context=self._desk.session(now.login), unsubscribe=ending)
+        context = self._desk.session(feed.login)
         if now is not None and now.feed is feed:
-            return None
+            if now.ticket == context.ticket:
+                return None
+            now.login, now.ticket = feed.login, context.ticket
+            renewed = bridge_pb2.RenewSubscription(generation=now.generation)
+            return bridge_pb2.AttachRequest(context=context, renew=renewed)
         self._generation += 1
-        self._open[user_id] = _Open(self._generation, feed, feed.login)
+        self._open[user_id] = _Open(self._generation, feed, feed.login, context.ticket)
         wanted = bridge_pb2.Subscribe(generation=self._generation, connections=len(feed.listeners))
         if feed.ready.is_set():
             wanted.position.CopyFrom(position_of(feed.ring.top))
-        return bridge_pb2.AttachRequest(context=self._desk.session(feed.login), subscribe=wanted)
+        return bridge_pb2.AttachRequest(context=context, subscribe=wanted)
+
+    async def _keep_renewing(self) -> None:
+        """Show the bridge a fresh ticket for each subscription before it loses the one that it has."""
+        while True:
+            await asyncio.sleep(self._options.renew_s)
+            self._changed |= dict.fromkeys(self._open)
+            self._poke.set()
 
     # What the bridge says.
 

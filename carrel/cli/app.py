@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from carrel.cli.keys import keys_app
 from carrel.cli.options import (
     STATE,
     STRATEGIES,
@@ -20,6 +21,7 @@ from carrel.cli.options import (
     DataOption,
     HostOption,
     JsonOption,
+    MtlsOption,
     PortOption,
     PostgresOption,
     RedisOption,
@@ -46,6 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(keys_app)
 
 
 @app.command()
@@ -64,6 +67,7 @@ def up(
     replicas: ReplicasOption = "",
     redis: RedisOption = "",
     postgres: PostgresOption = "",
+    mtls: MtlsOption = False,
 ) -> None:
     """Start the services on this machine, and keep them running until Ctrl-C.
 
@@ -85,6 +89,7 @@ def up(
         replicas=replicas,
         redis=redis,
         postgres=postgres,
+        mtls=mtls,
     )
     _finish(implementation.up(options, reload=reload))
 

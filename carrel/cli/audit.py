@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any, Final
 
-from carrel.cli.operators import execution_address, operator_ticket
+from carrel.cli.operators import execution_address, operator_credentials, operator_ticket
 from carrel.cli.output import EXIT_OK, Printer
 from carrel.cli.render import clean
 from carrel.cli.state import StateFolder
@@ -53,7 +53,8 @@ async def show_audit(state: StateFolder, *, user_id: str, run_id: str, most: int
     """
     execution = execution_address(state)
     printer, left = Printer(), most
-    async with InternalClient(Endpoints(execution=execution), OperatorTickets(state)) as client:
+    tls = operator_credentials(state)
+    async with InternalClient(Endpoints(execution=execution), OperatorTickets(state), tls=tls) as client:
         page_size = min(most, 1000)
         async for record in client.list_audit(run_id=run_id, user_id=user_id, everyone=True, page_size=page_size):
             printer.say(_json(record) if as_json else _line(record, printer))

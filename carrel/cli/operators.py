@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING, Final
 
 from carrel.cli.state import StateFolder, address_in
 from carrel.errors import StartupError
 
-__all__ = ["execution_address", "operator_ticket"]
+if TYPE_CHECKING:
+    import grpc
+
+__all__ = ["EXECUTION_NAME", "execution_address", "operator_credentials", "operator_ticket"]
+
+# As certificates name it in the trust domain of a stack on this machine.
+EXECUTION_NAME: Final = "execution.carrel.internal"
 
 
 def execution_address(state: StateFolder) -> str:
@@ -35,3 +42,26 @@ def operator_ticket(state: StateFolder, permissions: Collection[str], lifetime_s
 
     minter = TicketMinter(load_signing_key(state.gateway_key), "gateway")
     return minter.mint_service("operator", permissions, lifetime_s)
+
+
+def operator_credentials(state: StateFolder) -> grpc.ChannelCredentials | None:
+    """The operator's certificate, where the running stack has TLS between its services.
+
+    Raises:
+        StartupError: It cannot be read.
+    """
+    import grpc
+
+    from carrel.cli.stack_tls import operator_tls
+
+    folder = operator_tls(state)
+    if folder is None:
+        return None
+    try:
+        ca, key, chain = ((folder / name).read_bytes() for name in ("ca.crt", "tls.key", "tls.crt"))
+    except OSError as error:
+        raise StartupError(
+            f"the operator's certificate in {folder} cannot be read: {error.strerror}",
+            advice="start the stack again, which makes one",
+        ) from None
+    return grpc.ssl_channel_credentials(ca, key, chain)

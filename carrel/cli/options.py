@@ -17,6 +17,7 @@ __all__ = [
     "DataOption",
     "HostOption",
     "JsonOption",
+    "MtlsOption",
     "PortOption",
     "PostgresOption",
     "RedisOption",
@@ -87,6 +88,10 @@ ReplicasOption = Annotated[
         help="Copies of services, as execution=2,bridge=2; one of each by default.",
         callback=_checked_replicas,
     ),
+]
+MtlsOption = Annotated[
+    bool,
+    typer.Option("--mtls", help="TLS between the services, with certificates made in the state folder."),
 ]
 RedisOption = Annotated[
     str,

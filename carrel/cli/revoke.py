@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 import grpc
-from grpc import aio
 
-from carrel.cli.operators import execution_address, operator_ticket
+from carrel.cli.operators import EXECUTION_NAME, execution_address, operator_credentials, operator_ticket
 from carrel.cli.output import EXIT_OK, Printer
 from carrel.cli.state import StateFolder
+from carrel.client.calls import open_channel
 from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import context_pb2, execution_pb2
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
@@ -32,14 +32,14 @@ async def revoke_user(state: StateFolder, user_id: str, reason: str) -> int:
     execution = execution_address(state)
     context = context_pb2.UserExecutionContext(ticket=operator_ticket(state, (OPERATOR_REVOKE,), _LIFETIME_S))
     request = execution_pb2.RevokeUserRequest(context=context, user_id=user_id, reason=reason)
-    async with aio.insecure_channel(execution, [("grpc.enable_http_proxy", 0)]) as channel:
+    async with open_channel(execution, operator_credentials(state), EXECUTION_NAME) as channel:
         try:
             answer = await ExecutionServiceStub(channel).RevokeUser(request, timeout=_CALL_S)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
     runs = "1 run was" if answer.cancelled_runs == 1 else f"{answer.cancelled_runs} runs were"
     Printer().say(
-        f"{user_id} is out: {runs} cancelled; gateways and execution refuse logins and tickets from before. "
-        "A ticket that a service already has can still read events at the bridge until it ends, an hour at most."
+        f"{user_id} is out: {runs} cancelled; within seconds every service refuses logins and tickets from before, "
+        "and what was open under them ends."
     )
     return EXIT_OK

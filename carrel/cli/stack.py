@@ -28,6 +28,7 @@ from carrel.cli.replicas import (
     without_password,
 )
 from carrel.cli.settings import check_settings
+from carrel.cli.stack_tls import prepare_certificates, tls_environment
 from carrel.cli.state import StateFolder
 from carrel.cli.status_file import StatusFile
 from carrel.cli.supervisor import LogLine, ProcessSpec, Supervisor
@@ -62,7 +63,7 @@ class StackOptions:
     that is taken is left to whoever has it, and any free one chosen instead.
 
     ``replicas`` are copies by service, one where it names none. ``redis`` and ``postgres`` are URLs of what stands in
-    for the embedded event log and run store, which a service needs to have copies.
+    for the embedded event log and run store, which a service needs to have copies. ``mtls``: TLS between the services.
     """
 
     state_dir: Path
@@ -75,6 +76,7 @@ class StackOptions:
     replicas: Mapping[str, int] = field(default_factory=dict)
     redis: str = ""
     postgres: str = ""
+    mtls: bool = False
 
 
 def stack_options(
@@ -89,6 +91,7 @@ def stack_options(
     replicas: str = "",
     redis: str = "",
     postgres: str = "",
+    mtls: bool = False,
 ) -> StackOptions:
     """Options as commands give them; the log's form is the environment's if that names one.
 
@@ -120,6 +123,7 @@ def stack_options(
         parse_replicas(replicas),
         redis.strip(),
         postgres.strip(),
+        mtls,
     )
 
 
@@ -242,6 +246,8 @@ async def open_stack(
     check_shared_stores(options.replicas, {**os.environ, **_stores(options), **options.environment})
     state = StateFolder(options.state_dir.resolve())
     state.prepare()
+    if options.mtls:
+        prepare_certificates(state)
     began = time.perf_counter()
     with state.locked() as lock:
         addresses = _choose_addresses(options)
@@ -354,7 +360,11 @@ def _own_environments(
         },
     }
     return {
-        name: {f"CARREL_{service.upper()}_LISTEN": addresses[name], **own[service]}
+        name: {
+            f"CARREL_{service.upper()}_LISTEN": addresses[name],
+            **(tls_environment(state, service) if options.mtls else {}),
+            **own[service],
+        }
         for service, names in copies.items()
         for name in names
     }

@@ -52,6 +52,11 @@ class StateFolder:
         return self.keys / "login.secret"
 
     @property
+    def certificates(self) -> Path:
+        """Folder of the authority and of each service's certificate, for a stack with TLS between its services."""
+        return self.root / "tls"
+
+    @property
     def stack_file(self) -> Path:
         """Where the running stack says its address and process ids."""
         return self.root / "stack.json"

@@ -26,11 +26,18 @@ _OPTIONS: Final = (
 )
 
 
-def open_channel(target: str, tls: grpc.ChannelCredentials | None) -> aio.Channel:
-    """A channel to a service; without credentials it is not encrypted."""
+def open_channel(target: str, tls: grpc.ChannelCredentials | None, server_name: str = "") -> aio.Channel:
+    """A channel to a service; without credentials it is not encrypted.
+
+    Args:
+        target: Its address.
+        tls: Credentials.
+        server_name: What its certificate must name instead of the address that is dialled.
+    """
     if tls is None:
         return aio.insecure_channel(target, options=_OPTIONS)
-    return aio.secure_channel(target, tls, options=_OPTIONS)
+    named = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
+    return aio.secure_channel(target, tls, options=(*_OPTIONS, *named))
 
 
 async def stream(call: Any) -> AsyncIterator[Any]:

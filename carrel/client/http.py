@@ -76,6 +76,23 @@ class GatewayHttp:
         """
         return await self._json("POST", path, dict(body or {}))
 
+    async def logout(self, *, everywhere: bool = False) -> int:
+        """End the token's login: it is worth nothing from here on, at every gateway within 5 s. Runs go on.
+
+        Args:
+            everywhere: End all of the user's logins of before now instead, and what they have begun.
+
+        Returns:
+            How many runs were cancelled.
+
+        Raises:
+            TokenError: It was signed out before, or is no token.
+            LimitExceededError: Too many of the user's logins are signed out: only ``everywhere`` helps.
+            CarrelError: It could not be done; the login is as good as before.
+        """
+        answer = await self.post("/api/logout", {"everywhere": everywhere})
+        return int(answer["cancelled_runs"])
+
     async def run(self, run_id: str) -> dict[str, Any]:
         """A run as REST shows it."""
         return await self.get(f"/api/runs/{quote(run_id, safe='')}")

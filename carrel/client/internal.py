@@ -60,7 +60,9 @@ class InternalClient:
         endpoints: The services' addresses.
         tickets: Gives the tickets that prove whom a call is for.
         timeout_s: Deadline of a unary call, retries included.
-        tls: Credentials; None means no encryption.
+        tls: Credentials, with the certificate of an internal service ("client"); None means no encryption.
+        trust_domain: Whose services' certificates are insisted on; with an empty one, certificates must name the
+            addresses that are dialled.
         backoff: How fast to try again.
     """
 
@@ -71,12 +73,16 @@ class InternalClient:
         *,
         timeout_s: float = 5.0,
         tls: grpc.ChannelCredentials | None = None,
+        trust_domain: str = "carrel.internal",
         backoff: Backoff | None = None,
     ) -> None:
         self._tickets = tickets
         self._timeout_s = timeout_s
         self._backoff = backoff or Backoff(attempts=4, first_s=0.05, longest_s=1.0)
-        self._channels = [open_channel(at, tls) for at in (endpoints.execution, endpoints.emitter, endpoints.bridge)]
+        places = {"execution": endpoints.execution, "emitter": endpoints.emitter, "bridge": endpoints.bridge}
+        self._channels = [
+            open_channel(at, tls, f"{service}.{trust_domain}" if trust_domain else "") for service, at in places.items()
+        ]
         self._execution = ExecutionServiceStub(self._channels[0])
         self._emitter = EmitterServiceStub(self._channels[1])
         self._bridge = BridgeServiceStub(self._channels[2])

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from carrel.client.models import Run
-from carrel.errors import CarrelError, Status
+from carrel.errors import CarrelError, Status, TicketExpiredError
 
 __all__ = ["Watch", "kept"]
 
@@ -47,6 +47,7 @@ async def _keep(watch: Watch) -> None:
                 if run.state.terminal:
                     return
         except CarrelError as error:
-            if not error.retryable and error.status not in _PASSING:
+            # A stream ends with its ticket; the next one has a fresh one.
+            if not (isinstance(error, TicketExpiredError) or error.retryable or error.status in _PASSING):
                 raise
         await asyncio.sleep(random.uniform(0.5, 1.5) * _AGAIN_S)  # noqa: S311 -- jitter

@@ -5,6 +5,7 @@ The bridge: each user's event log, the map of runs to threads, and the fan-out t
 
 from carrel.v1 import context_pb2 as _context_pb2
 from carrel.v1 import events_pb2 as _events_pb2
+from carrel.v1 import revocations_pb2 as _revocations_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -117,6 +118,7 @@ class AttachRequest(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     SUBSCRIBE_FIELD_NUMBER: _builtins.int
     UNSUBSCRIBE_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def context(self) -> _context_pb2.UserExecutionContext:
         """For hello the gateway's own (service scope); otherwise that of the user concerned (session or run scope)."""
@@ -133,6 +135,10 @@ class AttachRequest(_message.Message):
     def unsubscribe(self) -> Global___Unsubscribe:
         """Ends a subscription."""
 
+    @_builtins.property
+    def renew(self) -> Global___RenewSubscription:
+        """Shows a fresh ticket for a subscription, which ends with the ticket that it was asked for under."""
+
     def __init__(
         self,
         *,
@@ -140,12 +146,13 @@ class AttachRequest(_message.Message):
         hello: Global___AttachHello | None = ...,
         subscribe: Global___Subscribe | None = ...,
         unsubscribe: Global___Unsubscribe | None = ...,
+        renew: Global___RenewSubscription | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "hello", b"hello", "message", b"message", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "hello", b"hello", "message", b"message", "renew", b"renew", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "hello", b"hello", "message", b"message", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "hello", b"hello", "message", b"message", "renew", b"renew", "subscribe", b"subscribe", "unsubscribe", b"unsubscribe"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "subscribe", "unsubscribe"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "subscribe", "unsubscribe", "renew"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -228,6 +235,28 @@ class Unsubscribe(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Unsubscribe: _TypeAlias = Unsubscribe  # noqa: Y015
+
+@_typing.final
+class RenewSubscription(_message.Message):
+    """RenewSubscription keeps the subscription of the user in the request's context, under the ticket of that context."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The generation to keep; another one is ignored."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewSubscription: _TypeAlias = RenewSubscription  # noqa: Y015
 
 @_typing.final
 class AttachResponse(_message.Message):
@@ -728,3 +757,56 @@ class GetStateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStateResponse: _TypeAlias = GetStateResponse  # noqa: Y015
+
+@_typing.final
+class BridgeServiceRevokeRequest(_message.Message):
+    """BridgeServiceRevokeRequest tells what was revoked. What was told before stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    LOGINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def context(self) -> _context_pb2.UserExecutionContext:
+        """Execution's own: a run ticket under its key that stands for no user's run."""
+
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[_revocations_pb2.RevokedUser]:
+        """Users whose tickets of before a moment are revoked."""
+
+    @_builtins.property
+    def logins(self) -> _containers.RepeatedCompositeFieldContainer[_revocations_pb2.RevokedLogin]:
+        """Logins that were signed out."""
+
+    def __init__(
+        self,
+        *,
+        context: _context_pb2.UserExecutionContext | None = ...,
+        users: _abc.Iterable[_revocations_pb2.RevokedUser] | None = ...,
+        logins: _abc.Iterable[_revocations_pb2.RevokedLogin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "logins", b"logins", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BridgeServiceRevokeRequest: _TypeAlias = BridgeServiceRevokeRequest  # noqa: Y015
+
+@_typing.final
+class BridgeServiceRevokeResponse(_message.Message):
+    """BridgeServiceRevokeResponse says that it is in effect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BridgeServiceRevokeResponse: _TypeAlias = BridgeServiceRevokeResponse  # noqa: Y015

@@ -60,6 +60,11 @@ class BridgeServiceStub(object):
                 request_serializer=carrel_dot_v1_dot_bridge__pb2.GetStateRequest.SerializeToString,
                 response_deserializer=carrel_dot_v1_dot_bridge__pb2.GetStateResponse.FromString,
                 _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/carrel.v1.BridgeService/Revoke',
+                request_serializer=carrel_dot_v1_dot_bridge__pb2.BridgeServiceRevokeRequest.SerializeToString,
+                response_deserializer=carrel_dot_v1_dot_bridge__pb2.BridgeServiceRevokeResponse.FromString,
+                _registered_method=True)
 
 
 class BridgeServiceServicer(object):
@@ -105,6 +110,14 @@ class BridgeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Revoke(self, request, context):
+        """Revoke tells which tickets are worth nothing any more: what reads under them ends, and they are refused from now on,
+        except for a run's own events under execution's tickets, which end with the run. From execution only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BridgeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +145,11 @@ def add_BridgeServiceServicer_to_server(servicer, server):
                     servicer.GetState,
                     request_deserializer=carrel_dot_v1_dot_bridge__pb2.GetStateRequest.FromString,
                     response_serializer=carrel_dot_v1_dot_bridge__pb2.GetStateResponse.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=carrel_dot_v1_dot_bridge__pb2.BridgeServiceRevokeRequest.FromString,
+                    response_serializer=carrel_dot_v1_dot_bridge__pb2.BridgeServiceRevokeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -270,6 +288,33 @@ class BridgeService(object):
             '/carrel.v1.BridgeService/GetState',
             carrel_dot_v1_dot_bridge__pb2.GetStateRequest.SerializeToString,
             carrel_dot_v1_dot_bridge__pb2.GetStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carrel.v1.BridgeService/Revoke',
+            carrel_dot_v1_dot_bridge__pb2.BridgeServiceRevokeRequest.SerializeToString,
+            carrel_dot_v1_dot_bridge__pb2.BridgeServiceRevokeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,10 @@ class BridgeServiceStub:
     """ResolveRun returns the thread and the extent in the log of one of the user's runs. Session or run scope."""
     GetState: _aio.UnaryUnaryMultiCallable[_bridge_pb2.GetStateRequest, _bridge_pb2.GetStateResponse]
     """GetState returns the integration state and counts of this process. Service scope."""
+    Revoke: _aio.UnaryUnaryMultiCallable[_bridge_pb2.BridgeServiceRevokeRequest, _bridge_pb2.BridgeServiceRevokeResponse]
+    """Revoke tells which tickets are worth nothing any more: what reads under them ends, and they are refused from now on,
+    except for a run's own events under execution's tickets, which end with the run. From execution only.
+    """
 
 class BridgeServiceServicer(metaclass=_abc_1.ABCMeta):
     """BridgeService owns the users' event logs."""
@@ -83,5 +87,15 @@ class BridgeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_bridge_pb2.GetStateRequest, _abc.Awaitable[_bridge_pb2.GetStateResponse]],
     ) -> _abc.Awaitable[_bridge_pb2.GetStateResponse]:
         """GetState returns the integration state and counts of this process. Service scope."""
+
+    @_abc_1.abstractmethod
+    def Revoke(
+        self,
+        request: _bridge_pb2.BridgeServiceRevokeRequest,
+        context: _aio.ServicerContext[_bridge_pb2.BridgeServiceRevokeRequest, _abc.Awaitable[_bridge_pb2.BridgeServiceRevokeResponse]],
+    ) -> _abc.Awaitable[_bridge_pb2.BridgeServiceRevokeResponse]:
+        """Revoke tells which tickets are worth nothing any more: what reads under them ends, and they are refused from now on,
+        except for a run's own events under execution's tickets, which end with the run. From execution only.
+        """
 
 def add_BridgeServiceServicer_to_server(servicer: BridgeServiceServicer, server: _aio.Server) -> None: ...

@@ -5,6 +5,7 @@ The emitter: checks and sanitizes events, keeps users from delaying each other, 
 
 from carrel.v1 import context_pb2 as _context_pb2
 from carrel.v1 import events_pb2 as _events_pb2
+from carrel.v1 import revocations_pb2 as _revocations_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -258,3 +259,56 @@ class GetEmitterStatisticsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetEmitterStatisticsResponse: _TypeAlias = GetEmitterStatisticsResponse  # noqa: Y015
+
+@_typing.final
+class EmitterServiceRevokeRequest(_message.Message):
+    """EmitterServiceRevokeRequest tells what was revoked. What was told before stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    LOGINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def context(self) -> _context_pb2.UserExecutionContext:
+        """Execution's own: a run ticket under its key that stands for no user's run."""
+
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[_revocations_pb2.RevokedUser]:
+        """Users whose tickets of before a moment are revoked."""
+
+    @_builtins.property
+    def logins(self) -> _containers.RepeatedCompositeFieldContainer[_revocations_pb2.RevokedLogin]:
+        """Logins that were signed out."""
+
+    def __init__(
+        self,
+        *,
+        context: _context_pb2.UserExecutionContext | None = ...,
+        users: _abc.Iterable[_revocations_pb2.RevokedUser] | None = ...,
+        logins: _abc.Iterable[_revocations_pb2.RevokedLogin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "logins", b"logins", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmitterServiceRevokeRequest: _TypeAlias = EmitterServiceRevokeRequest  # noqa: Y015
+
+@_typing.final
+class EmitterServiceRevokeResponse(_message.Message):
+    """EmitterServiceRevokeResponse says that it is in effect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmitterServiceRevokeResponse: _TypeAlias = EmitterServiceRevokeResponse  # noqa: Y015

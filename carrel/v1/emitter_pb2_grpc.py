@@ -50,6 +50,11 @@ class EmitterServiceStub(object):
                 request_serializer=carrel_dot_v1_dot_emitter__pb2.GetEmitterStatisticsRequest.SerializeToString,
                 response_deserializer=carrel_dot_v1_dot_emitter__pb2.GetEmitterStatisticsResponse.FromString,
                 _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/carrel.v1.EmitterService/Revoke',
+                request_serializer=carrel_dot_v1_dot_emitter__pb2.EmitterServiceRevokeRequest.SerializeToString,
+                response_deserializer=carrel_dot_v1_dot_emitter__pb2.EmitterServiceRevokeResponse.FromString,
+                _registered_method=True)
 
 
 class EmitterServiceServicer(object):
@@ -82,6 +87,14 @@ class EmitterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Revoke(self, request, context):
+        """Revoke tells which tickets are worth nothing any more: notifications under them are refused from now on. Events of
+        runs under execution's tickets are not: a run's last ones belong into the log. From execution only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EmitterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +112,11 @@ def add_EmitterServiceServicer_to_server(servicer, server):
                     servicer.GetEmitterStatistics,
                     request_deserializer=carrel_dot_v1_dot_emitter__pb2.GetEmitterStatisticsRequest.FromString,
                     response_serializer=carrel_dot_v1_dot_emitter__pb2.GetEmitterStatisticsResponse.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=carrel_dot_v1_dot_emitter__pb2.EmitterServiceRevokeRequest.FromString,
+                    response_serializer=carrel_dot_v1_dot_emitter__pb2.EmitterServiceRevokeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,6 +201,33 @@ class EmitterService(object):
             '/carrel.v1.EmitterService/GetEmitterStatistics',
             carrel_dot_v1_dot_emitter__pb2.GetEmitterStatisticsRequest.SerializeToString,
             carrel_dot_v1_dot_emitter__pb2.GetEmitterStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carrel.v1.EmitterService/Revoke',
+            carrel_dot_v1_dot_emitter__pb2.EmitterServiceRevokeRequest.SerializeToString,
+            carrel_dot_v1_dot_emitter__pb2.EmitterServiceRevokeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,6 +29,10 @@ class EmitterServiceStub:
     """
     GetEmitterStatistics: _aio.UnaryUnaryMultiCallable[_emitter_pb2.GetEmitterStatisticsRequest, _emitter_pb2.GetEmitterStatisticsResponse]
     """GetEmitterStatistics returns counts since the start of this process. Service scope."""
+    Revoke: _aio.UnaryUnaryMultiCallable[_emitter_pb2.EmitterServiceRevokeRequest, _emitter_pb2.EmitterServiceRevokeResponse]
+    """Revoke tells which tickets are worth nothing any more: notifications under them are refused from now on. Events of
+    runs under execution's tickets are not: a run's last ones belong into the log. From execution only.
+    """
 
 class EmitterServiceServicer(metaclass=_abc_1.ABCMeta):
     """EmitterService takes events of many users, and says that one is safe only when the log has said so."""
@@ -63,5 +67,15 @@ class EmitterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_emitter_pb2.GetEmitterStatisticsRequest, _abc.Awaitable[_emitter_pb2.GetEmitterStatisticsResponse]],
     ) -> _abc.Awaitable[_emitter_pb2.GetEmitterStatisticsResponse]:
         """GetEmitterStatistics returns counts since the start of this process. Service scope."""
+
+    @_abc_1.abstractmethod
+    def Revoke(
+        self,
+        request: _emitter_pb2.EmitterServiceRevokeRequest,
+        context: _aio.ServicerContext[_emitter_pb2.EmitterServiceRevokeRequest, _abc.Awaitable[_emitter_pb2.EmitterServiceRevokeResponse]],
+    ) -> _abc.Awaitable[_emitter_pb2.EmitterServiceRevokeResponse]:
+        """Revoke tells which tickets are worth nothing any more: notifications under them are refused from now on. Events of
+        runs under execution's tickets are not: a run's last ones belong into the log. From execution only.
+        """
 
 def add_EmitterServiceServicer_to_server(servicer: EmitterServiceServicer, server: _aio.Server) -> None: ...

@@ -113,7 +113,7 @@ class EventHandlers:
     async def _login_of(self, request: web.Request) -> Login:
         token = bearer_token(request.headers.get(hdrs.AUTHORIZATION))
         if token:
-            return self._parts.logins.verify(token)
+            return await self._parts.logins.verified(token)
         single_use = request.query.get(_TOKEN, "")
         if not single_use:
             raise TokenError(

@@ -99,7 +99,8 @@ def authenticated(handler: LoginHandler, logins: LoginVerifier) -> Handler:
     """A handler that gets the login of the request's token; without one, nothing of the request is looked at."""
 
     async def checked(request: web.Request) -> web.StreamResponse:
-        return await handler(request, logins.verify(bearer_token(request.headers.get(hdrs.AUTHORIZATION))))
+        login = await logins.verified(bearer_token(request.headers.get(hdrs.AUTHORIZATION)))
+        return await handler(request, login)
 
     return checked
 

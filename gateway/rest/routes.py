@@ -14,6 +14,7 @@ from gateway.parts import Parts
 from gateway.rest.events import EventHandlers
 from gateway.rest.health import HealthHandlers
 from gateway.rest.http import Handler, authenticated
+from gateway.rest.logout import LogoutHandlers
 from gateway.rest.operator import OperatorHandlers
 from gateway.rest.runs import RunHandlers
 from gateway.rest.threads import ThreadHandlers
@@ -76,6 +77,7 @@ def _routes(parts: Parts, wait_s: float) -> list[_Route]:
         _Route("DELETE", "/api/threads/{thread_id}", threads.delete),
         _Route("POST", "/api/tickets", tickets.ticket),
         _Route("POST", "/api/socket-tokens", tickets.socket_token),
+        _Route("POST", "/api/logout", LogoutHandlers(parts).logout),
         _Route("GET", "/api/operator/gateway", OperatorHandlers(parts).gateway),
         _Route("POST", "/ag-ui", _ag_ui),
     ]

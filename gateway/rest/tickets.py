@@ -50,8 +50,13 @@ class TicketHandlers:
                 f"a {scope} ticket names no run", advice="ask for scope run", fields={"scope": "is not run"}
             )
         if scope == "service":
-            return json_response(self._service(login, fields))
+            answer = self._service(login, fields)
+            await self._parts.audit.record(login.user_id, "ticket.service", "")
+            return json_response(answer)
         bearer = _bearer(login, fields)
+        if bearer.user_id != login.user_id:
+            # Before it exists: nobody acts for somebody else without a record of it.
+            await self._parts.audit.record(bearer.user_id, f"ticket.act_as.{scope}", login.user_id)
         if scope == "run":
             return json_response(await self._run(bearer, fields))
         ticket, ends = self._parts.desk.mint_session(bearer, _lifetime(fields, SESSION_S))

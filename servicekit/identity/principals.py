@@ -14,6 +14,8 @@ from carrel.errors import PermissionDeniedError, ScopeError
 
 __all__ = [
     "ANY_SCOPE",
+    "AUDIT_WRITE",
+    "EXECUTION_ITSELF",
     "OPERATOR_READ",
     "OPERATOR_REVOKE",
     "Principal",
@@ -26,6 +28,9 @@ __all__ = [
     "user_of",
 ]
 
+AUDIT_WRITE = "audit:write"
+# Whom execution names in tickets for its own questions, since its key signs those of runs only.
+EXECUTION_ITSELF = "carrel-execution"
 OPERATOR_READ = "operator:read"
 OPERATOR_REVOKE = "operator:revoke"
 
@@ -77,6 +82,7 @@ class RunPrincipal(_Permitted):
     expires_at: float  # seconds since the epoch
     issuer: str = ""  # who signed it: execution's are for runs that were admitted, the gateway's only ask for one
     issued_at: float = field(default=0.0, compare=False)  # seconds since the epoch, rounded down
+    login: str = field(default="", compare=False)  # the name of the login it was minted from; empty for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ class SessionPrincipal(_Permitted):
     limits: Mapping[str, int]
     expires_at: float  # seconds since the epoch
     issued_at: float = field(default=0.0, compare=False)  # seconds since the epoch, rounded down
+    login: str = field(default="", compare=False)  # the name of the login it was minted from; empty for none
 
 
 @dataclass(frozen=True, slots=True)

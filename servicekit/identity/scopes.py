@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from servicekit.identity.principals import ANY_SCOPE, OPERATOR_READ, OPERATOR_REVOKE, Scope
+from servicekit.identity.principals import ANY_SCOPE, AUDIT_WRITE, OPERATOR_READ, OPERATOR_REVOKE, Scope
 
 __all__ = ["METHOD_SCOPES", "SERVICE_PERMISSIONS", "Scope"]
 
@@ -43,6 +43,8 @@ METHOD_SCOPES: Final[Mapping[str, frozenset[Scope]]] = {
     _EXECUTION + "ClaimOnce": _SERVICE,
     _EXECUTION + "RevokeUser": _SERVICE,
     _EXECUTION + "ListRevocations": _SERVICE,
+    _EXECUTION + "SignOut": _SESSION,
+    _EXECUTION + "RecordAudit": _SERVICE,
     _INSTANCE + "ListAgents": ANY_SCOPE,
     _INSTANCE + "CreateInstance": _RUN,
     _INSTANCE + "RunInstance": _RUN,
@@ -52,12 +54,15 @@ METHOD_SCOPES: Final[Mapping[str, frozenset[Scope]]] = {
     _EMITTER + "Emit": _RUN,
     _EMITTER + "Notify": _RUN,
     _EMITTER + "GetEmitterStatistics": _SERVICE,
+    # Execution signs run tickets only: its own is one that names no user's run. The handlers tell.
+    _EMITTER + "Revoke": _RUN,
     _BRIDGE + "Publish": _RUN,
     # The gateway's own ticket for `hello`; each user's for the rest. The handler tells them apart.
     _BRIDGE + "Attach": ANY_SCOPE,
     _BRIDGE + "ReadEvents": _USER,
     _BRIDGE + "ResolveRun": _USER,
     _BRIDGE + "GetState": _SERVICE,
+    _BRIDGE + "Revoke": _RUN,
 }
 
 # What a service ticket must hold, beyond being one. A method that is not here asks for nothing more.
@@ -67,6 +72,7 @@ SERVICE_PERMISSIONS: Final[Mapping[str, str]] = {
     _EXECUTION + "GetFactoryMetrics": OPERATOR_READ,
     _EXECUTION + "RevokeUser": OPERATOR_REVOKE,
     _EXECUTION + "ListRevocations": OPERATOR_READ,
+    _EXECUTION + "RecordAudit": AUDIT_WRITE,
     _INSTANCE + "GetPoolStatistics": OPERATOR_READ,
     _EMITTER + "GetEmitterStatistics": OPERATOR_READ,
     _BRIDGE + "GetState": OPERATOR_READ,

@@ -16,11 +16,12 @@ import jwt
 
 from carrel.errors import IdentityMismatchError, ScopeError, TicketError, TicketExpiredError, TooLargeError
 from servicekit.identity.claims import AUDIENCE, MAX_TICKET_BYTES, TYPE, principal_from_claims, read_claims
-from servicekit.identity.keys import KeySet, SigningKey
+from servicekit.identity.keys import KeySet
 from servicekit.identity.principals import ANY_SCOPE, Principal, RunPrincipal, Scope, ServicePrincipal, SessionPrincipal
+from servicekit.identity.signing import Signer
 from servicekit.logs import get_logger
 
-__all__ = ["ContextMessage", "TicketMinter", "TicketVerifier"]
+__all__ = ["ContextMessage", "TicketMinter", "TicketVerifier", "expired_ticket", "revoked_ticket"]
 
 _log = get_logger("servicekit.identity")
 
@@ -53,14 +54,14 @@ class ContextMessage(Protocol):
 class TicketMinter:
     """Signs tickets in the name of ``issuer``, for callers that have authenticated the user and chosen permissions."""
 
-    def __init__(self, signing_key: SigningKey, issuer: str) -> None:
-        if signing_key.issuer and signing_key.issuer != issuer:
-            raise ValueError(f"the key {signing_key.kid} belongs to {signing_key.issuer}, not to {issuer}")
-        self._key = signing_key
+    def __init__(self, signer: Signer, issuer: str) -> None:
+        key = signer.current()
+        if key.issuer and key.issuer != issuer:
+            raise ValueError(f"the key {key.kid} belongs to {key.issuer}, not to {issuer}")
+        self._signer = signer
         self._issuer = issuer
-        self._headers = {"typ": TYPE, "kid": signing_key.kid}
 
-    def mint_run(  # noqa: PLR0917 -- the four ids have one well-known order
+    def mint_run(  # noqa: PLR0913, PLR0917 -- the four ids have one well-known order
         self,
         user_id: str,
         thread_id: str,
@@ -69,12 +70,17 @@ class TicketMinter:
         permissions: Iterable[str] = (),
         limits: Mapping[str, int] | None = None,
         lifetime_s: float = 1200.0,
+        *,
+        login: str = "",
     ) -> str:
-        """A ticket for one run; ``request_id`` is its root request's and holds no ``_``."""
+        """A ticket for one run; ``request_id`` is its root request's and holds no ``_``.
+
+        ``login`` names the login that it is worth no more than.
+        """
         if "_" in request_id:
             raise ValueError("a root request's id holds no '_'")
         ids = {"sub": user_id, "thread": thread_id, "run": run_id, "req": request_id}
-        return self._mint(Scope.RUN, ids, permissions, limits, lifetime_s)
+        return self._mint(Scope.RUN, ids, permissions, limits, lifetime_s, login)
 
     def mint_session(
         self,
@@ -82,9 +88,11 @@ class TicketMinter:
         permissions: Iterable[str] = (),
         limits: Mapping[str, int] | None = None,
         lifetime_s: float = 600.0,
+        *,
+        login: str = "",
     ) -> str:
-        """A ticket for a user's connections and questions."""
-        return self._mint(Scope.SESSION, {"sub": user_id}, permissions, limits, lifetime_s)
+        """A ticket for a user's connections and questions. ``login`` names the login that it is worth no more than."""
+        return self._mint(Scope.SESSION, {"sub": user_id}, permissions, limits, lifetime_s, login)
 
     def mint_service(self, service: str, permissions: Iterable[str] = (), lifetime_s: float = 600.0) -> str:
         """A ticket for a service that acts for no user."""
@@ -97,9 +105,11 @@ class TicketMinter:
         permissions: Iterable[str],
         limits: Mapping[str, int] | None,
         lifetime_s: float,
+        login: str = "",
     ) -> str:
-        if scope not in self._key.scopes:
-            raise ValueError(f"the key {self._key.kid} may not sign tickets of the scope {scope.value}")
+        key = self._signer.current()
+        if scope not in key.scopes:
+            raise ValueError(f"the key {key.kid} may not sign tickets of the scope {scope.value}")
         if not all(ids.values()):
             raise ValueError(f"a {scope.value} ticket needs {', '.join(ids)}, none of them empty")
         now = int(_now())
@@ -115,7 +125,9 @@ class TicketMinter:
         }
         if limits:
             claims["limits"] = dict(limits)
-        ticket = jwt.encode(claims, self._key.key, algorithm="EdDSA", headers=self._headers)
+        if login:
+            claims["lgn"] = login
+        ticket = jwt.encode(claims, key.key, algorithm="EdDSA", headers={"typ": TYPE, "kid": key.kid})
         if len(ticket) > MAX_TICKET_BYTES:
             raise TooLargeError(
                 "the permissions do not fit into a ticket",
@@ -157,8 +169,20 @@ class TicketVerifier:
         self._looked = 0.0
         self._next_line = 0.0
         self.identity_mismatch_total = 0
+        self._counts = self
         # Asked of each call, since a ticket may be revoked after it was verified.
         self.is_revoked: Callable[[Principal], bool] | None = None
+
+    @property
+    def leeway_s(self) -> float:
+        """How long a ticket is taken beyond its end, for clocks that differ."""
+        return self._leeway
+
+    def alike(self) -> TicketVerifier:
+        """Another one with the same keys, which is told of revocations for itself. Mismatches are counted here."""
+        other = TicketVerifier(self._keys, self._leeway, cache_size=self._cache_size)
+        other._counts = self._counts
+        return other
 
     def verify(self, message: ContextMessage, allow: Collection[Scope] = ANY_SCOPE) -> Principal:
         """The verified principal of a context.
@@ -183,11 +207,11 @@ class TicketVerifier:
             known = self._learn(ticket, now)
         elif now >= known.ends:
             del self._cache[ticket]
-            raise _expired()
+            raise expired_ticket()
         if known.scope not in allow:
             raise _wrong_scope(known.scope, allow)
         if self.is_revoked is not None and self.is_revoked(known.principal):
-            raise _revoked()
+            raise revoked_ticket()
         if message.user_id != known.user_id:
             raise self._mismatch("user_id", known)
         if message.thread_id != known.thread_id:
@@ -216,9 +240,9 @@ class TicketVerifier:
             self._look_at_keys(now)
         known = self._cache.get(ticket) or self._learn(ticket, now)
         if now >= known.ends:
-            raise _expired()
+            raise expired_ticket()
         if self.is_revoked is not None and self.is_revoked(known.principal):
-            raise _revoked()
+            raise revoked_ticket()
         return known.principal
 
     def _check_child(self, message: ContextMessage, request_id: str, known: _Known) -> None:
@@ -244,7 +268,7 @@ class TicketVerifier:
         self._forget_if_keys_changed()
         known = _known(principal, self._leeway)
         if now >= known.ends:
-            raise _expired()
+            raise expired_ticket()
         if len(self._cache) >= self._cache_size:
             self._make_room(now)
         self._cache[ticket] = known
@@ -268,7 +292,7 @@ class TicketVerifier:
             self._cache.clear()
 
     def _mismatch(self, field: str, known: _Known) -> IdentityMismatchError:
-        self.identity_mismatch_total += 1
+        self._counts.identity_mismatch_total += 1
         now = _now()
         if now >= self._next_line:
             # One line a second at most: a flood of wrong contexts must not become a flood of lines.
@@ -300,12 +324,16 @@ def _known(principal: Principal, leeway: float) -> _Known:
             return _Known(principal, Scope.SERVICE, ends, "", "", "", "", "")
 
 
-def _expired() -> TicketExpiredError:
+def expired_ticket() -> TicketExpiredError:
+    """What whoever comes with a ticket past its end is told."""
     return TicketExpiredError("the ticket has expired", advice=_NEW_TICKET)
 
 
-def _revoked() -> TicketError:
-    return TicketError("the user's logins of that time were revoked", advice="log in again")
+def revoked_ticket() -> TicketError:
+    """What whoever comes with a revoked ticket is told."""
+    return TicketError(
+        "its login was signed out, or all of its user's of that time were revoked", advice="log in again"
+    )
 
 
 def _wrong_scope(scope: Scope, allow: Collection[Scope]) -> ScopeError:

@@ -27,8 +27,10 @@ from carrel.errors import (
 from servicekit.identity.principals import Principal, Scope, ServicePrincipal
 from servicekit.identity.scopes import METHOD_SCOPES, SERVICE_PERMISSIONS
 from servicekit.identity.tickets import TicketVerifier
+from servicekit.rpc.callers import CallerCheck
 from servicekit.rpc.context import enter_call
 from servicekit.rpc.edge import abort_with, as_carrel_error
+from servicekit.rpc.guard import StreamGuard
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
 from servicekit.rpc.validation import validate_message
 
@@ -86,6 +88,8 @@ class EdgeInterceptor(aio.ServerInterceptor):
         telemetry: Told about each call.
         scopes: Method → scopes; a method that is not in it is refused.
         permissions: Method → permission that a service ticket must hold for it.
+        callers: Which services may call what, by their certificates; None without TLS.
+        guard: Ends streams whose caller's ticket is worth nothing any more.
     """
 
     def __init__(
@@ -95,7 +99,12 @@ class EdgeInterceptor(aio.ServerInterceptor):
         telemetry: Telemetry = NO_TELEMETRY,
         scopes: Mapping[str, frozenset[Scope]] = METHOD_SCOPES,
         permissions: Mapping[str, str] = SERVICE_PERMISSIONS,
+        *,
+        callers: CallerCheck | None = None,
+        guard: StreamGuard | None = None,
     ) -> None:
+        self._guard = StreamGuard(verifier) if guard is None else guard
+        self._callers = callers
         self._verifier = verifier
         self._gate = gate
         self._telemetry = telemetry
@@ -158,11 +167,11 @@ class EdgeInterceptor(aio.ServerInterceptor):
         return serve
 
     def _server_stream(self, method: str, handler: Callable[[Any, _Context], AsyncIterator[Any]]) -> Any:
-        admit = self._admission(method, needs_deadline=False)
+        admit, guard = self._admission(method, needs_deadline=False), self._guard
 
         def begin(request: Any, context: _Context) -> AsyncIterator[Any]:
             admit(request, context)
-            return handler(request, context)
+            return guard.guarded(handler(request, context))
 
         return self._stream(method, begin)
 
@@ -171,6 +180,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
         if allow is None:
             raise InternalError(f"{method} is missing in METHOD_SCOPES")
         checked = method not in _EVENT_STREAMS
+        check_caller = self._callers.check if self._callers is not None else _anybody
 
         async def first_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
             first = True
@@ -183,6 +193,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
                 yield request
 
         def begin(requests: Any, context: _Context) -> AsyncIterator[Any]:
+            check_caller(method, context)
             enter_call(None, _remaining(context))
             return handler(first_checked(requests) if checked else requests, context)
 
@@ -223,8 +234,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
             raise InternalError(f"{method} is missing in METHOD_SCOPES")
         permission = self._permissions.get(method, "")
         identify = self._identify
+        check_caller = self._callers.check if self._callers is not None else _anybody
 
         def admit(request: Any, context: _Context) -> None:
+            check_caller(method, context)
             remaining = _remaining(context)
             if remaining is None and needs_deadline:
                 raise MissingDeadlineError(f"{method} was called without a deadline")
@@ -240,6 +253,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
         if not request.HasField("context"):
             raise TicketError("the request carries no context", advice="send a context with a ticket in it")
         return self._verifier.verify(request.context, allow)
+
+
+def _anybody(_method: str, _context: _Context) -> None:
+    """Without TLS nobody has a name; tickets are what there is."""
 
 
 def _remaining(context: _Context) -> float | None:

@@ -14,11 +14,13 @@ from carrel.v1.bridge_pb2_grpc import add_BridgeServiceServicer_to_server
 from servicekit.contracts import Phase
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet
+from servicekit.identity.revoked import RevokedTickets
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.lifecycle import Starter
 from servicekit.logs import get_logger
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import Tls
 from services.bridge.config import BridgeSettings
 from services.bridge.domain.bridge import Bridge
 from services.bridge.models import IntegrationState
@@ -42,6 +44,7 @@ async def app(settings: BridgeSettings, start: Starter) -> AsyncIterator[RpcServ
     """The bridge as a process, its log in SQLite or Redis."""
     async with start.phase(Phase.CONFIGURATION, needs=f"the tickets' public keys in {settings.ticket_jwks}"):
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+        _ = Tls.of(settings, "bridge")  # the server's own; here so that a wrong certificate is told as a setting
     async with AsyncExitStack() as stack:
         log = await (_open_sqlite(settings, start) if settings.log.url is None else _open_redis(settings, start))
         stack.push_async_callback(log.close)
@@ -163,7 +166,8 @@ async def serve_bridge(settings: BridgeSettings, log: EventLog, verifier: Ticket
     )
     readiness.add("event log", lambda: bridge.monitor.active)
     async with bridge, TaskOwner() as tasks:
-        servicer = BridgeServicer(bridge, verifier)
+        revoked = RevokedTickets()
+        servicer = BridgeServicer(bridge, verifier, revoked)
         server = RpcServer(
             settings.listen,
             [(add_BridgeServiceServicer_to_server, servicer, "carrel.v1.BridgeService")],
@@ -172,11 +176,14 @@ async def serve_bridge(settings: BridgeSettings, log: EventLog, verifier: Ticket
             readiness=readiness,
         )
 
+        revoked.on_change(server.guard.look)
+
         async def end_streams() -> None:
             await server.draining.wait()
             servicer.end_streams()
 
         _ = tasks.start(end_streams(), "end of the streams on drain")
+        _ = tasks.start(servicer.subscribers.look_for_ever(), "tickets of subscriptions")
         try:
             yield server
         finally:

@@ -13,14 +13,17 @@ from grpc import aio
 from carrel.errors import CarrelError, InternalError, InvalidRequestError, PermissionDeniedError, UnavailableError
 from carrel.v1 import bridge_pb2, bridge_pb2_grpc, events_pb2
 from servicekit.identity.principals import RunPrincipal, Scope, may_see_run, user_of
+from servicekit.identity.revoked import RevokedTickets
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.logs import get_logger
 from servicekit.rpc.context import current_principal
+from servicekit.rpc.revoke import take_revocations
 from services.bridge import convert
 from services.bridge.domain.bridge import Bridge
 from services.bridge.domain.links import GatewayLink
 from services.bridge.domain.reading import ReadQuery
 from services.bridge.models import Append, AppendResult, Bye, ResumePoint
+from services.bridge.service_subscribers import Subscribers
 
 __all__ = ["BridgeServicer"]
 
@@ -48,11 +51,18 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
     Args:
         bridge: What it serves.
         verifier: Verifies the contexts of streamed items; those of other requests the interceptor has verified.
+        revoked: Learns what execution tells of revocations; ``verifier`` is made to ask it.
     """
 
-    def __init__(self, bridge: Bridge, verifier: TicketVerifier) -> None:
+    def __init__(self, bridge: Bridge, verifier: TicketVerifier, revoked: RevokedTickets | None = None) -> None:
         self._bridge = bridge
         self._verifier = verifier
+        self._revoked = RevokedTickets() if revoked is None else revoked
+        verifier.is_revoked = self._revoked.refuses
+        self._events = verifier.alike()
+        self._events.is_revoked = self._revoked.refuses_event
+        self.subscribers = Subscribers(bridge.hub, self._revoked.refuses)
+        self._revoked.on_change(self.subscribers.look)
         self._publishers: set[asyncio.Task[None]] = set()
         self._draining = False
 
@@ -93,7 +103,7 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
     def _batch_of(self, request: bridge_pb2.PublishRequest) -> _Batch:
         appends: list[Append] = []
         refused: list[events_pb2.ProducerAck] = []
-        verify = self._verifier.verify
+        verify = self._events.verify
         for item in request.items:
             try:
                 principal = verify(item.context, _RUN)
@@ -136,6 +146,7 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
             # A second cancellation (the client's, then the server's stop) may end any wait here, so all is told first.
             _log.info("gateway detached", gateway=link.gateway_id)
             reader.cancel()
+            self.subscribers.detach(link)
             await hub.detach(link)
             await asyncio.wait([reader])
 
@@ -147,20 +158,28 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
 
     def _subscription(self, request: bridge_pb2.AttachRequest, link: GatewayLink) -> None:
         hub, kind = self._bridge.hub, request.WhichOneof("message")
-        generation = request.unsubscribe.generation if kind == "unsubscribe" else request.subscribe.generation
+        generation = _generation_of(request)
         try:
-            user = user_of(self._verifier.verify(request.context, _USER)).user_id
+            principal = user_of(self._verifier.verify(request.context, _USER))
+            user = principal.user_id
             if kind == "unsubscribe":
                 hub.unsubscribe(link, user, generation)
+                self.subscribers.remove(link, generation, user)
+                return
+            if kind == "renew":
+                self.subscribers.renew(link, generation, principal)
                 return
             if kind != "subscribe" or not generation:
-                raise InvalidRequestError("after hello, Attach takes subscribe (with a generation) and unsubscribe")
+                raise InvalidRequestError(
+                    "after hello, Attach takes subscribe (with a generation), renew and unsubscribe"
+                )
         except CarrelError as error:
             hub.refuse(link, request.context.user_id, generation, error)
             return
         subscribe = request.subscribe
         resume = convert.resume_of(subscribe.position) if subscribe.HasField("position") else None
         hub.subscribe(link, user, generation, resume, subscribe.connections)
+        self.subscribers.add(link, generation, principal)
 
     async def ReadEvents(
         self, request: bridge_pb2.ReadEventsRequest, context: _Context
@@ -197,6 +216,13 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
             raise _other_run()
         run, epoch = await self._bridge.resolve_run(principal.user_id, request.run_id)
         return convert.run_response(run, epoch, self._bridge.hub.connections(principal.user_id))
+
+    async def Revoke(
+        self, request: bridge_pb2.BridgeServiceRevokeRequest, context: _Context
+    ) -> bridge_pb2.BridgeServiceRevokeResponse:
+        """Refuse these tickets from now on, and end what reads under them."""
+        take_revocations(request, current_principal(), self._revoked)
+        return bridge_pb2.BridgeServiceRevokeResponse()
 
     async def GetState(self, request: bridge_pb2.GetStateRequest, context: _Context) -> bridge_pb2.GetStateResponse:
         """The integration state and counts."""
@@ -289,6 +315,13 @@ class _Acks:
             known.ClearField("refusal")
         if ack.through > known.through:
             known.through, known.offset, known.epoch = ack.through, ack.offset, ack.epoch
+
+
+def _generation_of(request: bridge_pb2.AttachRequest) -> int:
+    kind = request.WhichOneof("message")
+    if kind == "unsubscribe":
+        return request.unsubscribe.generation
+    return request.renew.generation if kind == "renew" else request.subscribe.generation
 
 
 def _resume_of(request: bridge_pb2.ReadEventsRequest) -> ResumePoint | None:

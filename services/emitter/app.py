@@ -18,6 +18,7 @@ from servicekit.delivery import StreamOptions, stream_age_s
 from servicekit.health import Readiness
 from servicekit.identity.keys import KeySet
 from servicekit.identity.principals import RunPrincipal, Scope
+from servicekit.identity.revoked import RevokedTickets
 from servicekit.identity.tickets import ContextMessage, TicketVerifier
 from servicekit.lifecycle import Starter
 from servicekit.rpc.channel import open_channel
@@ -25,6 +26,7 @@ from servicekit.rpc.copies import Copies, Rotation
 from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import Tls
 from services.emitter.client_bridge import Publisher, fence_reader
 from services.emitter.config import EmitterSettings
 from services.emitter.convert import reason_name
@@ -48,9 +50,10 @@ async def app(settings: EmitterSettings, start: Starter) -> AsyncIterator[RpcSer
     """The emitter as a process."""
     async with start.phase(Phase.CONFIGURATION, needs=f"the tickets' public keys in {settings.ticket_jwks}"):
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+        tls = Tls.of(settings, "emitter")
     async with (
-        open_channel(settings.bridge, max_message_bytes=settings.max_message_bytes) as channel,
-        Copies(settings.bridge, "bridge", max_message_bytes=settings.max_message_bytes) as bridges,
+        open_channel(settings.bridge, tls=tls.to("bridge"), max_message_bytes=settings.max_message_bytes) as channel,
+        Copies(settings.bridge, "bridge", max_message_bytes=settings.max_message_bytes, tls=tls) as bridges,
     ):
         async with start.phase(
             Phase.INTEGRATION,
@@ -77,6 +80,10 @@ async def serve_emitter(
     guard = Guard(Sanitizer(settings.withheld_fields))
     publisher = Publisher(ledger, statistics)
     readiness = Readiness()
+    revoked = RevokedTickets()
+    verifier.is_revoked = revoked.refuses
+    events = verifier.alike()
+    events.is_revoked = revoked.refuses_event
     watch = Watch(ledger, statistics, late_s=settings.delivery_timeout, stuck_s=settings.event_timeout)
 
     bridge, rotation = BridgeServiceStub(channel), Rotation(bridges)
@@ -94,7 +101,7 @@ async def serve_emitter(
         on_state=lambda _up: readiness.poke(),
     )
     servicer = EmitterServicer(
-        Intake(_run_verifier(verifier), guard, ledger, statistics, reason_name, item_bytes),
+        Intake(_run_verifier(events), guard, ledger, statistics, reason_name, item_bytes),
         guard,
         ledger,
         statistics,
@@ -105,6 +112,7 @@ async def serve_emitter(
             "retries": publisher.retries,
         },
         fence_of=fence_reader(bridge),
+        revoked=revoked,
     )
     readiness.add("bridge", lambda: stream.connected)
     readiness.add("delivery", lambda: not watch.stuck)

@@ -14,6 +14,9 @@ from carrel.v1 import emitter_pb2, events_pb2
 from carrel.v1.context_pb2 import UserExecutionContext
 from carrel.v1.emitter_pb2_grpc import EmitterServiceServicer
 from servicekit.delivery import refusal_error
+from servicekit.identity.revoked import RevokedTickets
+from servicekit.rpc.context import current_principal
+from servicekit.rpc.revoke import take_revocations
 from services.emitter.convert import known_ack, merged_ack, notification, refused_ack, statistics_response
 from services.emitter.domain.guard import Guard, check_notifiable
 from services.emitter.domain.intake import Intake
@@ -106,9 +109,10 @@ class EmitterServicer(EmitterServiceServicer):
         wake: Called when something new can be sent.
         counts: Messages to the bridge, identity mismatches, resends.
         fence_of: Asks the log for a run's fence: a notification never raises it.
+        revoked: Learns what execution tells of revocations.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what it is built of
         self,
         intake: Intake,
         guard: Guard,
@@ -118,7 +122,9 @@ class EmitterServicer(EmitterServiceServicer):
         wake: Callable[[], None],
         counts: Callable[[], dict[str, int]],
         fence_of: Callable[[UserExecutionContext], Awaitable[int]],
+        revoked: RevokedTickets | None = None,
     ) -> None:
+        self._revoked = RevokedTickets() if revoked is None else revoked
         self._intake = intake
         self._guard = guard
         self._ledger = ledger
@@ -200,6 +206,13 @@ class EmitterServicer(EmitterServiceServicer):
     ) -> emitter_pb2.GetEmitterStatisticsResponse:
         """Counts since the start."""
         return statistics_response(self._statistics, self._ledger, **self._counts())
+
+    async def Revoke(
+        self, request: emitter_pb2.EmitterServiceRevokeRequest, _context: _Context
+    ) -> emitter_pb2.EmitterServiceRevokeResponse:
+        """Refuse these tickets from now on."""
+        take_revocations(request, current_principal(), self._revoked)
+        return emitter_pb2.EmitterServiceRevokeResponse()
 
 
 def _failed(task: asyncio.Task[None]) -> bool:

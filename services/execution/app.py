@@ -11,19 +11,22 @@ from functools import partial
 from carrel.errors import UnavailableError
 from carrel.v1 import execution_pb2_grpc as pb_grpc
 from servicekit.delivery import ProducerStream
-from servicekit.features import PLACE_BY_LOAD, open_features
+from servicekit.features import PLACE_BY_LOAD, Features, open_features
 from servicekit.health import Readiness
-from servicekit.identity.keys import KeySet, load_signing_key
+from servicekit.identity.keys import KeySet
+from servicekit.identity.signing import FollowedKey
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.lifecycle import Phase, Running, Starter
 from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import Tls
 from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_bridge import BridgeRunLog
 from services.execution.client_contexts import RunContexts
 from services.execution.client_emitter import EmitterSink
+from services.execution.client_revocations import RevocationTeller, to_bridge, to_emitter
 from services.execution.config import ExecutionSettings
 from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.factory import ExecutionEngineFactory
@@ -50,17 +53,19 @@ _SERVICE = "carrel.v1.ExecutionService"
 async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Running]:
     """The service, from its settings. Leaving it ends runs' tasks, hands their leases on and closes the stores."""
     async with start.phase(Phase.CONFIGURATION, needs="the ticket keys", advice="`carrel up` makes them"):
-        minter = TicketMinter(load_signing_key(settings.ticket_key), "execution")
+        contexts = RunContexts(TicketMinter(FollowedKey(settings.ticket_key, "execution"), "execution"))
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
         features = open_features(settings.features_file, settings.features)
+        tls = Tls.of(settings, "execution")
     async with start.phase(Phase.INTEGRATION, needs=settings.store_name):
         stores = await open_stores(settings)
     store = stores.store
     try:
         async with (
-            Copies(settings.agent_instance, "agent_instance") as agents,
-            Copies(settings.emitter, "emitter") as emitters,
-            open_channel(settings.bridge) as bridge,
+            Copies(settings.agent_instance, "agent_instance", tls=tls) as agents,
+            Copies(settings.emitter, "emitter", tls=tls) as emitters,
+            open_channel(settings.bridge, tls=tls.to("bridge")) as bridge,
+            Copies(settings.bridge, "bridge", tls=tls) as bridges,
             ProducerStream.to_emitters(emitters) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,
@@ -71,9 +76,13 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 await agents.wait_for_start(wait_s)
             async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
                 await emitters.wait_for_start(wait_s)
-            contexts = RunContexts(minter)
-            placement = Placement(by_load=partial(features.on, PLACE_BY_LOAD))
-            host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks), placement)
+            host = GrpcAgentHost(
+                agents,
+                contexts,
+                run_tasks,
+                partial(_keep_place, store, run_tasks),
+                Placement(by_load=partial(features.on, PLACE_BY_LOAD)),
+            )
             services = RunServices(
                 store=store,
                 folder=stores.folder,
@@ -91,16 +100,18 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
                 await services.catalogue.covering()
                 await take_over(store, factory)
-            _ = loops.start(features.follow(), "feature switches")
             _ = loops.start(host.keep_asking(), "agent_instances' load")
-            _start_loops(loops, settings, services, factory)
+            _start_loops(loops, settings, services, factory, features)
             revoked = RevokedUsers(store, factory)
             await revoked.look()
             verifier.is_revoked = revoked.refuses
             _ = loops.start(revoked.look_for_ever(), "revocations")
+            teller = RevocationTeller(revoked, contexts.asking_again, [(emitters, to_emitter), (bridges, to_bridge)])
+            _ = loops.start(teller.tell_for_ever(), "revocations for emitters and bridges")
             # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
             servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge), revoked=revoked)
             server = _server(settings, services, servicer, verifier)
+            revoked.on_change = server.guard.look
             yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
@@ -111,10 +122,15 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
 
 
 def _start_loops(
-    loops: TaskOwner, settings: ExecutionSettings, services: RunServices, factory: ExecutionEngineFactory
+    loops: TaskOwner,
+    settings: ExecutionSettings,
+    services: RunServices,
+    factory: ExecutionEngineFactory,
+    features: Features,
 ) -> None:
     """What goes on by itself; where other processes are on the same store, with an ear for what they tell."""
     options, holdings = services.options, factory.holdings
+    _ = loops.start(features.follow(), "feature switches")
     _ = loops.start(keep_leases(services.store, factory, settings.lease_seconds), "leases")
     _ = loops.start(promote_for_ever(services, holdings, options.queue_poll_s), "queue")
     if services.store.shared:

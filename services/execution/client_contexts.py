@@ -12,6 +12,7 @@ from carrel.context import UserExecutionContext
 from carrel.ids import new_id
 from carrel.v1 import context_pb2
 from carrel.wire import context_to_proto
+from servicekit.identity.principals import EXECUTION_ITSELF
 from servicekit.identity.tickets import TicketMinter
 from services.execution.models import Micros, RunIdentity, UserKey
 
@@ -101,7 +102,7 @@ def asking_context(minter: TicketMinter) -> context_pb2.UserExecutionContext:
 
     Execution's key signs tickets of runs only, so this names a run that does not exist, of a user that nobody is.
     """
-    user, thread, run, request = "carrel-execution", new_id("thread"), new_id("run"), new_id("req")
+    user, thread, run, request = EXECUTION_ITSELF, new_id("thread"), new_id("run"), new_id("req")
     ticket = minter.mint_run(user, thread, run, request, lifetime_s=_ASKING_S)
     return context_pb2.UserExecutionContext(
         user_id=user, thread_id=thread, run_id=run, request_id=request, ticket=ticket

@@ -30,6 +30,7 @@ __all__ = [
     "Question",
     "Revocation",
     "Revocations",
+    "SignedOut",
     "Step",
     "Sweep",
 ]
@@ -168,6 +169,16 @@ class Revocations:
 
     items: tuple[Revocation, ...]
     as_of: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class SignedOut:
+    """A login that was signed out, and when it ends by itself."""
+
+    login: str
+    user: UserKey
+    expires_at: Micros
+    recorded_at: Micros = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from services.execution.models_steps import (
     Finished,
     Question,
     Revocations,
+    SignedOut,
     Step,
     Sweep,
 )
@@ -247,6 +248,17 @@ class RunStore(Protocol):
 
     async def revocations(self, after: Micros) -> Revocations:
         """The latest revocation of each user recorded after a time (the ``as_of`` of before, or 0 for all)."""
+        ...
+
+    async def sign_out(self, user: UserKey, login: str, expires_at: Micros) -> None:
+        """Record that a login is worth nothing any more; forgotten when it would have ended by itself.
+
+        Raises ``LimitExceededError`` when a thousand of the user's are recorded and have not ended.
+        """
+        ...
+
+    async def signed_out(self, after: Micros, limit: int, page: PageKey | None) -> Page[SignedOut]:
+        """Logins that were signed out after a time (``as_of`` of ``revocations``, or 0 for all), in that order."""
         ...
 
     # Runs bound to their caller

@@ -47,6 +47,7 @@ from services.execution.models_steps import (
     Finished,
     Question,
     Revocations,
+    SignedOut,
     Step,
     Sweep,
 )
@@ -252,6 +253,14 @@ class SqlRunStore:
     async def revocations(self, after: Micros) -> Revocations:
         """See ``RunStore``."""
         return await self._database.read(lambda c: claims.list_revocations(c, after))
+
+    async def sign_out(self, user: UserKey, login: str, expires_at: Micros) -> None:
+        """See ``RunStore``."""
+        await self._database.write(lambda c: claims.sign_out(c, user, login, expires_at), user)
+
+    async def signed_out(self, after: Micros, limit: int, page: PageKey | None) -> Page[SignedOut]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: claims.list_signed_out(c, after, limit, page))
 
     # Runs bound to their caller
 

@@ -10,16 +10,29 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from services.execution.models import Micros, RunRef, RunState, UserKey
-from services.execution.models_steps import Revocation, Revocations
-from services.execution.tables import DbNow, claims, revocations, runs
+from carrel.errors import LimitExceededError
+from services.execution.models import Micros, Page, RunRef, RunState, UserKey
+from services.execution.models_steps import Revocation, Revocations, SignedOut
+from services.execution.store import PageKey
+from services.execution.tables import DbNow, claims, revocations, runs, signed_out
 
-__all__ = ["claim_once", "drop_old_claims", "list_revocations", "place_attempt", "revoke_user"]
+__all__ = [
+    "claim_once",
+    "drop_old_claims",
+    "list_revocations",
+    "list_signed_out",
+    "place_attempt",
+    "revoke_user",
+    "sign_out",
+]
 
 # How long a revocation is kept: longer than any login token should live.
 _KEPT_US: Final = 90 * 86_400_000_000
 # A transaction that began before another may commit after it: what was recorded so shortly before is told again.
 _OVERLAP_US: Final = 30_000_000
+
+# Logins of one user that are signed out and have not ended by themselves.
+_MOST_SIGNED_OUT: Final = 1000
 
 _P: Final = sa.bindparam
 _NOW: Final = sa.select(DbNow())
@@ -31,6 +44,11 @@ _LIST: Final = (
     sa.select(revocations.c.user_id, revocations.c.not_before)
     .where(revocations.c.not_before > _P("after"))
     .order_by(revocations.c.not_before, revocations.c.user_id)
+)
+_COUNT_SIGNED_OUT: Final = (
+    sa.select(sa.func.count())
+    .select_from(signed_out)
+    .where(signed_out.c.user_id == _P("u"), signed_out.c.expires_at > DbNow())
 )
 _PLACE: Final = (
     runs.update()
@@ -66,8 +84,39 @@ def list_revocations(connection: sa.Connection, after: Micros) -> Revocations:
     return Revocations(tuple(Revocation(UserKey(row.user_id), row.not_before) for row in rows), now)
 
 
+def sign_out(connection: sa.Connection, user: UserKey, login: str, expires_at: Micros) -> None:
+    """See ``RunStore.sign_out``."""
+    count = int(connection.execute(_COUNT_SIGNED_OUT, {"u": user}).scalar_one())
+    if count >= _MOST_SIGNED_OUT:
+        raise LimitExceededError(
+            f"{count} logins of this user are signed out and have not ended by themselves",
+            advice='sign out with {"everywhere": true}, which ends all of them at once',
+            limit="signed_out_logins_per_user",
+            limit_value=_MOST_SIGNED_OUT,
+            use=count,
+        )
+    now = int(connection.execute(_NOW).scalar_one())
+    row = {"login": login, "user_id": user, "recorded_at": now, "expires_at": expires_at}
+    _insert_new(connection, signed_out, row)
+
+
+def list_signed_out(connection: sa.Connection, after: Micros, limit: int, page: PageKey | None) -> Page[SignedOut]:
+    """See ``RunStore.signed_out``."""
+    key = (signed_out.c.recorded_at, signed_out.c.login)
+    query = sa.select(signed_out).where(
+        signed_out.c.recorded_at > max(0, after - _OVERLAP_US), signed_out.c.expires_at > DbNow()
+    )
+    if page is not None:
+        query = query.where(sa.tuple_(*key) > sa.tuple_(*(sa.literal(value) for value in page)))
+    rows = connection.execute(query.order_by(*key).limit(limit + 1)).all()
+    shown = rows[:limit]
+    items = tuple(SignedOut(row.login, UserKey(row.user_id), row.expires_at, row.recorded_at) for row in shown)
+    return Page(items, (shown[-1].recorded_at, shown[-1].login) if len(rows) > limit else None)
+
+
 def drop_old_claims(connection: sa.Connection) -> None:
-    """Forget names whose time is over, and revocations that no login can be older than."""
+    """Forget names and logins whose time is over, and revocations that no login can be older than."""
+    connection.execute(signed_out.delete().where(signed_out.c.expires_at <= DbNow()))
     connection.execute(claims.delete().where(claims.c.expires_at <= DbNow()))
     connection.execute(revocations.delete().where(revocations.c.not_before <= DbNow() - _KEPT_US))
 

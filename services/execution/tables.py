@@ -31,6 +31,8 @@ __all__ = [
     "revocations",
     "runs",
     "schema_revision",
+    "sealing_keys",
+    "signed_out",
     "stages",
     "threads",
     "users",
@@ -320,6 +322,28 @@ revocations = sa.Table(
     _number("not_before"),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Index(None, "not_before"),
+)
+
+# Logins that ended before their time, until they end by themselves.
+signed_out = sa.Table(
+    "signed_out",
+    METADATA,
+    _id("login", length=64),
+    _id("user_id", key=False),
+    _time("recorded_at"),
+    _time("expires_at"),
+    sa.Index(None, "user_id"),
+    sa.Index(None, "recorded_at", "login"),
+    sa.Index(None, "expires_at"),
+)
+
+# The keys that fields may be sealed with, each with a proof by which another key of that name is found out.
+sealing_keys = sa.Table(
+    "sealing_keys",
+    METADATA,
+    _id("key_id", length=64),
+    _json("proof", nullable=False),
+    _time("created_at"),
 )
 
 artifacts = sa.Table(

@@ -97,6 +97,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.ended: CloseCode | None = None
+        self.login = _login()
 
     def wake(self) -> None:
         pass

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from carrel.cli.state import StateFolder
 from carrel.v1.context_pb2 import UserExecutionContext
 from servicekit.identity.keys import SigningKey, load_signing_key
-from servicekit.identity.principals import OPERATOR_READ, OPERATOR_REVOKE
+from servicekit.identity.principals import AUDIT_WRITE, OPERATOR_READ, OPERATOR_REVOKE
 
 UNAUTHENTICATED: Final = grpc.StatusCode.UNAUTHENTICATED
 PERMISSION_DENIED: Final = grpc.StatusCode.PERMISSION_DENIED
@@ -42,7 +42,7 @@ class Who:
     thread: str = "thread-1"
     run: str = "run-1"
     request: str = "req-1"
-    permissions: tuple[str, ...] = (OPERATOR_READ, OPERATOR_REVOKE)
+    permissions: tuple[str, ...] = (AUDIT_WRITE, OPERATOR_READ, OPERATOR_REVOKE)
 
     def context(self, ticket: str = "", **changes: Any) -> UserExecutionContext:
         """The ids of the scope, with a ticket and with changes."""

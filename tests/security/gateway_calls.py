@@ -17,6 +17,7 @@ BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "POST /api/runs/{run_id}/input": {"input_id": "input-1", "value": True},
     "POST /api/tickets": {"scope": "session"},
     "POST /api/socket-tokens": {},
+    "POST /api/logout": {},
     "POST /ag-ui": {},
 }
 

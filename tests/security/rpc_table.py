@@ -86,6 +86,13 @@ ROWS: Final[Mapping[str, Row]] = {
     ),
     "carrel.v1.ExecutionService.RevokeUser": Row(SERVICE, {"user_id": "nobody"}, needs_operator=True),
     "carrel.v1.ExecutionService.ListRevocations": Row(SERVICE, needs_operator=True),
+    # A ticket that was minted from no login names nothing to sign out.
+    "carrel.v1.ExecutionService.SignOut": Row(
+        SESSION, {"expires_at": Timestamp(seconds=1_700_000_000)}, grpc.StatusCode.INVALID_ARGUMENT
+    ),
+    "carrel.v1.ExecutionService.RecordAudit": Row(
+        SERVICE, {"user_id": "nobody", "action": "test.act"}, needs_operator=True
+    ),
     "carrel.v1.AgentInstanceService.GetLoad": Row(RUN),
     "carrel.v1.AgentInstanceService.ListAgents": Row(ANY),
     "carrel.v1.AgentInstanceService.CreateInstance": Row(RUN, {"agent_name": "nobody"}, NOT_FOUND),

@@ -41,6 +41,7 @@ _ANSWERS: Final[Mapping[str, int]] = {
     "DELETE /api/threads/{thread_id}": 404,
     "POST /api/tickets": 200,
     "POST /api/socket-tokens": 201,
+    "POST /api/logout": 200,
     "GET /api/operator/gateway": 403,
     "POST /ag-ui": 501,
 }

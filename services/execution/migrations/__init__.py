@@ -42,6 +42,7 @@ READERS_FROM: Final[Mapping[str, str]] = MappingProxyType(
         "0002": "0002",
         "0003": "0003",
         "0004": "0004",
+        "0005": "0004",
     }
 )
 HEAD: Final = max(READERS_FROM)

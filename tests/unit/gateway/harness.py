@@ -43,6 +43,7 @@ from carrel.v1 import (
 from gateway.app import app
 from gateway.config import GatewaySettings
 from gateway.server import GatewayServer
+from servicekit.identity.principals import SessionPrincipal
 from servicekit.lifecycle import Starter
 from servicekit.rpc.channel import open_channel
 from servicekit.rpc.context import current_principal
@@ -96,6 +97,8 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
     first_state: str = "RUNNING"
     claimed: set[str] = field(default_factory=set)
     revoked: list[execution_pb2.Revocation] = field(default_factory=list)
+    signed_out: list[execution_pb2.SignedOutLogin] = field(default_factory=list)
+    audited: list[tuple[str, str, str]] = field(default_factory=list)
 
     def finish(self, user: str, run_id: str, state: str = "SUCCEEDED", result: bytes = b'{"answer":42}') -> None:
         run = self.runs[user, run_id]
@@ -126,7 +129,29 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
     async def ListRevocations(
         self, request: execution_pb2.ListRevocationsRequest, context: _Context
     ) -> execution_pb2.ListRevocationsResponse:
-        return execution_pb2.ListRevocationsResponse(revocations=self.revoked)
+        return execution_pb2.ListRevocationsResponse(revocations=self.revoked, signed_out=self.signed_out)
+
+    async def SignOut(self, request: execution_pb2.SignOutRequest, context: _Context) -> execution_pb2.SignOutResponse:
+        principal = current_principal()
+        assert isinstance(principal, SessionPrincipal)
+        if self.error is not None:
+            raise self.error
+        if request.everywhere:
+            self.revoke(principal.user_id)
+            return execution_pb2.SignOutResponse(not_before=self.revoked[-1].not_before, cancelled_runs=1)
+        gone = execution_pb2.SignedOutLogin(
+            login=principal.login, user_id=principal.user_id, expires_at=request.expires_at
+        )
+        self.signed_out.append(gone)
+        return execution_pb2.SignOutResponse()
+
+    async def RecordAudit(
+        self, request: execution_pb2.RecordAuditRequest, context: _Context
+    ) -> execution_pb2.RecordAuditResponse:
+        if self.error is not None:
+            raise self.error
+        self.audited.append((request.user_id, request.action, request.target))
+        return execution_pb2.RecordAuditResponse()
 
     def revoke(self, user: str) -> None:
         revocation = execution_pb2.Revocation(user_id=user)

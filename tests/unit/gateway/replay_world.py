@@ -289,6 +289,8 @@ class Pipe:
 
 
 class _Listener:
+    login = _LOGIN
+
     def __init__(self) -> None:
         self.out: Outflow | None = None
 

@@ -11,6 +11,8 @@ from tests.unit.gateway.entries import entry
 
 
 class Listener:
+    login = Login("user", 4e9)
+
     def wake(self) -> None:
         pass
 

@@ -17,6 +17,8 @@ from gateway.sse import last_words
 
 
 class Told:
+    login = Login("user", 4e9)
+
     def __init__(self) -> None:
         self.waits: list[int | None] = []
 

@@ -1,0 +1,93 @@
+"""A signing key in a file that may be replaced at any moment: what is signed from then on is signed with the new one.
+
+What the file holds while it cannot be used (half of it, another issuer's key) is not taken; the former stays, and the
+log says why. Verifying is ``keys.KeySet``, which follows its file too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from carrel.errors import InvalidConfigurationError
+from servicekit.identity.keys import SigningKey, load_signing_key
+from servicekit.logs import get_logger
+
+__all__ = ["FollowedKey", "Signer"]
+
+_log: Final = get_logger("servicekit.identity")
+_LOOK_S: Final = 1.0
+
+
+class Signer(Protocol):
+    """A key that signs: a ``SigningKey`` stays what it is, a ``FollowedKey`` follows its file."""
+
+    def current(self) -> SigningKey:
+        """The key to sign with now."""
+        ...
+
+
+class FollowedKey:
+    """A private JWK in a file.
+
+    Args:
+        path: The file.
+        issuer: Whose key it must be, where it says whose.
+
+    Raises:
+        InvalidConfigurationError: It cannot be read, or is somebody else's.
+    """
+
+    def __init__(
+        self, path: Path, issuer: str, *, look_s: float = _LOOK_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._path = path
+        self._issuer = issuer
+        self._look_s = look_s
+        self._clock = clock
+        self._looked = clock()
+        self._stamp = self._stat()
+        self._failed = ""
+        self._key = self._read()
+
+    def current(self) -> SigningKey:
+        """The key to sign with now."""
+        now = self._clock()
+        if now - self._looked >= self._look_s:
+            self._looked = now
+            self._look()
+        return self._key
+
+    def _look(self) -> None:
+        try:
+            stamp = self._stat()
+            if stamp == self._stamp:
+                return
+            key = self._read()
+        except InvalidConfigurationError as error:
+            if error.message != self._failed:
+                self._failed = error.message
+                _log.warning("the new signing key is not usable; the former stays in use", reason=error.message)
+            return
+        self._stamp, self._failed = stamp, ""
+        if key.kid != self._key.kid:
+            _log.info("signing with another key", kid=key.kid, former=self._key.kid)
+        self._key = key
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None  # reading it says why
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+    def _read(self) -> SigningKey:
+        key = load_signing_key(self._path)
+        if key.issuer and key.issuer != self._issuer:
+            raise InvalidConfigurationError(
+                f"the key {key.kid} in {self._path} belongs to {key.issuer}, not to {self._issuer}",
+                advice="give each service its own key",
+            )
+        return key
