@@ -13,6 +13,8 @@ from services.execution.domain.errors import RunNotEndedError
 from services.execution.domain.states import HOLDS_ENGINE
 from services.execution.models import UNENDED_STATES, ArtifactRecord, AuditEntry, JournalItem, RunRef, RunState, UserKey
 from services.execution.models_steps import Sweep
+from services.execution.store_sealing import seals_of
+from services.execution.store_sealing_check import register_keys
 from services.execution.store_sql_admission import user_locked
 from services.execution.store_sql_budgets import drop_old_budgets
 from services.execution.store_sql_claims import drop_old_claims
@@ -63,6 +65,7 @@ def save_journal(connection: sa.Connection, ref: RunRef, stage: int, entries: Se
     if not holds(connection, ref, _ALIVE):
         return False
     known = set(connection.execute(_KNOWN_CALLS, {"u": ref.user, "run": ref.run_id, "i": stage}).scalars())
+    seals = seals_of(connection)
     fresh = [
         {
             "user_id": ref.user,
@@ -73,8 +76,8 @@ def save_journal(connection: sa.Connection, ref: RunRef, stage: int, entries: Se
             "kind": entry.kind,
             "name": entry.name,
             "arguments_hash": entry.arguments_hash,
-            "result": entry.result,
-            "error": error_json(entry.error),
+            "result": seals.seal("journal.result", ref.user, ref.run_id, entry.result),
+            "error": error_json(seals, "journal.error", ref.user, ref.run_id, entry.error),
         }
         for entry in {entry.number: entry for entry in entries}.values()
         if entry.number not in known
@@ -190,6 +193,7 @@ def sweep(connection: sa.Connection, *, now: int) -> Sweep:
     drop_old_budgets(connection)
     clean_owners(connection)
     drop_old_claims(connection)
+    save_audit(connection, register_keys(connection))
     old = client_refs.delete().where(client_refs.c.created_at <= now - CLIENT_REF_LIFETIME_US)
     return Sweep(found, connection.execute(old).rowcount, overdue)
 

@@ -27,6 +27,7 @@ __all__ = [
     "current",
     "demand_readers",
     "mark",
+    "release_readers",
     "schema_of",
     "upgrade",
 ]
@@ -121,10 +122,15 @@ def demand_readers(connection: sa.Connection, revision: str) -> None:
     """From here on only processes that know ``revision`` may start on this database.
 
     For whoever begins to write what older ones would misread although the tables have not changed, such as values in
-    another form. It is never taken back: who goes back to a version before it has to restore a backup.
+    another form. It holds until ``release_readers``: who goes back to a version before it has to restore a backup.
     """
     if schema_of(connection).readers_from < revision:
         _write(connection, _MARKER, revision)
+
+
+def release_readers(connection: sa.Connection) -> None:
+    """Take back what was demanded: nothing is left that older processes would misread."""
+    _write(connection, _MARKER, READERS_FROM[current(connection)])
 
 
 _MAKE: Final = (
