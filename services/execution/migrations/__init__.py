@@ -129,8 +129,12 @@ def demand_readers(connection: sa.Connection, revision: str) -> None:
 
 
 def release_readers(connection: sa.Connection) -> None:
-    """Take back what was demanded: nothing is left that older processes would misread."""
-    _write(connection, _MARKER, READERS_FROM[current(connection)])
+    """Take back what was demanded: nothing is left that older processes would misread.
+
+    Of a revision that only a later version knows it is not known what that demands; then the mark stays.
+    """
+    if wanted := READERS_FROM.get(current(connection)):
+        _write(connection, _MARKER, wanted)
 
 
 _MAKE: Final = (
