@@ -13,7 +13,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
-from carrel.errors import CarrelError, TokenError
+from carrel.errors import CarrelError, NotImplementedYetError, TokenError
 from carrel.v1 import execution_pb2
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
 from gateway.close_codes import CloseCode
@@ -61,12 +61,16 @@ class AuditTrail:
         """Keep an act that concerns a user.
 
         Raises:
-            CarrelError: It cannot be kept: then the act must not be done.
+            CarrelError: It cannot be kept: then the act must not be done. An execution of the release before this one
+                keeps no such records; during an upgrade that is logged, and the act is done as it was there.
         """
         request = execution_pb2.RecordAuditRequest(
             context=self._desk.own(), user_id=user_id, action=action, target=target
         )
-        await self._stub.RecordAudit(request)
+        try:
+            await self._stub.RecordAudit(request)
+        except NotImplementedYetError:
+            _log.warning("not in the audit trail: execution is of the former release", action=action, target=target)
 
 
 class Revocations:
