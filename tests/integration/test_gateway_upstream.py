@@ -156,6 +156,20 @@ async def test_hello_is_a_services_and_each_subscription_its_users(eventually: E
     assert sorted(users[2:]) == [("alice", "unsubscribe"), ("bob", "unsubscribe")]
 
 
+async def test_a_subscription_is_kept_under_fresh_tickets(
+    eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every ticket is near its end at once.
+    monkeypatch.setattr("gateway.tickets.SESSION_S", 60.0)
+    async with attached(UpstreamOptions(renew_s=0.1)) as (bridge, hub, _):
+        with hub.join(_login(), Listener()):
+            await eventually(lambda: sum(request.HasField("renew") for request in bridge.asked) >= 2)
+            (subscription,) = bridge.subscriptions()
+    renewals = [request for request in bridge.asked if request.HasField("renew")]
+    assert {request.renew.generation for request in renewals} == {subscription.generation}
+    assert len({request.context.ticket for request in renewals}) == len(renewals)
+
+
 async def test_late_items_of_an_earlier_subscription_are_passed_over(eventually: Eventually) -> None:
     async with attached() as (bridge, hub, _):
         with hub.join(_login(), Listener()):

@@ -110,6 +110,9 @@ ROWS: Final[Mapping[str, Row]] = {
         },
     ),
     "carrel.v1.EmitterService.GetEmitterStatistics": Row(SERVICE, needs_operator=True),
+    # Execution's own ticket alone says what is revoked; nobody's run is enough.
+    "carrel.v1.EmitterService.Revoke": Row(RUN, {}, grpc.StatusCode.PERMISSION_DENIED),
+    "carrel.v1.BridgeService.Revoke": Row(RUN, {}, grpc.StatusCode.PERMISSION_DENIED),
     "carrel.v1.BridgeService.Publish": Row(RUN),
     "carrel.v1.BridgeService.Attach": Row(SERVICE),
     "carrel.v1.BridgeService.ReadEvents": Row(USER, _RUN_ID, NOT_FOUND),

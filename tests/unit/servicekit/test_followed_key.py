@@ -1,0 +1,57 @@
+"""A signing key that is replaced while a minter uses it, and what is not taken for one."""
+
+from pathlib import Path
+
+import pytest
+
+from carrel.errors import InvalidConfigurationError
+from carrel.v1.context_pb2 import UserExecutionContext
+from servicekit.identity.keys import KeySet, generate_key
+from servicekit.identity.signing import FollowedKey
+from servicekit.identity.tickets import TicketMinter, TicketVerifier
+
+
+def test_what_is_minted_after_the_file_has_changed_is_signed_with_the_new_key(tmp_path: Path) -> None:
+    now, path = 0.0, tmp_path / "gateway.jwk.json"
+    old, new = generate_key("old", issuer="gateway"), generate_key("new", issuer="gateway")
+    old.save(path)
+    minter = TicketMinter(FollowedKey(path, "gateway", clock=lambda: now), "gateway")
+    verifier = TicketVerifier(KeySet([old, new]))
+    first = minter.mint_session("alice")
+    new.save(path)
+    assert minter.mint_session("alice").split(".")[0] == first.split(".")[0], "not looked at yet"
+    now += 1
+    second = minter.mint_session("alice")
+    assert second.split(".")[0] != first.split(".")[0]
+    for ticket in (first, second):
+        verifier.verify(UserExecutionContext(user_id="alice", ticket=ticket))
+
+
+def test_a_file_that_is_no_key_of_ours_leaves_the_former_one_in_use(tmp_path: Path) -> None:
+    now, path = 0.0, tmp_path / "gateway.jwk.json"
+    generate_key("old", issuer="gateway").save(path)
+    followed = FollowedKey(path, "gateway", clock=lambda: now)
+    for wrong in ("{", "", None):
+        now += 1
+        if wrong is None:
+            path.unlink()
+        else:
+            path.write_text(wrong)
+        assert followed.current().kid == "old"
+    generate_key("theirs", issuer="execution").save(path)
+    now += 1
+    assert followed.current().kid == "old"
+    path.chmod(0o604)
+    now += 1
+    assert followed.current().kid == "old"
+    generate_key("next", issuer="gateway").save(path)
+    now += 1
+    assert followed.current().kid == "next"
+
+
+def test_another_services_key_is_refused_at_the_start(tmp_path: Path) -> None:
+    generate_key("k", issuer="execution").save(tmp_path / "k.json")
+    with pytest.raises(InvalidConfigurationError, match="belongs to execution, not to gateway"):
+        FollowedKey(tmp_path / "k.json", "gateway")
+    with pytest.raises(InvalidConfigurationError, match="cannot be read"):
+        FollowedKey(tmp_path / "none.json", "gateway")
