@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from carrel.cli.keys import keys_app
 from carrel.cli.options import (
     STATE,
     STRATEGIES,
@@ -46,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(keys_app)
 
 
 @app.command()
