@@ -83,6 +83,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 clock=store.now,
                 options=settings.run_options(),
                 wakeups=stores.wakeups,
+                tracing=start.telemetry.tracing,
             )
             factory = ExecutionEngineFactory(services)
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
