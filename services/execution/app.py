@@ -19,6 +19,7 @@ from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.runtime import Runtime
 from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_bridge import BridgeRunLog
 from services.execution.client_contexts import RunContexts
@@ -82,6 +83,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 clock=store.now,
                 options=settings.run_options(),
                 wakeups=stores.wakeups,
+                tracing=start.telemetry.tracing,
             )
             factory = ExecutionEngineFactory(services)
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
@@ -95,7 +97,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             _ = loops.start(revoked.look_for_ever(), "revocations")
             # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
             servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge), revoked=revoked)
-            server = _server(settings, services, servicer, verifier)
+            server = _server(settings, services, servicer, verifier, start.telemetry)
             yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
@@ -148,7 +150,11 @@ class _Execution:
 
 
 def _server(
-    settings: ExecutionSettings, services: RunServices, servicer: ExecutionServicer, verifier: TicketVerifier
+    settings: ExecutionSettings,
+    services: RunServices,
+    servicer: ExecutionServicer,
+    verifier: TicketVerifier,
+    telemetry: Runtime,
 ) -> RpcServer:
     async def writable() -> bool:
         await services.store.probe()
@@ -163,6 +169,7 @@ def _server(
         verifier,
         settings,
         readiness=readiness,
+        tracing=telemetry.tracing,
     )
     servicer.draining = server.draining
     return server
