@@ -4,7 +4,7 @@
 # Build arguments:
 #   PYTHON_IMAGE          base with CPython 3.11 on Debian; name a digest where builds must not change under you
 #   VERSION, REVISION     for the labels
-#   SOURCE_DATE_EPOCH     the time that files get, so that two builds of one commit have the same layers
+#   SOURCE_DATE_EPOCH     the time that files get, so that two builds have the same layers; 1980 by default
 #   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT, PIP_TIMEOUT   for pip, where the public index is not to be
 #                         used. They stay in the build's stages; no image has them. A password does not belong there.
 # It asks for nothing that only one builder has, so that the classic one builds it as BuildKit does.
@@ -23,7 +23,7 @@ RUN apt-get update -qq \
  && chown 10001:10001 /var/lib/carrel /run/carrel/keys && chmod 0700 /var/lib/carrel \
  && ([ -x /usr/local/bin/python3.11 ] || ln -s /usr/bin/python3.11 /usr/local/bin/python3.11)
 COPY tools/assemble_image.py /build/
-ARG SOURCE_DATE_EPOCH=0
+ARG SOURCE_DATE_EPOCH=315532800
 RUN python3.11 -B /build/assemble_image.py system \
  && rm -rf /build /var/cache/ldconfig/* /etc/machine-id /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid- \
  && find / -xdev -depth -newermt "@${SOURCE_DATE_EPOCH}" -not -path "/proc/*" -not -path "/sys/*" -not -path "/dev/*" \
@@ -37,7 +37,7 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 ARG PIP_CERT
 ARG PIP_TIMEOUT
-ARG SOURCE_DATE_EPOCH=0
+ARG SOURCE_DATE_EPOCH=315532800
 # For the stages that build on this one, which do not see its arguments. pip takes an empty one as not given.
 ENV PIP_INDEX_URL=${PIP_INDEX_URL} PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL} PIP_TRUSTED_HOST=${PIP_TRUSTED_HOST} \
     PIP_CERT=${PIP_CERT} PIP_TIMEOUT=${PIP_TIMEOUT} SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} \

@@ -5,8 +5,8 @@
 # IMAGE_PREFIX  what the images' names begin with: carrel-, or registry.example/team/carrel-
 # TAG           their tag
 # BUILD_ARGS    more arguments for `docker build`, such as "--network host" or "--build-arg PYTHON_IMAGE=…"
-# Of the environment, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT and PIP_TIMEOUT reach the build
-# where they are set.
+# Of the environment, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT, PIP_TIMEOUT and SOURCE_DATE_EPOCH
+# reach the build where they are set, and so does SOURCE, the repository's address for the labels.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 docker=${DOCKER:-docker} prefix=${IMAGE_PREFIX:-carrel-} tag=${TAG:-dev}
@@ -22,13 +22,11 @@ command -v "$docker" >/dev/null || {
     exit 2
 }
 
-# The time of the commit, so that the same commit gives the same files; now, where there is no repository.
-epoch=$(git log -1 --format=%ct 2>/dev/null || date +%s)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 git diff --quiet HEAD -- 2>/dev/null || revision+=-changed
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
-arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision" --build-arg "SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$epoch}")
-for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST PIP_TIMEOUT; do
+arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision")
+for name in SOURCE_DATE_EPOCH SOURCE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST PIP_TIMEOUT; do
     [ -z "${!name:-}" ] || arguments+=(--build-arg "$name")
 done
 read -ra more <<<"${BUILD_ARGS:-}"
