@@ -21,6 +21,9 @@ from carrel.v1 import execution_pb2_grpc as pb_grpc
 from servicekit.identity.principals import Principal, RunPrincipal, ServicePrincipal, SessionPrincipal, may_see_run
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.rpc.context import current_principal
+from servicekit.rpc.contracts import contract_to_proto
+from servicekit.telemetry.names import of_run
+from servicekit.telemetry.tracing import current_span
 from services.execution import convert
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.paging import decode_token, encode_token
@@ -68,7 +71,10 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
     ) -> pb.ExecutePipelineResponse:
         principal = current_principal()
         assert isinstance(principal, RunPrincipal), "the table of scopes says so"
-        admitted = await self._factory.execute(convert.pipeline_request(request, principal))
+        span = current_span()
+        if span.recording:
+            span.set(of_run(principal.user_id, principal.run_id))
+        admitted = await self._factory.execute(convert.pipeline_request(request, principal, span.traceparent))
         return pb.ExecutePipelineResponse(run=convert.run_to_proto(admitted.run), existing=admitted.existing)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: _Context) -> AsyncIterator[pb.WatchRunResponse]:
@@ -183,6 +189,7 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
         response.memory_bytes = self._process.memory_info().rss
         response.cpu_time.CopyFrom(convert.seconds_to_proto(time.process_time()))
         response.identity_mismatch_total = self._verifier.identity_mismatch_total
+        response.contract.CopyFrom(contract_to_proto(self._factory.contract))
         return response
 
     def _lets_go(self, run: RunRecord) -> bool:
