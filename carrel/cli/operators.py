@@ -1,13 +1,15 @@
-"""What commands for operators share: where this machine's execution is, and tickets made with the state's key."""
+"""What commands for operators share: where this machine's execution is, how it is called, and tickets for that."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+from grpc import aio
+
 from carrel.cli.state import StateFolder, address_in
 from carrel.errors import StartupError
 
-__all__ = ["execution_address", "operator_ticket"]
+__all__ = ["execution_address", "operator_channel", "operator_ticket"]
 
 
 def execution_address(state: StateFolder) -> str:
@@ -22,6 +24,11 @@ def execution_address(state: StateFolder) -> str:
             f"no stack runs in the state folder {state.root}", advice="start one with `carrel up`, or name its --state"
         )
     return address_in(running, "execution")
+
+
+def operator_channel(address: str) -> aio.Channel:
+    """A channel to a service of this machine's stack."""
+    return aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)])
 
 
 def operator_ticket(state: StateFolder, permissions: Collection[str], lifetime_s: float) -> str:

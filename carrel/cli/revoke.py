@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 import grpc
-from grpc import aio
 
-from carrel.cli.operators import execution_address, operator_ticket
+from carrel.cli.operators import execution_address, operator_channel, operator_ticket
 from carrel.cli.output import EXIT_OK, Printer
 from carrel.cli.state import StateFolder
 from carrel.rpc_errors import from_rpc_error
@@ -32,7 +31,7 @@ async def revoke_user(state: StateFolder, user_id: str, reason: str) -> int:
     execution = execution_address(state)
     context = context_pb2.UserExecutionContext(ticket=operator_ticket(state, (OPERATOR_REVOKE,), _LIFETIME_S))
     request = execution_pb2.RevokeUserRequest(context=context, user_id=user_id, reason=reason)
-    async with aio.insecure_channel(execution, [("grpc.enable_http_proxy", 0)]) as channel:
+    async with operator_channel(execution) as channel:
         try:
             answer = await ExecutionServiceStub(channel).RevokeUser(request, timeout=_CALL_S)
         except grpc.aio.AioRpcError as error:
