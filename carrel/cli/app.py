@@ -15,6 +15,7 @@ import typer
 
 from carrel.cli.doctor_command import add_doctor
 from carrel.cli.keys import keys_app
+from carrel.cli.operating import add_commands
 from carrel.cli.options import (
     STATE,
     STRATEGIES,
@@ -50,6 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(keys_app)
+add_commands(app)
 
 
 @app.command()
@@ -190,21 +192,6 @@ def cancel(
     from carrel.cli.answer import cancel_run
 
     _finish(cancel_run(_target(url, token, user, state), run, reason, as_json=as_json))
-
-
-@app.command()
-def audit(
-    user: Annotated[str, typer.Option("--user", help="Only this user's acts.")] = "",
-    run: Annotated[str, typer.Option("--run", help="Only this run's.")] = "",
-    most: Annotated[int, typer.Option("--limit", min=1, help="How many records at most.")] = 100,
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-) -> None:
-    """Show who did what on the stack of the state folder, newest first. For whoever may read its keys."""
-    from carrel.cli.audit import show_audit
-    from carrel.cli.state import StateFolder
-
-    _finish(show_audit(StateFolder(state), user_id=user, run_id=run, most=most, as_json=as_json))
 
 
 @app.command()

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from servicekit.settings import ListenAddress, PeerAddress, SharedSettings, alias_env
+from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSettings, alias_env
 from services.execution.config_store import PostgresAddress, StoreUrl, postgres_name
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.limits import ModelLimits, RateLimits
 from services.execution.domain.services import RunOptions
 from services.execution.domain.uploads import ArtifactLimits
 
-__all__ = ["ExecutionSettings"]
+__all__ = ["EncryptionSettings", "ExecutionSettings"]
 
 _MIB: Final = 1024 * 1024
 
@@ -25,6 +25,16 @@ def _key_of(values: dict[str, Any]) -> Path:
 
 def _data_of(values: dict[str, Any]) -> Path:
     return Path(values["state_dir"]) / "execution"
+
+
+class EncryptionSettings(Section):
+    """Whether what users and agents wrote is sealed before it is stored."""
+
+    key_file: Path | None = Field(
+        None,
+        description="JWK set of symmetric keys (A256GCM), the newest first, mode 0600; nothing is sealed if unset."
+        " `carrel encryption-key` makes one; followed while execution runs",
+    )
 
 
 class ExecutionSettings(SharedSettings):
@@ -51,6 +61,7 @@ class ExecutionSettings(SharedSettings):
     store_connect_seconds: float = Field(5.0, gt=0, description="how long a new connection to store_url may take")
     store_statement_seconds: float = Field(10.0, gt=0, description="how long one statement may take at store_url")
     store_lock_seconds: float = Field(5.0, gt=0, description="how long it may wait there for others' locks")
+    encryption: EncryptionSettings = Field(default_factory=EncryptionSettings)
     migrate: bool | None = Field(
         None, description="migrate an older run store at the start; by default outside production only"
     )
@@ -82,6 +93,7 @@ class ExecutionSettings(SharedSettings):
     artifact_quota_per_user: int = Field(256 * _MIB, ge=1, description="bytes of all artifacts of one user")
     artifacts_per_run: int = Field(200, ge=1, description="artifacts of one run")
     artifact_retention_days: float = Field(30.0, gt=0, description="how long an artifact is kept")
+    audit_retention_days: float = Field(0.0, ge=0, description="how long an audit record is kept; 0 for ever")
     history_messages: int = Field(50, ge=0, description="messages of the thread that an agent gets")
     history_bytes: int = Field(65_536, ge=0, description="bytes of them")
 
@@ -137,6 +149,7 @@ class ExecutionSettings(SharedSettings):
             cancel_grace_s=self.cancel_grace_seconds,
             history_messages=self.history_messages,
             history_bytes=self.history_bytes,
+            audit_retention_s=self.audit_retention_days * 86_400,
             artifacts=ArtifactLimits(
                 self.artifact_max_bytes,
                 self.artifact_quota_per_user,

@@ -35,10 +35,12 @@ from services.execution.models import (
     ThreadStrategy,
     UserKey,
 )
+from services.execution.models_steps import Span
 
 __all__ = [
     "OUTCOMES",
     "artifact_to_proto",
+    "audit_span",
     "audit_to_proto",
     "catalogue_from_proto",
     "engine_to_proto",
@@ -72,6 +74,9 @@ OUTCOMES: Final[Mapping[AuditOutcome, ai.AuditOutcome.ValueType]] = {
     AuditOutcome.FAILED: ai.AUDIT_OUTCOME_FAILED,
     AuditOutcome.DENIED: ai.AUDIT_OUTCOME_DENIED,
 }
+
+
+_LAST: Final = 2**62
 
 
 def user_key(principal: Principal) -> UserKey:
@@ -213,6 +218,12 @@ def artifact_to_proto(artifact: ArtifactRecord) -> ai.Artifact:
     )
 
 
+def audit_span(request: pb.ListAuditRecordsRequest) -> Span:
+    """The span of time that audit records are asked for, and their order."""
+    since, until = (_micros(moment) for moment in (request.since, request.until))
+    return Span(since, until, oldest_first=request.oldest_first)
+
+
 def audit_to_proto(entry: AuditEntry) -> ai.AuditRecord:
     """An audit record."""
     return ai.AuditRecord(
@@ -284,3 +295,8 @@ def time_to_proto(micros: Micros | None) -> Timestamp | None:
 
 def _error(error: Mapping[str, Any] | None) -> context_pb2.ErrorDetail | None:
     return None if error is None else error_to_proto(from_dict(error))
+
+
+def _micros(moment: Timestamp) -> Micros:
+    # By hand: the library's own conversion raises for years beyond 9999. No clock of ours shows what is beyond.
+    return min(max(moment.seconds * 1_000_000 + moment.nanos // 1000, 0), _LAST)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, NewType, TypeVar
 
 __all__ = [
+    "OPERATOR",
     "TERMINAL_STATES",
     "UNENDED_STATES",
     "ArtifactRecord",
@@ -249,6 +250,10 @@ class JournalItem:
     arguments_hash: str
     result: bytes
     error: Mapping[str, Any] | None = None
+
+
+OPERATOR: Final = UserKey("(operator)")
+"""Whose acts those are that concern no user, in the audit trail."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.paging import decode_token, encode_token
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
-from services.execution.models import RunRecord, RunState, UserKey
+from services.execution.models import OPERATOR, RunRecord, RunState, UserKey
 from services.execution.service_replicas import ReplicaCalls
 from services.execution.service_watch import RunLog, RunWatch
 
@@ -171,15 +171,19 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
     async def ListAuditRecords(
         self, request: pb.ListAuditRecordsRequest, context: _Context
     ) -> pb.ListAuditRecordsResponse:
-        user = _own_or_all(current_principal())
+        principal = current_principal()
+        user = _own_or_all(principal)
         if user is None and request.user_id:
             user = UserKey(request.user_id)  # an operator's choice, made under operator:read
-        page = await self._store.list_audit(
-            user, request.run_id, request.page_size or 100, decode_token("audit", "iss", request.page_token)
-        )
+        listing, span = "audit-up" if request.oldest_first else "audit", convert.audit_span(request)
+        after = decode_token(listing, "iss", request.page_token)
+        if span.oldest_first and after is None and isinstance(principal, ServicePrincipal):
+            await self.record(OPERATOR, "audit.export", principal.service)
+        page = await self._store.list_audit(user, request.run_id, request.page_size or 100, after, span)
         return pb.ListAuditRecordsResponse(
             records=[convert.audit_to_proto(entry) for entry in page.items],
-            next_page_token=encode_token("audit", page.next),
+            # The last page of those in their order may be empty: what comes later goes on from where it began.
+            next_page_token=encode_token(listing, page.next) or (request.page_token if request.oldest_first else ""),
         )
 
     async def GetFactoryMetrics(

@@ -14,29 +14,38 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from carrel.errors import CorruptStoreError, StoreUnavailableError
 from services.execution.models import UserKey
+from services.execution.store_sealing import PLAIN, Seals
 
-__all__ = ["LocalArtifactFolder"]
+__all__ = ["FIELD", "LocalArtifactFolder", "open_artifact"]
 
 _T = TypeVar("_T")
+FIELD: Final = "artifact.bytes"
 
 
 class LocalArtifactFolder:
-    """``ArtifactFolder`` on a local disk."""
+    """``ArtifactFolder`` on a local disk.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder.
+        seals: Seals the files' contents, bound to the names of the folders that they are in. The files' own names are
+            hashes of what is in them, which whoever knows a content can compare.
+    """
+
+    def __init__(self, root: Path, seals: Seals = PLAIN) -> None:
         self._root = root
+        self._seals = seals
 
     async def put(self, user: UserKey, run_id: str, data: bytes) -> str:
         """See ``ArtifactFolder``."""
-        return await _in_thread(lambda: self._put(self._folder(user, run_id), data))
+        return await _in_thread(lambda: self._put(self._folder(user, run_id), data, self._seals))
 
     async def read(self, user: UserKey, run_id: str, sha256: str) -> bytes:
         """See ``ArtifactFolder``."""
-        return await _in_thread(lambda: self._read(self._folder(user, run_id) / sha256, sha256))
+        return await _in_thread(lambda: self._read(self._folder(user, run_id) / sha256, sha256, self._seals))
 
     async def remove(self, user: UserKey, run_id: str, sha256: str) -> None:
         """See ``ArtifactFolder``."""
@@ -62,8 +71,9 @@ class LocalArtifactFolder:
             trial.unlink(missing_ok=True)
 
     @staticmethod
-    def _put(folder: Path, data: bytes) -> str:
+    def _put(folder: Path, data: bytes, seals: Seals) -> str:
         digest = hashlib.sha256(data).hexdigest()
+        data = seals.seal(FIELD, folder.parent.name, folder.name, data)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = folder / f".{digest}.{secrets.token_hex(4)}"
         try:
@@ -79,14 +89,29 @@ class LocalArtifactFolder:
         return digest
 
     @staticmethod
-    def _read(path: Path, sha256: str) -> bytes:
+    def _read(path: Path, sha256: str, seals: Seals) -> bytes:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             raise CorruptStoreError("the artifact's file is gone", sha256=sha256) from None
-        if hashlib.sha256(data).hexdigest() != sha256:
+        opened = open_artifact(seals, path.parent.parent.name, path.parent.name, data, sha256)
+        if opened is None:
             raise CorruptStoreError("the artifact's file has changed", sha256=sha256)
+        return opened
+
+
+def open_artifact(seals: Seals, user: str, run: str, data: bytes, sha256: str) -> bytes | None:
+    """The bytes of an artifact, which may be plain or sealed; None when they are not those of the hash.
+
+    Raises:
+        StoreUnavailableError: Their key is not here.
+        CorruptStoreError: They do not open.
+    """
+    # Plain bytes of an artifact may be anything, also what looks sealed: the hash says what they are.
+    if hashlib.sha256(data).hexdigest() == sha256:
         return data
+    opened = seals.open(FIELD, user, run, data)
+    return opened if hashlib.sha256(opened).hexdigest() == sha256 else None
 
 
 def _hashed(value: str) -> str:

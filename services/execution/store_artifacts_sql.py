@@ -13,6 +13,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from carrel.errors import CorruptStoreError
 from services.execution.models import UserKey
+from services.execution.store_artifacts import FIELD, open_artifact
+from services.execution.store_sealing import PLAIN, Seals
 from services.execution.store_sql_database import Database
 from services.execution.tables import artifact_bytes
 
@@ -30,13 +32,15 @@ _REMOVE_RUN: Final = artifact_bytes.delete().where(_RUN)
 class SqlArtifactFolder:
     """``ArtifactFolder`` in PostgreSQL. The database is the run store's to close."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, seals: Seals = PLAIN) -> None:
         self._database = database
+        self._seals = seals
 
     async def put(self, user: UserKey, run_id: str, data: bytes) -> str:
         """See ``ArtifactFolder``."""
         digest = hashlib.sha256(data).hexdigest()
-        row = {"user_id": user, "run_id": run_id, "sha256": digest, "data": data}
+        stored = self._seals.seal(FIELD, user, run_id, data)
+        row = {"user_id": user, "run_id": run_id, "sha256": digest, "data": stored}
         await self._write(user, _PUT, row)
         return digest
 
@@ -46,9 +50,10 @@ class SqlArtifactFolder:
         data: bytes | None = await self._database.read(lambda connection: connection.execute(_READ, key).scalar())
         if data is None:
             raise CorruptStoreError("the artifact's bytes are gone", sha256=sha256)
-        if hashlib.sha256(data).hexdigest() != sha256:
+        opened = open_artifact(self._seals, user, run_id, bytes(data), sha256)
+        if opened is None:
             raise CorruptStoreError("the artifact's bytes have changed", sha256=sha256)
-        return bytes(data)
+        return opened
 
     async def remove(self, user: UserKey, run_id: str, sha256: str) -> None:
         """See ``ArtifactFolder``."""

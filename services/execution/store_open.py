@@ -8,9 +8,11 @@ from services.execution.config import ExecutionSettings
 from services.execution.domain.ports import NoWakeups, Wakeups
 from services.execution.store import ArtifactFolder, RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
+from services.execution.store_sealing import PLAIN, KeySeals, Seals
+from services.execution.store_sealing_keys import SealingKeys
 from services.execution.store_sql_open import open_sqlite_store
 
-__all__ = ["Stores", "open_stores"]
+__all__ = ["Stores", "open_stores", "seals_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +24,25 @@ class Stores:
     wakeups: Wakeups
 
 
+def seals_for(settings: ExecutionSettings) -> Seals:
+    """What seals stored values, by the settings.
+
+    Raises:
+        InvalidConfigurationError: The key file cannot be used.
+    """
+    path = settings.encryption.key_file
+    return PLAIN if path is None else KeySeals(SealingKeys(path))
+
+
 async def open_stores(settings: ExecutionSettings) -> Stores:
     """Open what the settings name.
 
     Raises:
         StartupError: It can't be used, with what to do about it.
     """
-    address = settings.store_address()
+    address, seals = settings.store_address(), seals_for(settings)
     if address is None:
-        folder = LocalArtifactFolder(settings.artifacts_path)
+        folder = LocalArtifactFolder(settings.artifacts_path, seals)
         await folder.probe()
         store = await open_sqlite_store(
             settings.store_path,
@@ -38,6 +50,7 @@ async def open_stores(settings: ExecutionSettings) -> Stores:
             engine_timeout_s=settings.engine_timeout_seconds,
             lease_s=settings.lease_seconds,
             synchronous=settings.synchronous,
+            seals=seals,
         )
         return Stores(store, folder, NoWakeups())
     # Loads the driver, which only those need who have such a database.
@@ -50,6 +63,7 @@ async def open_stores(settings: ExecutionSettings) -> Stores:
         migrate=settings.migrates,
         engine_timeout_s=settings.engine_timeout_seconds,
         lease_s=settings.lease_seconds,
+        seals=seals,
     )
     wakeups = PostgresWakeups(connector(address, name="carrel-execution-hints"), shared.owner)
-    return Stores(shared, SqlArtifactFolder(shared.database), wakeups)
+    return Stores(shared, SqlArtifactFolder(shared.database, seals), wakeups)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from services.execution import store_sealing_check as sealing
 from services.execution import store_sql_admission as admissions
 from services.execution import store_sql_budgets as budgets
 from services.execution import store_sql_care as care
@@ -38,6 +39,7 @@ from services.execution.models import (
     UserKey,
 )
 from services.execution.models_steps import (
+    ALWAYS,
     Admission,
     Admitted,
     Again,
@@ -48,6 +50,7 @@ from services.execution.models_steps import (
     Question,
     Revocations,
     SignedOut,
+    Span,
     Step,
     Sweep,
 )
@@ -92,6 +95,11 @@ class SqlRunStore:
         self._clock = clock
         self._started = self._leased = False
         self._leasing = asyncio.Lock()
+
+    @property
+    def database(self) -> Database:
+        """Where the tables are."""
+        return self._database
 
     def now(self) -> Micros:
         """See ``RunStore``."""
@@ -323,10 +331,14 @@ class SqlRunStore:
         await self._database.write(lambda c: care.save_audit(c, entries))
 
     async def list_audit(
-        self, user: UserKey | None, run_id: str, limit: int, after: PageKey | None
+        self, user: UserKey | None, run_id: str, limit: int, after: PageKey | None, span: Span = ALWAYS
     ) -> Page[AuditEntry]:
         """See ``RunStore``."""
-        return await self._database.read(lambda c: reads.list_audit(c, user, run_id, limit, after))
+        return await self._database.read(lambda c: reads.list_audit(c, user, run_id, limit, after, span))
+
+    async def expire_audit(self, before: Micros) -> int:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: care.expire_audit(c, before))
 
     # Care
 
@@ -337,6 +349,18 @@ class SqlRunStore:
     async def sweep(self) -> Sweep:
         """See ``RunStore``."""
         return await self._database.write(lambda c: care.sweep(c, now=self._clock()))
+
+    async def check_keys(self) -> None:
+        """See that every key is here that values may be sealed with; called once, after the opening.
+
+        Raises:
+            InvalidConfigurationError: One is missing, or is another key under the same name.
+        """
+        await self._database.write(lambda c: care.save_audit(c, sealing.check_keys(c)))
+
+    async def forget_keys(self, newest: str) -> None:
+        """Need no other key any more, after everything was rewritten under the newest one (or, without, plain)."""
+        await self._database.write(lambda c: care.save_audit(c, sealing.forget_keys(c, but=newest)))
 
     async def probe(self) -> None:
         """See ``RunStore``."""

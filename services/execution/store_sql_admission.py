@@ -32,6 +32,7 @@ from services.execution.models import (
     UserKey,
 )
 from services.execution.models_steps import Admission, Admitted, Finished
+from services.execution.store_sealing import seals_of
 from services.execution.store_sql_reads import read_run
 from services.execution.store_sql_rows import engine_row, new_run, outbox_row, run_row, stage_rows
 from services.execution.store_sql_runs import finish
@@ -161,12 +162,14 @@ def admit(connection: sa.Connection, admission: Admission, *, now: int, lifetime
     filled = take_from_bucket(bucket, admission.rate_per_minute, admission.rate_burst, now)
     waits = _waits(connection, admission, facts, behind=place > 0)
     run = new_run(admission, now, now + lifetime, queued=waits)
-    _insert(connection, admission, run, {"lease_expires_at": 0, "lease_owner": owner, **run_row(run, admission, place)})
+    seals = seals_of(connection)
+    stored = run_row(run, admission, place, seals)
+    _insert(connection, admission, run, {"lease_expires_at": 0, "lease_owner": owner, **stored})
     if filled != bucket:
         connection.execute(_SET_RATE, {"u": identity.user, "level": filled.level, "at": filled.at})
     _join_thread(connection, run, there=row.last_seq is not None)
     event = accepted_event(run)
-    connection.execute(_ADD_OUTBOX, outbox_row(identity.user, identity.run_id, event))
+    connection.execute(_ADD_OUTBOX, outbox_row(identity.user, identity.run_id, event, seals))
     return Admitted(run, existing=False, thread_existed=row.last_seq is not None, events=(event,), ended=ended)
 
 

@@ -13,6 +13,8 @@ from services.execution.domain.errors import RunNotEndedError
 from services.execution.domain.states import HOLDS_ENGINE
 from services.execution.models import UNENDED_STATES, ArtifactRecord, AuditEntry, JournalItem, RunRef, RunState, UserKey
 from services.execution.models_steps import Sweep
+from services.execution.store_sealing import seals_of
+from services.execution.store_sealing_check import register_keys
 from services.execution.store_sql_admission import user_locked
 from services.execution.store_sql_budgets import drop_old_budgets
 from services.execution.store_sql_claims import drop_old_claims
@@ -36,7 +38,16 @@ from services.execution.tables import (
     users,
 )
 
-__all__ = ["delete_thread", "expire_artifacts", "probe", "save_artifact", "save_audit", "save_journal", "sweep"]
+__all__ = [
+    "delete_thread",
+    "expire_artifacts",
+    "expire_audit",
+    "probe",
+    "save_artifact",
+    "save_audit",
+    "save_journal",
+    "sweep",
+]
 
 _ALIVE: Final = frozenset({RunState.RUNNING})
 _P: Final = sa.bindparam
@@ -55,6 +66,7 @@ _DROP_ARTIFACT: Final = artifacts.delete().where(
     artifacts.c.user_id == _P("u"), artifacts.c.run_id == _P("run"), artifacts.c.name == _P("name")
 )
 _ADD_ARTIFACT: Final = artifacts.insert()
+_DROP_AUDIT: Final = audit.delete().where(audit.c.user_id == _P("u"), audit.c.record_id == _P("record"))
 _ADD_AUDIT: Final = audit.insert().prefix_with("OR IGNORE", dialect="sqlite")
 
 
@@ -63,6 +75,7 @@ def save_journal(connection: sa.Connection, ref: RunRef, stage: int, entries: Se
     if not holds(connection, ref, _ALIVE):
         return False
     known = set(connection.execute(_KNOWN_CALLS, {"u": ref.user, "run": ref.run_id, "i": stage}).scalars())
+    seals = seals_of(connection)
     fresh = [
         {
             "user_id": ref.user,
@@ -73,8 +86,8 @@ def save_journal(connection: sa.Connection, ref: RunRef, stage: int, entries: Se
             "kind": entry.kind,
             "name": entry.name,
             "arguments_hash": entry.arguments_hash,
-            "result": entry.result,
-            "error": error_json(entry.error),
+            "result": seals.seal("journal.result", ref.user, ref.run_id, entry.result),
+            "error": error_json(seals, "journal.error", ref.user, ref.run_id, entry.error),
         }
         for entry in {entry.number: entry for entry in entries}.values()
         if entry.number not in known
@@ -166,6 +179,15 @@ def expire_artifacts(connection: sa.Connection, before: int) -> tuple[tuple[User
     return tuple((UserKey(row.user_id), artifact_of(row)) for row in rows)
 
 
+def expire_audit(connection: sa.Connection, before: int) -> int:
+    """See ``RunStore.expire_audit``."""
+    old = sa.select(audit.c.user_id, audit.c.record_id).where(audit.c.started_at < before)
+    rows = connection.execute(old.order_by(audit.c.started_at).limit(2000)).all()
+    if rows:
+        connection.execute(_DROP_AUDIT, [{"u": row.user_id, "record": row.record_id} for row in rows])
+    return len(rows)
+
+
 def sweep(connection: sa.Connection, *, now: int) -> Sweep:
     """See ``RunStore.sweep``."""
     holder = (
@@ -190,6 +212,7 @@ def sweep(connection: sa.Connection, *, now: int) -> Sweep:
     drop_old_budgets(connection)
     clean_owners(connection)
     drop_old_claims(connection)
+    save_audit(connection, register_keys(connection))
     old = client_refs.delete().where(client_refs.c.created_at <= now - CLIENT_REF_LIFETIME_US)
     return Sweep(found, connection.execute(old).rowcount, overdue)
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -84,11 +84,19 @@ class SqliteDatabase:
         path: The file; its folder exists.
         synchronous: ``NORMAL`` survives the death of every process, ``FULL`` the machine's too (an fsync per commit).
         busy_timeout_s: How long to wait for whoever else writes.
+        options: Options that operations find at their connection (``get_execution_options``).
     """
 
     def __init__(
-        self, path: Path, *, synchronous: str = "NORMAL", busy_timeout_s: float = 2.0, readers: int = 2
+        self,
+        path: Path,
+        *,
+        synchronous: str = "NORMAL",
+        busy_timeout_s: float = 2.0,
+        readers: int = 2,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
+        self._options = dict(options or {})
         self._writing = self._engine(path, "BEGIN IMMEDIATE", synchronous, busy_timeout_s)
         self._reading = self._engine(path, "BEGIN", synchronous, busy_timeout_s)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="run-store-writer")
@@ -100,13 +108,13 @@ class SqliteDatabase:
         self._group: asyncio.Task[None] | None = None
         self._closed = False
 
-    @staticmethod
-    def _engine(path: Path, begin: str, synchronous: str, busy_timeout_s: float) -> sa.Engine:
+    def _engine(self, path: Path, begin: str, synchronous: str, busy_timeout_s: float) -> sa.Engine:
         # A connection stays with the thread that made it, but close() may come from another.
         engine = sa.create_engine(
             f"sqlite:///{path}",
             poolclass=NullPool,
             connect_args={"timeout": busy_timeout_s, "check_same_thread": False, "cached_statements": 256},
+            execution_options=self._options,
         )
 
         @sa.event.listens_for(engine, "connect")

@@ -17,13 +17,14 @@ from sqlalchemy.pool import NullPool
 from carrel.errors import CarrelError, StartupError, StoreUnavailableError
 from services.execution.migrations import HEAD, current, upgrade
 from services.execution.models import Micros
+from services.execution.store_sealing import OPTION, PLAIN, Seals
 from services.execution.store_sql import SqlRunStore, wall_clock
 from services.execution.store_sql_database import SqliteDatabase, unavailable
 
 __all__ = ["migrate_sqlite", "open_sqlite_store"]
 
 
-async def open_sqlite_store(
+async def open_sqlite_store(  # noqa: PLR0913 -- what the settings say, by name
     path: Path,
     *,
     migrate: bool,
@@ -32,6 +33,7 @@ async def open_sqlite_store(
     synchronous: str = "NORMAL",
     busy_timeout_s: float = 2.0,
     clock: Callable[[], Micros] = wall_clock,
+    seals: Seals = PLAIN,
 ) -> SqlRunStore:
     """Open (and make, where there is none) the run store in a SQLite file.
 
@@ -41,19 +43,24 @@ async def open_sqlite_store(
         migrate: Bring an older schema up to date; else that is an error that says how.
         engine_timeout_s, lease_s: As ``SqlRunStore``.
         synchronous, busy_timeout_s: As ``SqliteDatabase``.
+        seals: Seals what users and agents wrote.
 
     Raises:
         StartupError: Another process uses the file, the folder can't be written, or the schema does not fit.
     """
     lock, owner = await asyncio.to_thread(_claim, path)
+    store: SqlRunStore | None = None
     try:
         await asyncio.to_thread(_check_schema, path, migrate=migrate, busy_timeout_s=busy_timeout_s)
-        database = SqliteDatabase(path, synchronous=synchronous, busy_timeout_s=busy_timeout_s)
+        database = SqliteDatabase(path, synchronous=synchronous, busy_timeout_s=busy_timeout_s, options={OPTION: seals})
         store = _LockedStore(
             database, lock, owner=owner, engine_timeout_s=engine_timeout_s, lease_s=lease_s, clock=clock
         )
         await store.probe()
+        await store.check_keys()
     except CarrelError as error:
+        if store is not None:
+            await store.close()
         lock.close()
         if isinstance(error, StartupError):
             raise

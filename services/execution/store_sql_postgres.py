@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -68,9 +68,17 @@ class PostgresDatabase:
         connect: Makes a connection of the driver's, with its timeouts.
         writers, readers: How many connections each may use at once. A user's writes come one after the other, so that
             one user's flood holds one of them.
+        options: Options that operations find at their connection (``get_execution_options``).
     """
 
-    def __init__(self, connect: Connector, *, writers: int = 6, readers: int = 4) -> None:
+    def __init__(
+        self,
+        connect: Connector,
+        *,
+        writers: int = 6,
+        readers: int = 4,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self._connect = connect
         # Transactions are ours to begin and end: the driver's own would begin them later and cost the same.
         self._engine = create_async_engine(
@@ -80,6 +88,7 @@ class PostgresDatabase:
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
             connect_args={"prepared_statement_cache_size": 300},
+            execution_options=dict(options or {}),
         )
         self._writers = asyncio.Semaphore(writers)
         self._readers = asyncio.Semaphore(readers)

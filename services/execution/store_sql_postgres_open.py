@@ -17,6 +17,7 @@ from carrel.errors import CarrelError, StartupError, StoreUnavailableError
 from services.execution.config_store import PostgresAddress, postgres_name
 from services.execution.migrations import HEAD, current, upgrade
 from services.execution.models import Micros
+from services.execution.store_sealing import OPTION, PLAIN, Seals
 from services.execution.store_sql import SqlRunStore
 from services.execution.store_sql_clock import DatabaseClock
 
@@ -41,6 +42,7 @@ async def open_postgres_store(
     engine_timeout_s: float = 300.0,
     lease_s: float = 15.0,
     clock: Callable[[], Micros] | None = None,
+    seals: Seals = PLAIN,
 ) -> SharedRunStore:
     """Open the run store in a PostgreSQL database.
 
@@ -49,11 +51,12 @@ async def open_postgres_store(
         migrate: Bring an older schema up to date; else that is an error that says how.
         engine_timeout_s, lease_s: As ``SqlRunStore``.
         clock: For tests; else the database's.
+        seals: Seals what users and agents wrote.
 
     Raises:
         StartupError: The database can't be reached or entered, the schema does not fit, or the driver is missing.
     """
-    database = _database(address)
+    database = _database(address, seals)
     try:
         await _check_schema(address, migrate=migrate)
         shared_clock = DatabaseClock()
@@ -67,6 +70,7 @@ async def open_postgres_store(
             clock=clock or shared_clock,
         )
         await store.probe()
+        await store.check_keys()
     except CarrelError as error:
         await database.close()
         raise _failed(address, error) from error
@@ -94,7 +98,6 @@ class SharedRunStore(SqlRunStore):
 
     def __init__(self, database: PostgresDatabase, shared_clock: DatabaseClock, **options: Any) -> None:
         super().__init__(database, **options)
-        self.database = database
         self._shared_clock = shared_clock
 
     @property
@@ -156,12 +159,14 @@ def connector(address: PostgresAddress, *, name: str = "carrel-execution", patie
     return connect
 
 
-def _database(address: PostgresAddress) -> PostgresDatabase:
+def _database(address: PostgresAddress, seals: Seals = PLAIN) -> PostgresDatabase:
     connect = connector(address)
     from services.execution.store_sql_postgres import PostgresDatabase
 
     readers = max(1, address.connections * 2 // 5)
-    return PostgresDatabase(connect, writers=max(1, address.connections - readers), readers=readers)
+    return PostgresDatabase(
+        connect, writers=max(1, address.connections - readers), readers=readers, options={OPTION: seals}
+    )
 
 
 def _password(file: Path | None) -> str | None:

@@ -10,6 +10,7 @@ from carrel.ids import new_id
 from services.execution.domain.states import ENDABLE
 from services.execution.models import EngineRecord, RunState, StageState, UserKey
 from services.execution.models_steps import Again, Step
+from services.execution.store_sealing import seals_of
 from services.execution.store_sql_admission import NEAR_LIMIT, count_engines, lock_totals, lock_user
 from services.execution.store_sql_reads import read_run
 from services.execution.store_sql_rows import engine_row
@@ -164,7 +165,7 @@ def _join_thread(connection: sa.Connection, key: dict[str, Any], run: Any, now: 
         "user_id": key["u"],
         "thread_id": run.thread_id,
         "role": "user",
-        "text": run.message,
+        "text": seals_of(connection).open_text("runs.message", key["u"], key["run"], run.message),
         "run_id": key["run"],
         "created_at": now,
     }

@@ -22,7 +22,9 @@ from services.execution.models import (
     ThreadRecord,
     UserKey,
 )
+from services.execution.models_steps import Span
 from services.execution.store import PageKey
+from services.execution.store_sealing import seals_of
 from services.execution.store_sql_rows import (
     artifact_of,
     audit_of,
@@ -131,7 +133,11 @@ def run_from(connection: sa.Connection, row: Any) -> RunRecord:
     key = {"u": row.user_id, "run": row.run_id}
     stages_of, artifacts_of = connection.execute(_STAGES, key), connection.execute(_ARTIFACTS, key)
     return run_of(
-        row, stages_of, artifacts_of, waiting_for=read_input(connection, row.user_id, row.run_id, row.waiting_input)
+        row,
+        stages_of,
+        artifacts_of,
+        seals=seals_of(connection),
+        waiting_for=read_input(connection, row.user_id, row.run_id, row.waiting_input),
     )
 
 
@@ -140,17 +146,19 @@ def read_input(connection: sa.Connection, user: UserKey, run_id: str, input_id: 
     if not input_id:
         return None
     row = connection.execute(_INPUT, {"u": user, "run": run_id, "input": input_id}).first()
-    return None if row is None else input_of(row)
+    return None if row is None else input_of(row, seals_of(connection))
 
 
 def read_answers(connection: sa.Connection, user: UserKey, run_id: str, stage: int) -> tuple[InputRecord, ...]:
     """See ``RunStore.answers``."""
-    return tuple(map(input_of, connection.execute(_ANSWERS, {"u": user, "run": run_id, "i": stage})))
+    seals = seals_of(connection)
+    return tuple(input_of(row, seals) for row in connection.execute(_ANSWERS, {"u": user, "run": run_id, "i": stage}))
 
 
 def read_outbox(connection: sa.Connection, user: UserKey, run_id: str) -> tuple[OutboxEvent, ...]:
     """See ``RunStore.outbox``."""
-    return tuple(outbox_of(row) for row in connection.execute(_OUTBOX, {"u": user, "run": run_id}))
+    seals = seals_of(connection)
+    return tuple(outbox_of(row, seals) for row in connection.execute(_OUTBOX, {"u": user, "run": run_id}))
 
 
 def list_runs(
@@ -181,8 +189,9 @@ def list_runs(
         for stage in connection.execute(found.order_by(stages.c.stage_index)):
             staged[stage.run_id].append(stage)
     asked = _open_questions(connection, user, rows)
+    seals = seals_of(connection)
     return Page(
-        tuple(run_of(row, staged[row.run_id], waiting_for=asked.get(row.run_id)) for row in rows),
+        tuple(run_of(row, staged[row.run_id], seals=seals, waiting_for=asked.get(row.run_id)) for row in rows),
         (rows[-1].created_at, rows[-1].run_id) if more else None,
     )
 
@@ -197,7 +206,8 @@ def read_history(
         .order_by(messages.c.seq.desc())
         .limit(limit)
     )
-    return tuple(message_of(row) for row in reversed(connection.execute(query).all()))
+    seals = seals_of(connection)
+    return tuple(message_of(row, seals) for row in reversed(connection.execute(query).all()))
 
 
 def list_threads(connection: sa.Connection, user: UserKey, limit: int, after: PageKey | None) -> Page[ThreadRecord]:
@@ -220,7 +230,8 @@ def read_messages(
     """See ``RunStore.messages``."""
     query = sa.select(messages).where(messages.c.user_id == user, messages.c.thread_id == thread_id)
     rows, more = _page(connection, query, (messages.c.seq,), limit, after, size=lambda row: len(row.text.encode()))
-    return Page(tuple(map(message_of, rows)), (rows[-1].seq,) if more else None)
+    seals = seals_of(connection)
+    return Page(tuple(message_of(row, seals) for row in rows), (rows[-1].seq,) if more else None)
 
 
 def read_engine(connection: sa.Connection, user: UserKey, engine_id: str) -> EngineRecord | None:
@@ -257,11 +268,12 @@ def read_journal(connection: sa.Connection, user: UserKey, run_id: str, stage: i
         .where(journal.c.user_id == user, journal.c.run_id == run_id, journal.c.stage_index == stage)
         .order_by(journal.c.number)
     )
-    return tuple(map(journal_of, connection.execute(query)))
+    seals = seals_of(connection)
+    return tuple(journal_of(row, seals) for row in connection.execute(query))
 
 
 def list_audit(
-    connection: sa.Connection, user: UserKey | None, run_id: str, limit: int, after: PageKey | None
+    connection: sa.Connection, user: UserKey | None, run_id: str, limit: int, after: PageKey | None, span: Span
 ) -> Page[AuditEntry]:
     """See ``RunStore.list_audit``."""
     query = sa.select(audit)
@@ -269,8 +281,16 @@ def list_audit(
         query = query.where(audit.c.user_id == user)
     if run_id:
         query = query.where(audit.c.run_id == run_id)
+    if span.since:
+        query = query.where(audit.c.started_at >= span.since)
+    if span.until:
+        query = query.where(audit.c.started_at < span.until)
     key = (audit.c.started_at, audit.c.user_id, audit.c.record_id)
-    return _listing(connection, query, key, limit, after, audit_of, descending=True)
+    page = _listing(connection, query, key, limit, after, audit_of, descending=not span.oldest_first)
+    if span.oldest_first and page.items:
+        last = page.items[-1]
+        return Page(page.items, (last.started_at, last.user, last.record_id))
+    return page
 
 
 def _listed_bytes(row: Any) -> int:
@@ -284,7 +304,8 @@ def _open_questions(connection: sa.Connection, user: UserKey, rows: Sequence[Any
     query = sa.select(inputs).where(
         inputs.c.user_id == user, sa.tuple_(inputs.c.run_id, inputs.c.input_id).in_(waiting)
     )
-    return {row.run_id: input_of(row) for row in connection.execute(query)}
+    seals = seals_of(connection)
+    return {row.run_id: input_of(row, seals) for row in connection.execute(query)}
 
 
 def _thread(row: Any) -> ThreadRecord:

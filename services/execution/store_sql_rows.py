@@ -25,6 +25,7 @@ from services.execution.models import (
     UserKey,
 )
 from services.execution.models_steps import Admission
+from services.execution.store_sealing import Seals
 
 __all__ = [
     "artifact_of",
@@ -43,6 +44,7 @@ __all__ = [
     "outbox_row",
     "run_of",
     "run_row",
+    "sealed",
     "stage_of",
     "stage_rows",
 ]
@@ -51,7 +53,7 @@ __all__ = [
 Row = Any
 
 
-def identity_json(identity: RunIdentity) -> bytes:
+def identity_json(identity: RunIdentity, seals: Seals) -> bytes:
     """What tickets are minted from, without the ids, which are columns."""
     kept: dict[str, Any] = {
         "permissions": sorted(identity.permissions),
@@ -63,16 +65,36 @@ def identity_json(identity: RunIdentity) -> bytes:
     }
     if identity.traceparent:
         kept["traceparent"] = identity.traceparent
-    return orjson.dumps(kept)
+    return seals.seal("runs.identity", identity.user, identity.run_id, orjson.dumps(kept))
 
 
-def error_json(error: Mapping[str, Any] | None) -> bytes | None:
+def error_json(seals: Seals, field: str, user: str, run_id: str, error: Mapping[str, Any] | None) -> bytes | None:
     """An error as a column."""
-    return None if error is None else orjson.dumps(dict(error))
+    return None if error is None else seals.seal(field, user, run_id, orjson.dumps(dict(error)))
 
 
-def _identity(row: Row) -> RunIdentity:
-    kept = orjson.loads(row.identity)
+def sealed(seals: Seals, field: str, user: str, run_id: str, data: bytes | None) -> bytes | None:
+    """A value, or none, as a column."""
+    return None if data is None else seals.seal(field, user, run_id, data)
+
+
+def _open(seals: Seals, field: str, row: Row) -> bytes | None:
+    """The value of a row's column; ``field`` is the table's name and the column's."""
+    data: bytes | None = getattr(row, field.partition(".")[2])
+    return None if data is None else seals.open(field, row.user_id, row.run_id, bytes(data))
+
+
+def _text(seals: Seals, field: str, row: Row) -> str:
+    return seals.open_text(field, row.user_id, row.run_id, getattr(row, field.partition(".")[2]))
+
+
+def _error(seals: Seals, field: str, row: Row) -> Any:
+    data = _open(seals, field, row)
+    return None if data is None else orjson.loads(data)
+
+
+def _identity(row: Row, seals: Seals) -> RunIdentity:
+    kept = orjson.loads(seals.open("runs.identity", row.user_id, row.run_id, row.identity))
     return RunIdentity(
         user=UserKey(row.user_id),
         thread_id=row.thread_id,
@@ -89,7 +111,7 @@ def _identity(row: Row) -> RunIdentity:
     )
 
 
-def stage_of(row: Row) -> StageRecord:
+def stage_of(row: Row, seals: Seals) -> StageRecord:
     """A row of ``stages``."""
     return StageRecord(
         index=row.stage_index,
@@ -99,57 +121,62 @@ def stage_of(row: Row) -> StageRecord:
         started_at=row.started_at,
         ended_at=row.ended_at,
         answered_by=row.answered_by,
-        result=row.result,
+        result=_open(seals, "stages.result", row),
         lost=row.lost,
     )
 
 
-def input_of(row: Row) -> InputRecord:
+def input_of(row: Row, seals: Seals) -> InputRecord:
     """A row of ``inputs``."""
     return InputRecord(
         input_id=row.input_id,
         stage_index=row.stage_index,
-        prompt=row.prompt,
-        schema=row.schema_json,
+        prompt=_text(seals, "inputs.prompt", row),
+        schema=_open(seals, "inputs.schema_json", row) or b"",
         asked_at=row.asked_at,
         expires_at=row.expires_at,
         arguments_hash=row.arguments_hash,
         tool_name=row.tool_name,
-        arguments=row.arguments,
-        value=row.value,
+        arguments=_open(seals, "inputs.arguments", row) or b"",
+        value=_open(seals, "inputs.value", row),
         answered_at=row.answered_at,
     )
 
 
-def input_row(ref: RunRef, asked: InputRecord) -> dict[str, Any]:
+def input_row(ref: RunRef, asked: InputRecord, seals: Seals) -> dict[str, Any]:
     """Parameters that insert a question."""
     return {
         "user_id": ref.user,
         "run_id": ref.run_id,
         "input_id": asked.input_id,
         "stage_index": asked.stage_index,
-        "prompt": asked.prompt,
-        "schema_json": asked.schema,
+        "prompt": seals.seal_text("inputs.prompt", ref.user, ref.run_id, asked.prompt),
+        "schema_json": seals.seal("inputs.schema_json", ref.user, ref.run_id, asked.schema),
         "arguments_hash": asked.arguments_hash,
         "tool_name": asked.tool_name,
-        "arguments": asked.arguments,
+        "arguments": seals.seal("inputs.arguments", ref.user, ref.run_id, asked.arguments),
         "asked_at": asked.asked_at,
         "expires_at": asked.expires_at,
     }
 
 
 def run_of(
-    row: Row, stages: Iterable[Row], artifacts: Iterable[Row] = (), *, waiting_for: InputRecord | None = None
+    row: Row,
+    stages: Iterable[Row],
+    artifacts: Iterable[Row] = (),
+    *,
+    seals: Seals,
+    waiting_for: InputRecord | None = None,
 ) -> RunRecord:
     """A row of ``runs`` with its rows of ``stages`` and ``artifacts``, in order, and its open question."""
     return RunRecord(
-        identity=_identity(row),
+        identity=_identity(row, seals),
         state=RunState(row.state),
         outcome=RunState(row.outcome) if row.outcome else None,
         agent_name=row.agent_name,
-        stages=tuple(stage_of(stage) for stage in stages),
-        message=row.message,
-        params=row.params,
+        stages=tuple(stage_of(stage, seals) for stage in stages),
+        message=_text(seals, "runs.message", row),
+        params=_open(seals, "runs.params", row) or b"",
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,
@@ -157,8 +184,8 @@ def run_of(
         fence=row.fence,
         client_ref=row.client_ref,
         engine_id=row.engine_id,
-        result=row.result,
-        error=orjson.loads(row.error) if row.error is not None else None,
+        result=_open(seals, "runs.result", row),
+        error=_error(seals, "runs.error", row),
         artifacts=tuple(artifact_of(artifact) for artifact in artifacts),
         waiting_for=waiting_for,
         bound=row.bound,
@@ -190,7 +217,7 @@ def new_run(admission: Admission, now: int, deadline: int, *, queued: bool) -> R
     )
 
 
-def run_row(run: RunRecord, admission: Admission, place: int) -> dict[str, Any]:
+def run_row(run: RunRecord, admission: Admission, place: int, seals: Seals) -> dict[str, Any]:
     """Parameters that insert a run; the lease is the caller's to add."""
     identity = run.identity
     return {
@@ -200,12 +227,12 @@ def run_row(run: RunRecord, admission: Admission, place: int) -> dict[str, Any]:
         "request_id": identity.request_id,
         "state": run.state.value,
         "agent_name": run.agent_name,
-        "message": run.message,
-        "params": run.params,
+        "message": seals.seal_text("runs.message", identity.user, identity.run_id, run.message),
+        "params": seals.seal("runs.params", identity.user, identity.run_id, run.params),
         "strategy": admission.strategy.value,
         "client_ref": run.client_ref,
         "content_hash": admission.content_hash,
-        "identity": identity_json(identity),
+        "identity": identity_json(identity, seals),
         "engine_id": run.engine_id,
         "agent_instance": admission.agent_instance,
         "created_at": run.created_at,
@@ -257,23 +284,24 @@ def engine_of(row: Row) -> EngineRecord:
     return EngineRecord(row.engine_id, UserKey(row.user_id), row.run_id, row.created_at, row.expires_at)
 
 
-def message_of(row: Row) -> MessageRecord:
+def message_of(row: Row, seals: Seals) -> MessageRecord:
     """A row of ``messages``."""
-    return MessageRecord(row.role, row.text, row.run_id, row.created_at)
+    return MessageRecord(row.role, _text(seals, "messages.text", row), row.run_id, row.created_at)
 
 
-def journal_of(row: Row) -> JournalItem:
+def journal_of(row: Row, seals: Seals) -> JournalItem:
     """A row of ``journal``."""
-    error = orjson.loads(row.error) if row.error is not None else None
-    return JournalItem(row.number, row.call_id, row.kind, row.name, row.arguments_hash, row.result, error)
+    error, result = _error(seals, "journal.error", row), _open(seals, "journal.result", row) or b""
+    return JournalItem(row.number, row.call_id, row.kind, row.name, row.arguments_hash, result, error)
 
 
-def outbox_of(row: Row) -> OutboxEvent:
+def outbox_of(row: Row, seals: Seals) -> OutboxEvent:
     """A row of ``outbox``."""
-    return OutboxEvent(row.number, row.event_id, row.event_type, orjson.loads(row.data), row.created_at, row.agent_name)
+    data = orjson.loads(_open(seals, "outbox.data", row) or b"{}")
+    return OutboxEvent(row.number, row.event_id, row.event_type, data, row.created_at, row.agent_name)
 
 
-def outbox_row(user: UserKey, run_id: str, event: OutboxEvent) -> dict[str, Any]:
+def outbox_row(user: UserKey, run_id: str, event: OutboxEvent, seals: Seals) -> dict[str, Any]:
     """Parameters that insert an event of a run's own."""
     return {
         "user_id": user,
@@ -282,7 +310,7 @@ def outbox_row(user: UserKey, run_id: str, event: OutboxEvent) -> dict[str, Any]
         "event_id": event.event_id,
         "event_type": event.event_type,
         "agent_name": event.agent_name,
-        "data": orjson.dumps(dict(event.data)),
+        "data": seals.seal("outbox.data", user, run_id, orjson.dumps(dict(event.data))),
         "created_at": event.created_at,
     }
 

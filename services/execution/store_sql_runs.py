@@ -12,9 +12,10 @@ from services.execution.domain.outcome import attempt_event, last_events
 from services.execution.domain.states import ENDABLE
 from services.execution.models import OutboxEvent, RunRecord, RunRef, RunState, StageRecord, StageState, UserKey
 from services.execution.models_steps import Again, Checkpoint, Finish, Finished, Step
+from services.execution.store_sealing import seals_of
 from services.execution.store_sql_reads import read_run, run_from
 from services.execution.store_sql_returning import TellingUpdate
-from services.execution.store_sql_rows import error_json, outbox_row, stage_of, stage_rows
+from services.execution.store_sql_rows import error_json, outbox_row, sealed, stage_of, stage_rows
 from services.execution.store_sql_threads import add_message
 from services.execution.tables import engines, inputs, journal, outbox, runs, stages
 
@@ -141,8 +142,10 @@ def checkpoint(connection: sa.Connection, ref: RunRef, step: Checkpoint, *, now:
     held = connection.execute(_HELD_RUN, key).first()
     if held is None or held.state != RunState.RUNNING:
         return None
+    seals = seals_of(connection)
+    result = seals.seal("stages.result", ref.user, ref.run_id, step.result)
     done = connection.execute(
-        _DONE_STAGE, {**key, "i": step.index, "now": now, "answered": step.answered_by, "json": step.result}
+        _DONE_STAGE, {**key, "i": step.index, "now": now, "answered": step.answered_by, "json": result}
     )
     if done.rowcount != 1:
         return None
@@ -153,7 +156,8 @@ def checkpoint(connection: sa.Connection, ref: RunRef, step: Checkpoint, *, now:
         added = [StageRecord(first + number, name) for number, name in enumerate(step.added)]
         connection.execute(_ADD_STAGES, stage_rows(known, added))
     if step.params is not None:
-        connection.execute(_SET_PARAMS, {**key, "json": step.params})
+        params = seals.seal("runs.params", ref.user, ref.run_id, step.params)
+        connection.execute(_SET_PARAMS, {**key, "json": params})
     connection.execute(_DROP_JOURNAL, {**key, "i": step.index})
     connection.execute(_BEGIN_STAGE, {**key, "i": step.index + 1, "now": now})
     run = run_from(connection, held)
@@ -190,19 +194,20 @@ def next_number(connection: sa.Connection, ref: RunRef) -> int:
 
 def add_events(connection: sa.Connection, ref: RunRef, events: Sequence[OutboxEvent]) -> None:
     """Put events into the run's outbox."""
-    connection.execute(_ADD_OUTBOX, [outbox_row(ref.user, ref.run_id, event) for event in events])
+    seals = seals_of(connection)
+    connection.execute(_ADD_OUTBOX, [outbox_row(ref.user, ref.run_id, event, seals) for event in events])
 
 
 def finish(connection: sa.Connection, ref: RunRef, end: Finish, *, now: int) -> Finished | None:
     """See ``RunStore.finish``."""
-    key = run_key(ref)
+    key, seals = run_key(ref), seals_of(connection)
     row = _FINISH.run(
         connection,
         {
             **key,
             "outcome": end.outcome.value,
-            "json": end.result,
-            "failure": error_json(end.error),
+            "json": sealed(seals, "runs.result", ref.user, ref.run_id, end.result),
+            "failure": error_json(seals, "runs.error", ref.user, ref.run_id, end.error),
             "now": now,
         },
     )
@@ -243,9 +248,11 @@ def run_key(ref: RunRef) -> dict[str, Any]:
 def _end_stages(connection: sa.Connection, key: dict[str, Any], end: Finish, now: int) -> StageRecord | None:
     """End what has not ended of the run's stages; the one that ran or waited, where that needs an event of its own."""
     if end.outcome is RunState.SUCCEEDED:
-        connection.execute(_DONE_RUN, {**key, "now": now, "answered": end.answered_by, "json": end.result})
+        result = sealed(seals_of(connection), "stages.result", key["u"], key["run"], end.result)
+        connection.execute(_DONE_RUN, {**key, "now": now, "answered": end.answered_by, "json": result})
         return None
-    rows = [stage_of(row) for row in connection.execute(_STAGES, key)]
+    seals = seals_of(connection)
+    rows = [stage_of(row, seals) for row in connection.execute(_STAGES, key)]
     running = next((stage for stage in rows if stage.state in (StageState.RUNNING, StageState.WAITING)), None)
     if running is not None:
         change = {"was": running.state.value, "becomes": StageState.FAILED.value, "now": now}

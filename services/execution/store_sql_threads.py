@@ -7,6 +7,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from services.execution.models import UserKey
+from services.execution.store_sealing import seals_of
 from services.execution.store_sql_returning import TellingUpdate
 from services.execution.tables import messages, threads
 
@@ -48,7 +49,7 @@ def add_thread(
     row = {"user_id": user, "thread_id": thread_id, "created_at": now, "updated_at": now}
     connection.execute(_ADD, {**row, "message_count": count, "last_seq": count})
     if message is not None:
-        connection.execute(_ADD_MESSAGE, {**message, "seq": 1})
+        connection.execute(_ADD_MESSAGE, {**_sealed(connection, message), "seq": 1})
 
 
 def touch_thread(connection: sa.Connection, user: UserKey, thread_id: str, now: int) -> None:
@@ -62,7 +63,7 @@ def add_message(connection: sa.Connection, message: dict[str, Any]) -> bool:
     grown = _GROW.run(connection, {**here, "now": message["created_at"]})
     if grown is None:
         return False
-    connection.execute(_ADD_MESSAGE, {**message, "seq": grown.last_seq})
+    connection.execute(_ADD_MESSAGE, {**_sealed(connection, message), "seq": grown.last_seq})
     return True
 
 
@@ -72,3 +73,8 @@ def remove_messages(connection: sa.Connection, user: UserKey, thread_id: str, ru
     removed = connection.execute(_REMOVE_MESSAGES, {**here, "runs": run_ids}).rowcount
     if removed:
         connection.execute(_SHRINK, {**here, "n": removed})
+
+
+def _sealed(connection: sa.Connection, message: dict[str, Any]) -> dict[str, Any]:
+    text = seals_of(connection).seal_text("messages.text", message["user_id"], message["run_id"], message["text"])
+    return {**message, "text": text}

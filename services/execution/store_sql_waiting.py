@@ -10,6 +10,7 @@ from carrel.errors import NotWaitingError
 from services.execution.domain.outcome import question_event
 from services.execution.models import InputRecord, RunRecord, RunRef, RunState, StageState, UserKey
 from services.execution.models_steps import Question, Step
+from services.execution.store_sealing import seals_of
 from services.execution.store_sql_reads import read_input, read_run
 from services.execution.store_sql_rows import input_row
 from services.execution.store_sql_runs import add_events, free_engine, next_number, run_key
@@ -94,7 +95,7 @@ def suspend(connection: sa.Connection, ref: RunRef, question: Question, timeout_
     connection.execute(_SUSPEND_STAGE, {**key, "i": stage.stage_index})
     free_engine(connection, ref)
     connection.execute(_DROP_INPUT, {**key, "input": asked.input_id})  # asked anew: the former answer is for nothing
-    connection.execute(_ADD_INPUT, {**input_row(ref, asked), "u": ref.user, "run": ref.run_id})
+    connection.execute(_ADD_INPUT, {**input_row(ref, asked, seals_of(connection)), "u": ref.user, "run": ref.run_id})
     event = question_event(next_number(connection, ref), asked, stage.agent_name)
     add_events(connection, ref, [event])
     run = read_run(connection, ref.user, ref.run_id)
@@ -114,7 +115,8 @@ def provide_input(
     if row.state == RunState.WAITING and asked is not None and row.waiting_input == input_id:
         if asked.expires_at <= now:
             raise NotWaitingError("the time to answer this question is over", run_id=run_id, input_id=input_id)
-        connection.execute(_ANSWER, {**key, "input": input_id, "json": value, "now": now})
+        sealed = seals_of(connection).seal("inputs.value", user, run_id, value)
+        connection.execute(_ANSWER, {**key, "input": input_id, "json": sealed, "now": now})
         connection.execute(_WAKE, {**key, "now": now})
     elif asked is None or asked.value is None:
         raise NotWaitingError("the run does not wait for this input", run_id=run_id, input_id=input_id)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.execution.config_store import PostgresAddress
+from services.execution.store_sealing import OPTION, PLAIN, Seals
 from services.execution.store_sql import SqlRunStore
 from services.execution.store_sql_database import SqliteDatabase
 from services.execution.store_sql_open import migrate_sqlite
@@ -22,7 +23,7 @@ CLEAN = "; ".join(f"DELETE FROM {table.name}" for table in METADATA.sorted_table
 
 
 class Backend(Protocol):
-    """Tables that stores may be opened over."""
+    """Tables that stores may be opened over. The option ``seals`` seals what users and agents write."""
 
     async def process(self, owner: str, **options: Any) -> SqlRunStore:
         """The store as a process of this name has it; the caller closes it."""
@@ -32,15 +33,17 @@ class Backend(Protocol):
 class SqliteBackend:
     """A file."""
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, path: Path, clock: Clock, seals: Seals = PLAIN) -> None:
         self.path = path
+        self.seals = seals
         self._clock = clock
 
     async def process(self, owner: str, **options: Any) -> SqlRunStore:
         """See ``Backend``."""
         if not self.path.exists():
             await asyncio.to_thread(migrate_sqlite, self.path)
-        return SqlRunStore(SqliteDatabase(self.path), owner=owner, **{"clock": self._clock, **options})
+        database = SqliteDatabase(self.path, options={OPTION: options.pop("seals", self.seals)})
+        return SqlRunStore(database, owner=owner, **{"clock": self._clock, **options})
 
 
 class PostgresBackend:
@@ -66,5 +69,5 @@ class PostgresBackend:
         # Loads what is there only with the extra `postgres`.
         from services.execution.store_sql_postgres import PostgresDatabase
 
-        database = PostgresDatabase(connector(self.address))
+        database = PostgresDatabase(connector(self.address), options={OPTION: options.pop("seals", PLAIN)})
         return SqlRunStore(database, owner=owner, **{"clock": self._clock, **options})

@@ -1,4 +1,4 @@
-"""Logging in with keys that an issuer tells over HTTP and HTTPS: rotation, outages, answers that must not be believed."""
+"""Logging in with keys that an issuer tells over HTTP(S): rotation, outages, answers that must not be believed."""
 
 from __future__ import annotations
 

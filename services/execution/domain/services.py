@@ -51,6 +51,8 @@ class RunOptions:
     history_messages: int = 50
     history_bytes: int = 65_536
     artifacts: ArtifactLimits = field(default_factory=ArtifactLimits)
+    # 0 for ever.
+    audit_retention_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

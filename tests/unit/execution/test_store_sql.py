@@ -19,6 +19,7 @@ from alembic.script import ScriptDirectory
 from carrel.errors import InternalError, InvalidRequestError, StartupError, StoreUnavailableError
 from services.execution import migrations
 from services.execution.models import ThreadStrategy
+from services.execution.store_sealing import PLAIN
 from services.execution.store_sql_database import SqliteDatabase
 from services.execution.store_sql_open import migrate_sqlite, open_sqlite_store
 from services.execution.store_sql_rows import identity_json
@@ -234,7 +235,7 @@ async def test_a_store_of_the_first_schema_goes_on_with_its_runs(tmp_path: Path)
             "runs",
             {"user_id": "alice", "run_id": "r", "thread_id": "t", "request_id": "q", "state": "RUNNING"}
             | {"message": "x", "params": b"{}", "created_at": 1, "deadline_at": 2, "lease_expires_at": 0, "fence": 4}
-            | {"identity": identity_json(admission("r").identity), "lease_owner": "another", "started_at": 1},
+            | {"identity": identity_json(admission("r").identity, PLAIN), "lease_owner": "another", "started_at": 1},
         ),
         (
             "stages",
