@@ -7,6 +7,9 @@ one that is stolen makes a small load. Nothing here looks at ``act_as``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import MappingProxyType
+
 from aiohttp import web
 
 from carrel.doctor_names import DOCTOR_LIMITS, DOCTOR_PERMISSION, DOCTOR_USER, DOCTOR_USER_HEADER
@@ -38,6 +41,8 @@ def acting(login: Login, request: web.Request, logins: LoginVerifier) -> Login:
             f"the header {DOCTOR_USER_HEADER} names no user of the doctor's",
             advice="send carrel-doctor-<letters and digits>-a, or …-b",
         )
-    user = Login(named[0], login.expires_at, frozenset({DOCTOR_PERMISSION}), dict(DOCTOR_LIMITS), login.issued_at)
+    user = replace(
+        login, user_id=named[0], permissions=frozenset({DOCTOR_PERMISSION}), limits=MappingProxyType(DOCTOR_LIMITS)
+    )
     logins.check(user)
     return user

@@ -269,7 +269,7 @@ def token(
 @app.command()
 def config(
     service: Annotated[
-        str, typer.Argument(help="execution, agent_instance, emitter, bridge, gateway or cli; by default all.")
+        str, typer.Argument(help="execution, agent_instance, emitter, bridge, gateway, doctor or cli; by default all.")
     ] = "",
     state: StateOption = STATE,
     as_json: JsonOption = False,

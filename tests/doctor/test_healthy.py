@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import jsonschema
@@ -169,7 +170,7 @@ async def test_what_a_killed_examination_left_is_removed_by_a_later_one(
     assert _report(done)["leftovers_removed"] == 0
     assert set(left) <= set(await _all_threads(stack))
     later = time.time() + 3600
-    monkeypatch.setattr("carrel.cli.doctor.users.time.time", lambda: later)
+    monkeypatch.setattr("carrel.cli.doctor.users.time", SimpleNamespace(time=lambda: later))
     slot = left[next(iter(left))].removeprefix("carrel-doctor-").rpartition("-")[0]
     report = await examined(slot, checks=("factories_configured",))
     assert (report.leftovers > 0, report.exit_code) == (True, 0)
@@ -179,7 +180,7 @@ async def test_what_a_killed_examination_left_is_removed_by_a_later_one(
 async def _begun(stack: RunningStack, eventually: Eventually) -> subprocess.Popen[bytes]:
     """An examination in the middle of a check that holds runs."""
     command = carrel_command("doctor", "--state", str(stack.state.root), "--check", "resource_cleanup")
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
         command, cwd=stack.folder, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     await eventually(lambda: _all_threads(stack), within=20, what="threads of the examination")
@@ -209,9 +210,10 @@ async def test_agent_is_shown_to_nobody_else_and_does_nothing_for_them(stack: Ru
 @pytest.mark.timeout(180)
 def test_copies_of_every_service_pass(tmp_path: Path, postgres: PostgresServer) -> None:
     copies = dict.fromkeys(("gateway", "execution", "agent_instance", "bridge", "emitter"), 2)
+    database = postgres.url(run_apart(postgres.create()))
     with (
         single_server(tmp_path) as redis,
-        running_stack(tmp_path, replicas=copies, redis=redis.url, postgres=run_apart(postgres.create())) as stack,
+        running_stack(tmp_path, replicas=copies, redis=redis.url, postgres=database) as stack,
     ):
         done = _doctor(stack, "--json", "--strict")
         assert done.returncode == 0, done.stdout + done.stderr

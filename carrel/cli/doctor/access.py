@@ -18,7 +18,7 @@ import aiohttp
 import grpc
 
 from carrel.cli.doctor.http import Answer, from_answer
-from carrel.cli.doctor.services import SERVICES
+from carrel.cli.doctor.services import SERVICES, ServicesTls
 from carrel.cli.doctor.settings import DoctorSettings
 from carrel.cli.doctor.users import SLOTS
 from carrel.cli.operators import operator_ticket
@@ -43,7 +43,7 @@ class Access:
     operator_headers: Log an operator in; empty where there is none.
     operator: Gives service tickets.
     addresses: The copies of each service within reach.
-    credentials: For mutual TLS with the services.
+    tls: For mutual TLS with the services.
     """
 
     urls: Sequence[str]
@@ -53,7 +53,7 @@ class Access:
     operator_headers: Mapping[str, str] = field(repr=False)
     operator: Callable[[], Awaitable[str]] = field(repr=False)
     addresses: Mapping[str, Sequence[str]]
-    credentials: grpc.ChannelCredentials | None = field(default=None, repr=False)
+    tls: ServicesTls | None = field(default=None, repr=False)
 
 
 def find_access(settings: DoctorSettings, url: str, token_files: Sequence[Path], state: Path) -> Access:
@@ -70,9 +70,9 @@ def find_access(settings: DoctorSettings, url: str, token_files: Sequence[Path],
     local = running if running is not None and not (url or settings.url) else None
     addresses = _addresses(settings, local)
     files = tuple(token_files) or settings.user_token_files
-    credentials = _credentials(settings)
+    tls = _tls(settings, local)
     if files:
-        return _by_users(settings, urls, files, addresses, credentials)
+        return _by_users(settings, urls, files, addresses, tls)
     if settings.token_file is not None:
         token = _read(settings.token_file)
         operator_headers = _bearer(token)
@@ -82,13 +82,13 @@ def find_access(settings: DoctorSettings, url: str, token_files: Sequence[Path],
 
         limit = DOCTOR_LIMITS["max_engines_per_user"]
         ticket = _from_gateway(urls[0], operator_headers)
-        return Access(urls, _slots(), headers, limit, operator_headers, ticket, addresses, credentials)
+        return Access(urls, _slots(), headers, limit, operator_headers, ticket, addresses, tls)
     if settings.production:
         raise PermissionDeniedError(
             "development tokens are not made in production",
             advice="set CARREL_DOCTOR_TOKEN_FILE to a service's token, or give --token-file twice; see docs/doctor.md",
         )
-    return _by_secret(folder, urls, addresses, credentials)
+    return _by_secret(folder, urls, addresses, tls)
 
 
 def _by_users(
@@ -96,7 +96,7 @@ def _by_users(
     urls: Sequence[str],
     files: Sequence[Path],
     addresses: Mapping[str, Sequence[str]],
-    credentials: grpc.ChannelCredentials | None,
+    tls: ServicesTls | None,
 ) -> Access:
     if len(files) != 2:
         raise StartupError("two users' tokens are needed", advice="give --token-file twice", phase="CONFIGURATION")
@@ -120,7 +120,7 @@ def _by_users(
         operator,
         _from_gateway(urls[0], operator),
         addresses,
-        credentials,
+        tls,
     )
 
 
@@ -128,7 +128,7 @@ def _by_secret(
     folder: StateFolder,
     urls: Sequence[str],
     addresses: Mapping[str, Sequence[str]],
-    credentials: grpc.ChannelCredentials | None,
+    tls: ServicesTls | None,
 ) -> Access:
     def headers(user: str) -> Mapping[str, str]:
         token = development_token(
@@ -142,7 +142,7 @@ def _by_secret(
         return operator_ticket(folder, (_OPERATOR_READ,), _TICKET_S)
 
     limit = DOCTOR_LIMITS["max_engines_per_user"]
-    return Access(urls, _slots(), headers, limit, _bearer(operator), ticket, addresses, credentials)
+    return Access(urls, _slots(), headers, limit, _bearer(operator), ticket, addresses, tls)
 
 
 def _from_gateway(url: str, headers: Mapping[str, str]) -> Callable[[], Awaitable[str]]:
@@ -186,21 +186,27 @@ def _addresses(settings: DoctorSettings, local: Mapping[str, Any] | None) -> dic
     return found
 
 
-def _credentials(settings: DoctorSettings) -> grpc.ChannelCredentials | None:
-    """Of the shared section ``tls``: certificate, key and authority, all three or none."""
+def _tls(settings: DoctorSettings, local: Mapping[str, Any] | None) -> ServicesTls | None:
+    """Of the shared section ``tls`` (certificate, key and authority); an operator's, where a local stack has TLS."""
     tls = getattr(settings, "tls", None)
     files = [getattr(tls, name, None) for name in ("ca", "key", "cert")]
     if not all(files):
-        return None
+        own = (local or {}).get("settings", {}).values()
+        theirs = [one["CARREL_TLS__CERT"] for one in own if "CARREL_TLS__CERT" in one]
+        if not theirs:
+            return None
+        folder = Path(theirs[0]).parent.parent / "operator"
+        files = [folder / name for name in ("ca.crt", "tls.key", "tls.crt")]
     try:
         ca, key, cert = (Path(str(file)).read_bytes() for file in files)
     except OSError as error:
         raise StartupError(
-            f"a file of CARREL_TLS__… cannot be read: {error}",
-            advice="mount the certificates, or leave the three settings out",
+            f"a file for TLS between the services cannot be read: {error}",
+            advice="mount the certificates, or leave the settings CARREL_TLS__… out",
             phase="CONFIGURATION",
         ) from None
-    return grpc.ssl_channel_credentials(ca, key, cert)
+    domain = str(getattr(tls, "trust_domain", "") or "carrel.internal")
+    return ServicesTls(grpc.ssl_channel_credentials(ca, key, cert), domain)
 
 
 def _slots() -> list[tuple[str, str]]:

@@ -88,7 +88,7 @@ async def _gateway(world: World, check: Check, url: str) -> None:
 async def _service(world: World, check: Check, service: str) -> None:
     addresses = world.services.addresses[service]
     for address in addresses:
-        wrong = await world.services.ready(address)
+        wrong = await world.services.ready(service, address)
         advice = f"start {service}, or correct CARREL_DOCTOR_{service.upper()}; its log says what it waits for"
         if not check.expect(not wrong, f"{service} at {address} is ready", wrong or "SERVING", advice):
             return

@@ -84,7 +84,7 @@ async def examine(access: Access, wishes: Wishes, timeout_s: float) -> Report:
     began = time.perf_counter()
     report = Report(__version__, access.urls, strict=wishes.strict)
     async with (
-        Services(access.addresses, access.operator, access.credentials) as services,
+        Services(access.addresses, access.operator, access.tls) as services,
         claimed_pair(access.urls, access.ids, access.headers, timeout_s + _CLEAN_S) as pair,
     ):
         report.users = [user.user_id for user in pair.both]

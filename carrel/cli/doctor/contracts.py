@@ -39,7 +39,7 @@ async def kept(access: Access) -> tuple[dict[str, list[dict[str, Any]]], dict[st
     """What each process tells of its layer, by the layer's name; and, by service, why it cannot be read."""
     found: dict[str, list[dict[str, Any]]] = {}
     skipped: dict[str, str] = {}
-    async with Services(access.addresses, access.operator, access.credentials) as services:
+    async with Services(access.addresses, access.operator, access.tls) as services:
         for service in SERVICES:
             try:
                 counts = await services.statistics(service)

@@ -21,7 +21,7 @@ class DoctorSettings(SharedSettings):
     user_token_files: tuple[Path, ...] = Field(
         (), description="two files with tokens of two test users that have carrel:doctor, in place of token_file"
     )
-    execution: str = Field("", description="host:port of execution, several separated by commas; not set: not asked")
+    execution: str = Field("", description="host:port of execution, or several; a name stands for all its copies")
     agent_instance: str = Field("", description="the same for agent_instance")
     emitter: str = Field("", description="the same for the emitter")
     bridge: str = Field("", description="the same for the bridge")

@@ -39,7 +39,7 @@ def test_without_the_header_the_login_is_the_tokens_own() -> None:
 
 def test_login_of_a_doctors_user_has_that_permission_alone_small_limits_and_the_tokens_end() -> None:
     login = act(_DOCTOR, "carrel-doctor-7-b")
-    assert (login.user_id, login.permissions) == ("carrel-doctor-7-b", {"carrel:doctor"})
+    assert (login.user_id, login.permissions) == ("carrel-doctor-7-b", frozenset({"carrel:doctor"}))
     assert (dict(login.limits), login.expires_at) == (DOCTOR_LIMITS, _DOCTOR.expires_at)
     assert not login.is_service
 
