@@ -1,6 +1,7 @@
 # Everything a developer does here; `make` lists it. Needs make and one Python 3.11-3.13 (tools/environment.sh says which).
 # Variables: PYTHON=interpreter for the virtual environment, VENV=its folder, ARGS=more arguments for pytest,
-# ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n, TAG=1 (each target says which it reads).
+# ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n, IMAGE_PREFIX=, TAG=, IMAGES=, DOCKER=,
+# BUILD_ARGS= (each target says which it reads).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,7 +18,11 @@ MINUTES ?=
 SEED ?=
 CELLS ?=
 REPEATS ?=
-TAG ?=
+DOCKER ?= docker
+IMAGE_PREFIX ?= carrel-
+TAG ?= dev
+IMAGES ?=
+BUILD_ARGS ?=
 
 BIN := $(VENV)/bin
 # -P keeps a folder of the caller's called `services` from hiding ours.
@@ -98,12 +103,17 @@ bench: setup ## measures; CASES="events first_event" OUT=file.json
 
 .PHONY: release
 release: setup ## wheel, sdist, SBOM, NOTICE, descriptor set and sums into dist/; TAG=1 tags the commit, here only
-	$(RUN) -m tools.release $(if $(TAG),--tag) $(if $(OUT),--out "$(OUT)")
+	$(RUN) -m tools.release $(if $(filter 1,$(TAG)),--tag) $(if $(OUT),--out "$(OUT)")
+
+.PHONY: images
+images: ## builds the container images; IMAGE_PREFIX=registry/carrel- TAG=tag IMAGES="names" DOCKER=command BUILD_ARGS="--network host"
+	@DOCKER="$(DOCKER)" IMAGE_PREFIX="$(IMAGE_PREFIX)" TAG="$(TAG)" BUILD_ARGS="$(BUILD_ARGS)" images/build.sh $(IMAGES)
 
 .PHONY: lock
 lock: setup ## brings constraints.txt in line with pyproject.toml; ARGS=--upgrade for newer versions (needs the network)
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --quiet --output-file constraints.txt $(ARGS)
+	$(RUN) -m tools.image_requirements
 
 .PHONY: clean
 clean: ## removes caches, build results and the development state; keeps .venv

@@ -9,6 +9,7 @@ from benchmarks.active_case import active_users
 from benchmarks.cancel_case import cancel
 from benchmarks.connections_case import connections
 from benchmarks.context_case import context
+from benchmarks.contracts_case import contracts
 from benchmarks.costs_case import costs
 from benchmarks.events_case import events
 from benchmarks.fairness_case import fairness
@@ -43,4 +44,5 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "active_users": active_users,
     "stalled_readers": stalled_readers,
     "costs": costs,
+    "contracts": contracts,
 }

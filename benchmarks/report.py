@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-__all__ = ["TARGETS", "percentile", "table"]
+from benchmarks.contracts_case import CONTRACT_TARGETS
+
+__all__ = ["TARGETS", "missed", "percentile", "table"]
 
 # What the project wants to reach: (case, metric) -> a sign, a number, and whatever is to be said with them. On a
 # machine that others use, a missed target says nothing yet.
@@ -38,6 +40,7 @@ TARGETS: Final[Mapping[tuple[str, str], str]] = {
     ("active_users", "active_at_once"): "≥ 1000",
     ("active_users", "not_succeeded"): "≤ 0",
     ("memory_per_run", "worker_private_mb"): "≤ 3",
+    **CONTRACT_TARGETS,
 }
 _TARGET: Final = re.compile(r"([≤≥]) ([0-9.]+)")
 _SIGNS: Final[Mapping[str, Callable[[float, float], bool]]] = {"≤": operator.le, "≥": operator.ge}
@@ -70,6 +73,16 @@ def table(figures: Mapping[str, Mapping[str, float]]) -> str:
         for c, m, v, t, y in [head, *rows]
     ]
     return "\n".join(lines)
+
+
+def missed(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What has a target and does not reach it: ``case metric`` each."""
+    return [
+        f"{case} {metric}"
+        for case, metrics in figures.items()
+        for metric, value in metrics.items()
+        if _met(value, TARGETS.get((case, metric), "")) == "no"
+    ]
 
 
 def _met(value: float, target: str) -> str:

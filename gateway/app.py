@@ -31,6 +31,7 @@ from gateway.positioning import Positioning
 from gateway.rest.events import EventHandlers
 from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
 from gateway.rest.routes import add_routes
+from gateway.rest.traces import traced
 from gateway.runs import Runs
 from gateway.server import GatewayServer
 from gateway.shared_state import AuditTrail, Once, Revocations
@@ -49,6 +50,7 @@ from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.tracing import Tracing
 from servicekit.tls.peers import Tls
 
 __all__ = ["app", "web_application"]
@@ -81,9 +83,10 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         async with start.phase(Phase.INTEGRATION, needs=f"execution at {settings.execution}"):
             await wait_ready(execution, f"execution at {settings.execution}", wait_s)
         tokens = SignedSocketTokens(key, Once(execution, desk), keys=_public_keys(settings.ticket_jwks))
-        hub = Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes)
+        tracing = start.telemetry.tracing
+        hub = Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes, tracing)
         revocations = Revocations(execution, desk, hub)
-        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents), hub, revocations)
+        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents), hub, revocations, tracing)
         logins.check = tokens.check = revocations.check
         async with start.phase(Phase.INTEGRATION, needs="the revoked users that execution knows"):
             await revocations.look()
@@ -117,7 +120,9 @@ def web_application(
     options = replace(options, terms=replace(options.terms, features=features or Features()))
     handshake = Handshake(parts, positioning, options)
     events = EventHandlers(parts, positioning, options)
-    application = web.Application(middlewares=[edge(parts.origins)], client_max_size=MAX_BODY_BYTES)
+    application = web.Application(
+        middlewares=[traced(parts.tracing), edge(parts.origins)], client_max_size=MAX_BODY_BYTES
+    )
     application.on_response_prepare.append(on_prepare(parts.origins))
     add_routes(application, parts, readiness, handshake.handle, events, settings.execute_wait_seconds)
     return application
@@ -137,7 +142,7 @@ def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream, so
     return readiness
 
 
-def _parts(  # noqa: PLR0917 -- called once, in this file
+def _parts(  # noqa: PLR0913, PLR0917 -- called once, in this file
     settings: GatewaySettings,
     desk: TicketDesk,
     logins: LoginVerifier,
@@ -145,6 +150,7 @@ def _parts(  # noqa: PLR0917 -- called once, in this file
     channels: tuple[aio.Channel, aio.Channel, aio.Channel],
     hub: Hub,
     revocations: Revocations,
+    tracing: Tracing,
 ) -> Parts:
     bridge, execution, agents = channels
     limits = settings.limits
@@ -160,10 +166,11 @@ def _parts(  # noqa: PLR0917 -- called once, in this file
         hub=hub,
         log=log,
         run_log=log,
-        runs=Runs(execution, desk),
+        runs=Runs(execution, desk, tracing),
         agents=Agents(agents, desk),
         exits=revocations,
         audit=AuditTrail(execution, desk),
+        tracing=tracing,
     )
 
 

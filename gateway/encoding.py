@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import orjson
 
 from servicekit.logs import get_logger, hash_user
+from servicekit.telemetry.tracing import is_sampled
 
 __all__ = ["Frame", "control", "encode_entry", "event_batch", "iso_time", "packed_batch", "ws_text"]
 
@@ -40,7 +41,8 @@ _bad: set[tuple[str, str]] = set()
 class Frame(NamedTuple):
     """One log entry, ready to be sent: ``wire[head:]`` is its JSON, ``wire`` the whole WebSocket frame.
 
-    ``event_type`` and ``run_id`` are for readers of one run, who end with its terminal event.
+    ``event_type`` and ``run_id`` are for readers of one run, who end with its terminal event. ``trace`` is the kept
+    trace that the entry is of, and when it came here (Unix time in ns).
     """
 
     offset: int
@@ -50,6 +52,7 @@ class Frame(NamedTuple):
     wire: bytes
     event_type: str = ""
     run_id: str = ""
+    trace: tuple[str, int] | None = None
 
 
 class TimestampLike(Protocol):
@@ -86,6 +89,8 @@ class EntryLike(Protocol):
     def timestamp(self) -> TimestampLike: ...
     @property
     def data(self) -> bytes: ...
+    @property
+    def traceparent(self) -> str: ...
 
 
 def ws_text(payload: bytes) -> bytes:
@@ -140,7 +145,9 @@ def _encode(user_id: str, entry: EntryLike) -> Frame:
         body["parent_request_id"] = parent
     payload = orjson.dumps(body)
     header = _header(len(payload))
-    return Frame(offset, event_id, thread_id, len(header), header + payload, event_type, run_id)
+    traceparent = entry.traceparent
+    trace = (traceparent, time.time_ns()) if is_sampled(traceparent) else None
+    return Frame(offset, event_id, thread_id, len(header), header + payload, event_type, run_id, trace)
 
 
 class _Unreadable:
@@ -156,6 +163,7 @@ class _Unreadable:
         self.request_id = entry.request_id
         self.parent_request_id = entry.parent_request_id
         self.attempt = entry.attempt
+        self.traceparent = ""
         self.timestamp = self
         # As the timestamp: nobody knows when it happened.
         self.seconds = self.nanos = 0

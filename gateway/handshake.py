@@ -16,6 +16,7 @@ from carrel.errors import CarrelError, DrainingError, FrameError, PermissionDeni
 from carrel.ids import check_minted_id, new_id
 from gateway.accept import Detached, accepted_of
 from gateway.close_codes import CloseCode, close_code_for
+from gateway.doctor_users import acting
 from gateway.frames import Connect, connect_options
 from gateway.held import Held
 from gateway.jitter import retry_ms, window_ms
@@ -107,7 +108,9 @@ class Handshake:
 
     async def _login_of(self, request: web.Request) -> Login | None:
         token = bearer_token(request.headers.get(hdrs.AUTHORIZATION))
-        return await self._parts.logins.verified(token) if token else None
+        if not token:
+            return None
+        return acting(await self._parts.logins.verified(token), request, self._parts.logins)
 
     async def _serve(self, arrival: _Arrival, login: Login | None) -> None:
         """From the upgrade to the session, which then holds what the arrival holds."""

@@ -59,8 +59,8 @@ class Outflow:
     """
 
     __slots__ = (
-        "_controls", "_cursor", "_feed", "_flow", "_log", "_pipe", "_reading", "_rest", "_said", "_tally", "_window",
-        "_woken", "on_reset",
+        "_controls", "_cursor", "_feed", "_flow", "_log", "_pipe", "_reading", "_rest", "_said", "_tally", "_traced",
+        "_window", "_woken", "on_reset",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +85,8 @@ class Outflow:
         self._said: asyncio.Future[None] | None = None
         self._reading: _Reading | None = None
         self._rest: Rest | None = None
+        # Entries of kept traces that are about to be written.
+        self._traced: list[tuple[str, int]] | None = None
         self._woken: Waker = self._waker()
         self.on_reset: Callable[[], None] = nothing
 
@@ -164,6 +166,7 @@ class Outflow:
                 woken.clear()
                 if parts := self._parts():
                     self._pipe.write(parts[0] if len(parts) == 1 else b"".join(parts))
+                    self._trace()
                     if self._pipe.get_write_buffer_size() > self._flow.full_bytes:
                         await self._drained()
                 elif not woken.is_set():
@@ -243,8 +246,18 @@ class Outflow:
         for item in items:
             if isinstance(item, Frame):
                 self._tally.events_sent += 1
+                if item.trace is not None:
+                    if self._traced is None:
+                        self._traced = []
+                    self._traced.append(item.trace)
                 if window is not None:
                     window.sent(item.offset, len(item.wire))
+
+    def _trace(self) -> None:
+        """What was about to be written has been."""
+        if self._traced is not None:
+            traced, self._traced = self._traced, None
+            self._feed.delivered(traced)
 
     def _wires(self, items: Sequence[Frame | Place]) -> list[bytes]:
         if not self._flow.batch:

@@ -16,6 +16,7 @@ from gateway.runs import Runs
 from gateway.socket_tokens import SocketTokens
 from gateway.tally import GatewayStatistics, Tally
 from gateway.tickets import TicketDesk
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 
 __all__ = ["Parts"]
 
@@ -54,6 +55,7 @@ class Parts:
     agents: Agents
     exits: Exits
     audit: Audit
+    tracing: Tracing = NO_TRACING
 
     def statistics(self) -> GatewayStatistics:
         """What operators may know of this moment."""

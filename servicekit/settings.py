@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from servicekit.addresses import ListenAddress, PeerAddress, TcpListenAddress
 from servicekit.section import Section
+from servicekit.telemetry.settings import TelemetrySettings
 from servicekit.tls.settings import TlsSettings
 
 __all__ = [
@@ -30,8 +31,8 @@ __all__ = [
     "load_settings",
 ]
 
-# A process leaves the names of the others alone. CLI, UP and TEST are no services but have names of their own.
-SERVICES: Final = ("EXECUTION", "AGENT_INSTANCE", "EMITTER", "BRIDGE", "GATEWAY", "CLI", "UP", "TEST")
+# A process leaves the names of the others alone. CLI, UP, DOCTOR and TEST are no services but have names of their own.
+SERVICES: Final = ("EXECUTION", "AGENT_INSTANCE", "EMITTER", "BRIDGE", "GATEWAY", "CLI", "UP", "DOCTOR", "TEST")
 
 # The documents' names that share a prefix with other programs' variables. One that is nearly one of these is a mistake;
 # any other is somebody else's. No process reads all of them, and none reads WEBSOCKET_ENABLE_COMPRESSION: batches are
@@ -95,6 +96,7 @@ class SharedSettings(Section):
     max_connection_age_seconds: float | None = Field(
         None, gt=0, description="age at which a gRPC connection is renewed, so that clients see new replicas"
     )
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings, description="traces and metrics")
 
     tls: TlsSettings = Field(default_factory=TlsSettings)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from carrel.cli.doctor_command import add_doctor
 from carrel.cli.keys import keys_app
 from carrel.cli.operating import add_commands
 from carrel.cli.options import (
@@ -269,7 +270,9 @@ def token(
 def config(
     service: Annotated[
         str,
-        typer.Argument(help="execution, agent_instance, emitter, bridge, gateway or cli; by default all. Or features."),
+        typer.Argument(
+            help="execution, agent_instance, emitter, bridge, gateway, doctor or cli; by default all. Or features."
+        ),
     ] = "",
     state: StateOption = STATE,
     as_json: JsonOption = False,
@@ -332,6 +335,9 @@ def version() -> None:
     import carrel
 
     typer.echo(f"carrel {carrel.__version__} (Python {platform.python_version()})")
+
+
+add_doctor(app)
 
 
 def run() -> None:

@@ -42,6 +42,34 @@ def show(
     _run(show_audit(StateFolder(state), user_id=user, run_id=run, most=most, as_json=as_json))
 
 
+@audit.command()
+def export(
+    output: Annotated[Path, typer.Argument(help="The file; an export that it holds already goes on from its end.")],
+    since: Annotated[str, typer.Option("--since", help="From this time on (ISO 8601; a day, or a moment).")] = "",
+    until: Annotated[
+        str, typer.Option("--until", help="Before this time; a quarter of an hour ago if not given.")
+    ] = "",
+    user: Annotated[str, typer.Option("--user", help="Only this user's acts.")] = "",
+    form: Annotated[str, typer.Option("--format", help="jsonl is the only one.")] = "jsonl",
+    state: StateOption = STATE,
+) -> None:
+    """Write audit records into a file, oldest first, chained so that a line that is taken out is found."""
+    if form != "jsonl":
+        raise typer.BadParameter("jsonl is the only format", param_hint="--format")
+    from carrel.cli.audit_export import export_audit, moment
+    from carrel.cli.state import StateFolder
+
+    _run(export_audit(StateFolder(state), output, since=moment(since), until=moment(until), user_id=user))
+
+
+@audit.command()
+def verify(file: Annotated[Path, typer.Argument(help="A file that `carrel audit export` has written.")]) -> None:
+    """See whether an exported file is as it was written."""
+    from carrel.cli.audit_export import verify_file
+
+    _do(lambda: verify_file(file))
+
+
 def encryption_key(
     file: Annotated[Path, typer.Argument(help="The key file; made when there is none.")],
     kid: Annotated[str, typer.Option("--id", help="The key's name; the time of day if not given.")] = "",

@@ -1,20 +1,23 @@
-"""What commands for operators share: where this machine's execution is, and tickets made with the state's key."""
+"""What commands for operators share: where this machine's execution is, how it is called, and tickets for that."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
+from grpc import aio
+
 from carrel.cli.state import StateFolder, address_in
+from carrel.client.calls import open_channel
 from carrel.errors import StartupError
 
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["EXECUTION_NAME", "execution_address", "operator_credentials", "operator_ticket"]
+__all__ = ["execution_address", "operator_channel", "operator_credentials", "operator_ticket"]
 
 # As certificates name it in the trust domain of a stack on this machine.
-EXECUTION_NAME: Final = "execution.carrel.internal"
+_EXECUTION_NAME: Final = "execution.carrel.internal"
 
 
 def execution_address(state: StateFolder) -> str:
@@ -29,6 +32,15 @@ def execution_address(state: StateFolder) -> str:
             f"no stack runs in the state folder {state.root}", advice="start one with `carrel up`, or name its --state"
         )
     return address_in(running, "execution")
+
+
+def operator_channel(state: StateFolder) -> aio.Channel:
+    """A channel to execution of this machine's stack, with the operator's certificate where that has TLS.
+
+    Raises:
+        StartupError: No stack runs in the state folder, or the certificate cannot be read.
+    """
+    return open_channel(execution_address(state), operator_credentials(state), _EXECUTION_NAME)
 
 
 def operator_ticket(state: StateFolder, permissions: Collection[str], lifetime_s: float) -> str:

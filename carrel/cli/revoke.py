@@ -6,10 +6,9 @@ from typing import Final
 
 import grpc
 
-from carrel.cli.operators import EXECUTION_NAME, execution_address, operator_credentials, operator_ticket
+from carrel.cli.operators import operator_channel, operator_ticket
 from carrel.cli.output import EXIT_OK, Printer
 from carrel.cli.state import StateFolder
-from carrel.client.calls import open_channel
 from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import context_pb2, execution_pb2
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
@@ -29,10 +28,9 @@ async def revoke_user(state: StateFolder, user_id: str, reason: str) -> int:
     """
     from servicekit.identity.principals import OPERATOR_REVOKE
 
-    execution = execution_address(state)
     context = context_pb2.UserExecutionContext(ticket=operator_ticket(state, (OPERATOR_REVOKE,), _LIFETIME_S))
     request = execution_pb2.RevokeUserRequest(context=context, user_id=user_id, reason=reason)
-    async with open_channel(execution, operator_credentials(state), EXECUTION_NAME) as channel:
+    async with operator_channel(state) as channel:
         try:
             answer = await ExecutionServiceStub(channel).RevokeUser(request, timeout=_CALL_S)
         except grpc.aio.AioRpcError as error:

@@ -23,6 +23,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "emitter": "services.emitter.config:EmitterSettings",
     "bridge": "services.bridge.config:BridgeSettings",
     "gateway": "gateway.config:GatewaySettings",
+    "doctor": "carrel.cli.doctor.settings:DoctorSettings",
 }
 _UNKNOWN: Final = " is not a setting: "
 _GUESS: Final = "did you mean "

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from carrel.v1 import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from carrel.v1 import context_pb2 as carrel_dot_v1_dot_context__pb2
+from carrel.v1 import contracts_pb2 as carrel_dot_v1_dot_contracts__pb2
 from carrel.v1 import events_pb2 as carrel_dot_v1_dot_events__pb2
 from carrel.v1 import revocations_pb2 as carrel_dot_v1_dot_revocations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x61rrel/v1/bridge.proto\x12\tcarrel.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x63\x61rrel/v1/context.proto\x1a\x16\x63\x61rrel/v1/events.proto\x1a\x1b\x63\x61rrel/v1/revocations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"E\n\x0ePublishRequest\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32\x19.carrel.v1.ProducerEventsB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"7\n\x0fPublishResponse\x12$\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x16.carrel.v1.ProducerAck\"\x86\x02\n\rAttachRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12\'\n\x05hello\x18\x02 \x01(\x0b\x32\x16.carrel.v1.AttachHelloH\x00\x12)\n\tsubscribe\x18\x03 \x01(\x0b\x32\x14.carrel.v1.SubscribeH\x00\x12-\n\x0bunsubscribe\x18\x04 \x01(\x0b\x32\x16.carrel.v1.UnsubscribeH\x00\x12-\n\x05renew\x18\x05 \x01(\x0b\x32\x1c.carrel.v1.RenewSubscriptionH\x00\x42\t\n\x07message\";\n\x0b\x41ttachHello\x12,\n\ngateway_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\"d\n\tSubscribe\x12\x1b\n\ngeneration\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\x12\x13\n\x0b\x63onnections\x18\x03 \x01(\r\"!\n\x0bUnsubscribe\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"\'\n\x11RenewSubscription\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"6\n\x0e\x41ttachResponse\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.carrel.v1.AttachItem\"\xf3\x01\n\nAttachItem\x12+\n\nsubscribed\x18\x01 \x01(\x0b\x32\x15.carrel.v1.SubscribedH\x00\x12)\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x16.carrel.v1.UserEntriesH\x00\x12-\n\x05reset\x18\x03 \x01(\x0b\x32\x1c.carrel.v1.SubscriptionResetH\x00\x12\x31\n\x07refused\x18\x04 \x01(\x0b\x32\x1e.carrel.v1.SubscriptionRefusedH\x00\x12#\n\x03\x62ye\x18\x05 \x01(\x0b\x32\x14.carrel.v1.AttachByeH\x00\x42\x06\n\x04item\"}\n\nSubscribed\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12 \n\x03top\x18\x03 \x01(\x0b\x32\x13.carrel.v1.Position\x12\x15\n\roldest_offset\x18\x04 \x01(\x04\x12\x11\n\trecovered\x18\x05 \x01(\x08\"g\n\x0bUserEntries\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12$\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x13.carrel.v1.LogEntry\"Y\n\x11SubscriptionReset\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x1f\n\x05reset\x18\x03 \x01(\x0b\x32\x10.carrel.v1.Reset\"a\n\x13SubscriptionRefused\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.carrel.v1.ErrorDetail\"K\n\tAttachBye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xea\x01\n\x11ReadEventsRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\x12(\n\x06run_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{0,128}$\x12+\n\tthread_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{0,128}$\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\x12\r\n\x05limit\x18\x06 \x01(\r\"\x92\x01\n\x12ReadEventsResponse\x12)\n\x07\x65ntries\x18\x01 \x01(\x0b\x32\x16.carrel.v1.UserEntriesH\x00\x12!\n\x05reset\x18\x02 \x01(\x0b\x32\x10.carrel.v1.ResetH\x00\x12&\n\x07through\x18\x03 \x01(\x0b\x32\x13.carrel.v1.PositionH\x00\x42\x06\n\x04item\"w\n\x11ResolveRunRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12(\n\x06run_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\"\xa5\x01\n\x12ResolveRunResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x04\x12\x13\n\x0blast_offset\x18\x04 \x01(\x04\x12\x0e\n\x06sealed\x18\x05 \x01(\x08\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\x04\x12\r\n\x05\x65poch\x18\x07 \x01(\t\x12\x13\n\x0b\x63onnections\x18\x08 \x01(\r\"K\n\x0fGetStateRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\"\xd1\x02\n\x10GetStateResponse\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.carrel.v1.IntegrationState\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11recovery_attempts\x18\x03 \x01(\r\x12\x12\n\nlast_error\x18\x04 \x01(\t\x12\x10\n\x08gateways\x18\x05 \x01(\r\x12\x15\n\rsubscriptions\x18\x06 \x01(\x04\x12\x13\n\x0b\x63onnections\x18\x07 \x01(\x04\x12\x17\n\x0f\x65vents_appended\x18\x08 \x01(\x04\x12\x18\n\x10\x65vents_duplicate\x18\t \x01(\x04\x12\x0f\n\x07\x63ommits\x18\n \x01(\x04\x12\x14\n\x0cusers_behind\x18\x0b \x01(\x04\x12\x1f\n\x17identity_mismatch_total\x18\x0c \x01(\x04\"\xbc\x01\n\x1a\x42ridgeServiceRevokeRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\x05users\x18\x02 \x03(\x0b\x32\x16.carrel.v1.RevokedUserB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x32\n\x06logins\x18\x03 \x03(\x0b\x32\x17.carrel.v1.RevokedLoginB\t\xbaH\x06\x92\x01\x03\x10\x90N\"\x1d\n\x1b\x42ridgeServiceRevokeResponse*\xda\x01\n\x10IntegrationState\x12!\n\x1dINTEGRATION_STATE_UNSPECIFIED\x10\x00\x12#\n\x1fINTEGRATION_STATE_UNINITIALIZED\x10\x01\x12\"\n\x1eINTEGRATION_STATE_INITIALIZING\x10\x02\x12\x1c\n\x18INTEGRATION_STATE_ACTIVE\x10\x03\x12\x1e\n\x1aINTEGRATION_STATE_DEGRADED\x10\x04\x12\x1c\n\x18INTEGRATION_STATE_FAILED\x10\x05\x32\xce\x03\n\rBridgeService\x12\x44\n\x07Publish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse(\x01\x30\x01\x12\x41\n\x06\x41ttach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse(\x01\x30\x01\x12K\n\nReadEvents\x12\x1c.carrel.v1.ReadEventsRequest\x1a\x1d.carrel.v1.ReadEventsResponse0\x01\x12I\n\nResolveRun\x12\x1c.carrel.v1.ResolveRunRequest\x1a\x1d.carrel.v1.ResolveRunResponse\x12\x43\n\x08GetState\x12\x1a.carrel.v1.GetStateRequest\x1a\x1b.carrel.v1.GetStateResponse\x12W\n\x06Revoke\x12%.carrel.v1.BridgeServiceRevokeRequest\x1a&.carrel.v1.BridgeServiceRevokeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x61rrel/v1/bridge.proto\x12\tcarrel.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x63\x61rrel/v1/context.proto\x1a\x19\x63\x61rrel/v1/contracts.proto\x1a\x16\x63\x61rrel/v1/events.proto\x1a\x1b\x63\x61rrel/v1/revocations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"E\n\x0ePublishRequest\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32\x19.carrel.v1.ProducerEventsB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"7\n\x0fPublishResponse\x12$\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x16.carrel.v1.ProducerAck\"\x86\x02\n\rAttachRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12\'\n\x05hello\x18\x02 \x01(\x0b\x32\x16.carrel.v1.AttachHelloH\x00\x12)\n\tsubscribe\x18\x03 \x01(\x0b\x32\x14.carrel.v1.SubscribeH\x00\x12-\n\x0bunsubscribe\x18\x04 \x01(\x0b\x32\x16.carrel.v1.UnsubscribeH\x00\x12-\n\x05renew\x18\x05 \x01(\x0b\x32\x1c.carrel.v1.RenewSubscriptionH\x00\x42\t\n\x07message\";\n\x0b\x41ttachHello\x12,\n\ngateway_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\"d\n\tSubscribe\x12\x1b\n\ngeneration\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\x12\x13\n\x0b\x63onnections\x18\x03 \x01(\r\"!\n\x0bUnsubscribe\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"\'\n\x11RenewSubscription\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"6\n\x0e\x41ttachResponse\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.carrel.v1.AttachItem\"\xf3\x01\n\nAttachItem\x12+\n\nsubscribed\x18\x01 \x01(\x0b\x32\x15.carrel.v1.SubscribedH\x00\x12)\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x16.carrel.v1.UserEntriesH\x00\x12-\n\x05reset\x18\x03 \x01(\x0b\x32\x1c.carrel.v1.SubscriptionResetH\x00\x12\x31\n\x07refused\x18\x04 \x01(\x0b\x32\x1e.carrel.v1.SubscriptionRefusedH\x00\x12#\n\x03\x62ye\x18\x05 \x01(\x0b\x32\x14.carrel.v1.AttachByeH\x00\x42\x06\n\x04item\"}\n\nSubscribed\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12 \n\x03top\x18\x03 \x01(\x0b\x32\x13.carrel.v1.Position\x12\x15\n\roldest_offset\x18\x04 \x01(\x04\x12\x11\n\trecovered\x18\x05 \x01(\x08\"g\n\x0bUserEntries\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12$\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x13.carrel.v1.LogEntry\"Y\n\x11SubscriptionReset\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x1f\n\x05reset\x18\x03 \x01(\x0b\x32\x10.carrel.v1.Reset\"a\n\x13SubscriptionRefused\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.carrel.v1.ErrorDetail\"K\n\tAttachBye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xea\x01\n\x11ReadEventsRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\x12(\n\x06run_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{0,128}$\x12+\n\tthread_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{0,128}$\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\x12\r\n\x05limit\x18\x06 \x01(\r\"\x92\x01\n\x12ReadEventsResponse\x12)\n\x07\x65ntries\x18\x01 \x01(\x0b\x32\x16.carrel.v1.UserEntriesH\x00\x12!\n\x05reset\x18\x02 \x01(\x0b\x32\x10.carrel.v1.ResetH\x00\x12&\n\x07through\x18\x03 \x01(\x0b\x32\x13.carrel.v1.PositionH\x00\x42\x06\n\x04item\"w\n\x11ResolveRunRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12(\n\x06run_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\"\xa5\x01\n\x12ResolveRunResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x04\x12\x13\n\x0blast_offset\x18\x04 \x01(\x04\x12\x0e\n\x06sealed\x18\x05 \x01(\x08\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\x04\x12\r\n\x05\x65poch\x18\x07 \x01(\t\x12\x13\n\x0b\x63onnections\x18\x08 \x01(\r\"K\n\x0fGetStateRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\"\xfd\x02\n\x10GetStateResponse\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.carrel.v1.IntegrationState\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11recovery_attempts\x18\x03 \x01(\r\x12\x12\n\nlast_error\x18\x04 \x01(\t\x12\x10\n\x08gateways\x18\x05 \x01(\r\x12\x15\n\rsubscriptions\x18\x06 \x01(\x04\x12\x13\n\x0b\x63onnections\x18\x07 \x01(\x04\x12\x17\n\x0f\x65vents_appended\x18\x08 \x01(\x04\x12\x18\n\x10\x65vents_duplicate\x18\t \x01(\x04\x12\x0f\n\x07\x63ommits\x18\n \x01(\x04\x12\x14\n\x0cusers_behind\x18\x0b \x01(\x04\x12\x1f\n\x17identity_mismatch_total\x18\x0c \x01(\x04\x12*\n\x08\x63ontract\x18( \x01(\x0b\x32\x18.carrel.v1.LayerContract\"\xbc\x01\n\x1a\x42ridgeServiceRevokeRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\x05users\x18\x02 \x03(\x0b\x32\x16.carrel.v1.RevokedUserB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x32\n\x06logins\x18\x03 \x03(\x0b\x32\x17.carrel.v1.RevokedLoginB\t\xbaH\x06\x92\x01\x03\x10\x90N\"\x1d\n\x1b\x42ridgeServiceRevokeResponse*\xda\x01\n\x10IntegrationState\x12!\n\x1dINTEGRATION_STATE_UNSPECIFIED\x10\x00\x12#\n\x1fINTEGRATION_STATE_UNINITIALIZED\x10\x01\x12\"\n\x1eINTEGRATION_STATE_INITIALIZING\x10\x02\x12\x1c\n\x18INTEGRATION_STATE_ACTIVE\x10\x03\x12\x1e\n\x1aINTEGRATION_STATE_DEGRADED\x10\x04\x12\x1c\n\x18INTEGRATION_STATE_FAILED\x10\x05\x32\xce\x03\n\rBridgeService\x12\x44\n\x07Publish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse(\x01\x30\x01\x12\x41\n\x06\x41ttach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse(\x01\x30\x01\x12K\n\nReadEvents\x12\x1c.carrel.v1.ReadEventsRequest\x1a\x1d.carrel.v1.ReadEventsResponse0\x01\x12I\n\nResolveRun\x12\x1c.carrel.v1.ResolveRunRequest\x1a\x1d.carrel.v1.ResolveRunResponse\x12\x43\n\x08GetState\x12\x1a.carrel.v1.GetStateRequest\x1a\x1b.carrel.v1.GetStateResponse\x12W\n\x06Revoke\x12%.carrel.v1.BridgeServiceRevokeRequest\x1a&.carrel.v1.BridgeServiceRevokeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -63,52 +64,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BRIDGESERVICEREVOKEREQUEST'].fields_by_name['users']._serialized_options = b'\272H\006\222\001\003\020\220N'
   _globals['_BRIDGESERVICEREVOKEREQUEST'].fields_by_name['logins']._loaded_options = None
   _globals['_BRIDGESERVICEREVOKEREQUEST'].fields_by_name['logins']._serialized_options = b'\272H\006\222\001\003\020\220N'
-  _globals['_INTEGRATIONSTATE']._serialized_start=2957
-  _globals['_INTEGRATIONSTATE']._serialized_end=3175
-  _globals['_PUBLISHREQUEST']._serialized_start=209
-  _globals['_PUBLISHREQUEST']._serialized_end=278
-  _globals['_PUBLISHRESPONSE']._serialized_start=280
-  _globals['_PUBLISHRESPONSE']._serialized_end=335
-  _globals['_ATTACHREQUEST']._serialized_start=338
-  _globals['_ATTACHREQUEST']._serialized_end=600
-  _globals['_ATTACHHELLO']._serialized_start=602
-  _globals['_ATTACHHELLO']._serialized_end=661
-  _globals['_SUBSCRIBE']._serialized_start=663
-  _globals['_SUBSCRIBE']._serialized_end=763
-  _globals['_UNSUBSCRIBE']._serialized_start=765
-  _globals['_UNSUBSCRIBE']._serialized_end=798
-  _globals['_RENEWSUBSCRIPTION']._serialized_start=800
-  _globals['_RENEWSUBSCRIPTION']._serialized_end=839
-  _globals['_ATTACHRESPONSE']._serialized_start=841
-  _globals['_ATTACHRESPONSE']._serialized_end=895
-  _globals['_ATTACHITEM']._serialized_start=898
-  _globals['_ATTACHITEM']._serialized_end=1141
-  _globals['_SUBSCRIBED']._serialized_start=1143
-  _globals['_SUBSCRIBED']._serialized_end=1268
-  _globals['_USERENTRIES']._serialized_start=1270
-  _globals['_USERENTRIES']._serialized_end=1373
-  _globals['_SUBSCRIPTIONRESET']._serialized_start=1375
-  _globals['_SUBSCRIPTIONRESET']._serialized_end=1464
-  _globals['_SUBSCRIPTIONREFUSED']._serialized_start=1466
-  _globals['_SUBSCRIPTIONREFUSED']._serialized_end=1563
-  _globals['_ATTACHBYE']._serialized_start=1565
-  _globals['_ATTACHBYE']._serialized_end=1640
-  _globals['_READEVENTSREQUEST']._serialized_start=1643
-  _globals['_READEVENTSREQUEST']._serialized_end=1877
-  _globals['_READEVENTSRESPONSE']._serialized_start=1880
-  _globals['_READEVENTSRESPONSE']._serialized_end=2026
-  _globals['_RESOLVERUNREQUEST']._serialized_start=2028
-  _globals['_RESOLVERUNREQUEST']._serialized_end=2147
-  _globals['_RESOLVERUNRESPONSE']._serialized_start=2150
-  _globals['_RESOLVERUNRESPONSE']._serialized_end=2315
-  _globals['_GETSTATEREQUEST']._serialized_start=2317
-  _globals['_GETSTATEREQUEST']._serialized_end=2392
-  _globals['_GETSTATERESPONSE']._serialized_start=2395
-  _globals['_GETSTATERESPONSE']._serialized_end=2732
-  _globals['_BRIDGESERVICEREVOKEREQUEST']._serialized_start=2735
-  _globals['_BRIDGESERVICEREVOKEREQUEST']._serialized_end=2923
-  _globals['_BRIDGESERVICEREVOKERESPONSE']._serialized_start=2925
-  _globals['_BRIDGESERVICEREVOKERESPONSE']._serialized_end=2954
-  _globals['_BRIDGESERVICE']._serialized_start=3178
-  _globals['_BRIDGESERVICE']._serialized_end=3640
+  _globals['_INTEGRATIONSTATE']._serialized_start=3028
+  _globals['_INTEGRATIONSTATE']._serialized_end=3246
+  _globals['_PUBLISHREQUEST']._serialized_start=236
+  _globals['_PUBLISHREQUEST']._serialized_end=305
+  _globals['_PUBLISHRESPONSE']._serialized_start=307
+  _globals['_PUBLISHRESPONSE']._serialized_end=362
+  _globals['_ATTACHREQUEST']._serialized_start=365
+  _globals['_ATTACHREQUEST']._serialized_end=627
+  _globals['_ATTACHHELLO']._serialized_start=629
+  _globals['_ATTACHHELLO']._serialized_end=688
+  _globals['_SUBSCRIBE']._serialized_start=690
+  _globals['_SUBSCRIBE']._serialized_end=790
+  _globals['_UNSUBSCRIBE']._serialized_start=792
+  _globals['_UNSUBSCRIBE']._serialized_end=825
+  _globals['_RENEWSUBSCRIPTION']._serialized_start=827
+  _globals['_RENEWSUBSCRIPTION']._serialized_end=866
+  _globals['_ATTACHRESPONSE']._serialized_start=868
+  _globals['_ATTACHRESPONSE']._serialized_end=922
+  _globals['_ATTACHITEM']._serialized_start=925
+  _globals['_ATTACHITEM']._serialized_end=1168
+  _globals['_SUBSCRIBED']._serialized_start=1170
+  _globals['_SUBSCRIBED']._serialized_end=1295
+  _globals['_USERENTRIES']._serialized_start=1297
+  _globals['_USERENTRIES']._serialized_end=1400
+  _globals['_SUBSCRIPTIONRESET']._serialized_start=1402
+  _globals['_SUBSCRIPTIONRESET']._serialized_end=1491
+  _globals['_SUBSCRIPTIONREFUSED']._serialized_start=1493
+  _globals['_SUBSCRIPTIONREFUSED']._serialized_end=1590
+  _globals['_ATTACHBYE']._serialized_start=1592
+  _globals['_ATTACHBYE']._serialized_end=1667
+  _globals['_READEVENTSREQUEST']._serialized_start=1670
+  _globals['_READEVENTSREQUEST']._serialized_end=1904
+  _globals['_READEVENTSRESPONSE']._serialized_start=1907
+  _globals['_READEVENTSRESPONSE']._serialized_end=2053
+  _globals['_RESOLVERUNREQUEST']._serialized_start=2055
+  _globals['_RESOLVERUNREQUEST']._serialized_end=2174
+  _globals['_RESOLVERUNRESPONSE']._serialized_start=2177
+  _globals['_RESOLVERUNRESPONSE']._serialized_end=2342
+  _globals['_GETSTATEREQUEST']._serialized_start=2344
+  _globals['_GETSTATEREQUEST']._serialized_end=2419
+  _globals['_GETSTATERESPONSE']._serialized_start=2422
+  _globals['_GETSTATERESPONSE']._serialized_end=2803
+  _globals['_BRIDGESERVICEREVOKEREQUEST']._serialized_start=2806
+  _globals['_BRIDGESERVICEREVOKEREQUEST']._serialized_end=2994
+  _globals['_BRIDGESERVICEREVOKERESPONSE']._serialized_start=2996
+  _globals['_BRIDGESERVICEREVOKERESPONSE']._serialized_end=3025
+  _globals['_BRIDGESERVICE']._serialized_start=3249
+  _globals['_BRIDGESERVICE']._serialized_end=3711
 # @@protoc_insertion_point(module_scope)

@@ -23,6 +23,7 @@ from carrel.errors import (
     http_status,
 )
 from carrel.ids import new_id
+from gateway.doctor_users import acting
 from gateway.login import Login, LoginVerifier, bearer_token
 from gateway.origins import Origins
 from servicekit.logs import get_logger
@@ -100,7 +101,7 @@ def authenticated(handler: LoginHandler, logins: LoginVerifier) -> Handler:
 
     async def checked(request: web.Request) -> web.StreamResponse:
         login = await logins.verified(bearer_token(request.headers.get(hdrs.AUTHORIZATION)))
-        return await handler(request, login)
+        return await handler(request, acting(login, request, logins))
 
     return checked
 

@@ -25,6 +25,7 @@ from carrel.rpc_errors import from_rpc_error
 from servicekit.addresses import has_copies, split_addresses
 from servicekit.health import READINESS
 from servicekit.rpc.context import remaining_deadline_s
+from servicekit.rpc.tracing import with_trace
 from servicekit.tls.files import Material
 from servicekit.tls.peers import PeerTls
 
@@ -239,13 +240,13 @@ class _Channel(aio.Channel):
         return _Unary(method, self._callable("unary_unary", method, args, kwargs), self._timeout_s)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._callable("unary_stream", method, args, kwargs)
+        return _traced(self._callable("unary_stream", method, args, kwargs))
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return self._callable("stream_unary", method, args, kwargs)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._callable("stream_stream", method, args, kwargs)
+        return _traced(self._callable("stream_stream", method, args, kwargs))
 
     def _callable(self, kind: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return getattr(self._inner, kind)(method, *args, **kwargs)
@@ -329,6 +330,13 @@ class _Held:
         self._channel = None
 
 
+def _traced(call: Callable[..., Any]) -> Callable[..., Any]:
+    def begin(*args: Any, **options: Any) -> Any:
+        return call(*args, **with_trace(options))
+
+    return begin
+
+
 class _Unary:
     """The callable that a stub holds for one unary method. The call runs when it is awaited, not before."""
 
@@ -343,7 +351,7 @@ class _Unary:
     def __call__(self, request: Any, *, timeout: float | None = None, **options: Any) -> Coroutine[Any, Any, Any]:
         own = self._timeout_s if timeout is None else timeout
         remaining = remaining_deadline_s()
-        return self._run(request, own if remaining is None else min(own, remaining), options)
+        return self._run(request, own if remaining is None else min(own, remaining), with_trace(options))
 
     async def _run(self, request: Any, timeout: float, options: Mapping[str, Any]) -> Any:
         loop = asyncio.get_running_loop()

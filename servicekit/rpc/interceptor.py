@@ -32,7 +32,9 @@ from servicekit.rpc.context import enter_call
 from servicekit.rpc.edge import abort_with, as_carrel_error
 from servicekit.rpc.guard import StreamGuard
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
+from servicekit.rpc.tracing import span_of_call
 from servicekit.rpc.validation import validate_message
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 
 __all__ = ["CallGate", "EdgeInterceptor", "is_open"]
 
@@ -90,19 +92,22 @@ class EdgeInterceptor(aio.ServerInterceptor):
         permissions: Method → permission that a service ticket must hold for it.
         callers: Which services may call what, by their certificates; None without TLS.
         guard: Ends streams whose caller's ticket is worth nothing any more.
+        tracing: Makes a span of each call of a kept trace.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- all but two have defaults
         self,
         verifier: TicketVerifier,
         gate: CallGate,
         telemetry: Telemetry = NO_TELEMETRY,
         scopes: Mapping[str, frozenset[Scope]] = METHOD_SCOPES,
         permissions: Mapping[str, str] = SERVICE_PERMISSIONS,
+        tracing: Tracing = NO_TRACING,
         *,
         callers: CallerCheck | None = None,
         guard: StreamGuard | None = None,
     ) -> None:
+        self._tracing = tracing
         self._guard = StreamGuard(verifier) if guard is None else guard
         self._callers = callers
         self._verifier = verifier
@@ -140,7 +145,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
 
     def _unary(self, method: str, handler: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
         admit = self._admission(method, needs_deadline=True)
-        gate, telemetry = self._gate, self._telemetry
+        gate, telemetry, tracing = self._gate, self._telemetry, self._tracing
 
         async def serve(request: Any, context: _Context) -> Any:
             began = time.perf_counter()
@@ -149,8 +154,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
             try:
                 gate.enter(stream=False)
                 entered = True
-                admit(request, context)
-                response = await handler(request, context)
+                # The caller's trace is known before the caller is: a refusal belongs to it, too.
+                with span_of_call(tracing, method, context):
+                    admit(request, context)
+                    response = await handler(request, context)
                 status = Status.OK
                 return response
             except aio.AbortError:
@@ -200,7 +207,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
         return self._stream(method, begin)
 
     def _stream(self, method: str, begin: Callable[[Any, _Context], AsyncIterator[Any]]) -> Any:
-        gate, telemetry = self._gate, self._telemetry
+        gate, telemetry, tracing = self._gate, self._telemetry, self._tracing
 
         async def serve(request: Any, context: _Context) -> AsyncIterator[Any]:
             began = time.perf_counter()
@@ -210,9 +217,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
                 gate.enter(stream=True)
                 entered = True
                 # Closed here and now when the client leaves, instead of by the garbage collector some time later.
-                async with aclosing(begin(request, context)) as responses:  # type: ignore[type-var]  # handlers are generators
-                    async for response in responses:
-                        yield response
+                with span_of_call(tracing, method, context):
+                    async with aclosing(begin(request, context)) as responses:  # type: ignore[type-var]  # handlers are generators
+                        async for response in responses:
+                            yield response
                 status = Status.OK
                 return
             except aio.AbortError:

@@ -27,6 +27,7 @@ from servicekit.rpc.interceptor import CallGate, EdgeInterceptor
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
 from servicekit.rpc.validation import warm
 from servicekit.settings import SharedSettings
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from servicekit.tls.peers import Tls
 
 __all__ = ["MIN_PING_INTERVAL_MS", "RpcServer", "Service"]
@@ -52,6 +53,7 @@ class RpcServer:
         settings: Bounds, environment and drain time.
         readiness: Checks that decide whether health says SERVING; its own, empty one when None.
         telemetry: Told about each call.
+        tracing: Makes a span of each call of a kept trace.
         interceptors: Further ones, outside ours.
         scopes: Method → scopes, for services that are not in the table (tests).
         permissions: Method → permission of a service ticket, likewise.
@@ -70,6 +72,7 @@ class RpcServer:
         *,
         readiness: Readiness | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
+        tracing: Tracing = NO_TRACING,
         interceptors: Sequence[aio.ServerInterceptor] = (),
         scopes: Mapping[str, frozenset[Scope]] = METHOD_SCOPES,
         permissions: Mapping[str, str] = SERVICE_PERMISSIONS,
@@ -87,7 +90,7 @@ class RpcServer:
         self.guard = StreamGuard(verifier)
         self.callers = CallerCheck(callers, self._tls.trust_domain) if self._tls.enabled else None
         edge = EdgeInterceptor(
-            verifier, self.gate, telemetry, scopes, permissions, callers=self.callers, guard=self.guard
+            verifier, self.gate, telemetry, scopes, permissions, tracing, callers=self.callers, guard=self.guard
         )
         self._interceptors = [*interceptors, edge]
         self._health = HealthServicer()

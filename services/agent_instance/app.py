@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from carrel.context import UserExecutionContext
+from carrel.doctor_names import DOCTOR_AGENT
 from carrel.v1.agent_instance_pb2_grpc import add_AgentInstanceServiceServicer_to_server
 from servicekit.delivery import Outlet, ProducerStream
 from servicekit.identity.keys import KeySet
@@ -18,6 +19,7 @@ from servicekit.logs import get_logger
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from servicekit.tls.peers import Tls
 from services.agent_instance.client_emitter import StageProducer
 from services.agent_instance.client_mcp import open_servers
@@ -74,6 +76,8 @@ def stage_services(
     workers: ExecutorFactory | None = None,
     models: ModelAccess | None = None,
     tool_servers: ToolServers | None = None,
+    *,
+    tracing: Tracing = NO_TRACING,
 ) -> StageServices:
     """What every attempt of the process uses, as the settings say.
 
@@ -81,6 +85,7 @@ def stage_services(
         workers: Makes worker processes; None to run every class as a task.
         models: The way to language models; None for none.
         tool_servers: MCP servers that agents get tools of.
+        tracing: Makes the spans of what agents do.
     """
     times, tools, chosen = settings.times, settings.tools, settings.workers
 
@@ -113,11 +118,12 @@ def stage_services(
         times=StageTimes(grace_s=times.grace, kill_s=times.kill, log_wait_s=times.log_wait),
         models=models,
         tool_servers=tool_servers,
+        tracing=tracing,
     )
 
 
 @asynccontextmanager
-async def open_models(settings: ModelSettings) -> AsyncIterator[ModelAccess | None]:
+async def open_models(settings: ModelSettings, *, tells_trace: bool = False) -> AsyncIterator[ModelAccess | None]:
     """The way to language models for the length of the block; None when none is configured.
 
     Raises:
@@ -127,7 +133,7 @@ async def open_models(settings: ModelSettings) -> AsyncIterator[ModelAccess | No
         yield None
         return
     async with AsyncExitStack() as stack:
-        endpoint = await stack.enter_async_context(OpenAiEndpoint(settings))
+        endpoint = await stack.enter_async_context(OpenAiEndpoint(settings, tells_trace=tells_trace))
         door: ModelProxy | None = None
         if settings.proxy:
             door = await stack.enter_async_context(ModelProxy(max_request_bytes=settings.max_request_bytes))
@@ -191,22 +197,29 @@ def _producers(outlet: Outlet) -> MakeProducer:
 async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[RpcServer]:
     """The service, ready to be started; leaving it ends every attempt and closes what it opened, in reverse."""
     async with start.phase(Phase.CONFIGURATION, needs="agent classes that can be loaded, and the ticket keys"):
-        registry = AgentClassRegistry.load(settings.agents, {} if settings.mcp is None else settings.mcp.fingerprints())
+        registry = AgentClassRegistry.load(
+            settings.sources, {} if settings.mcp is None else settings.mcp.fingerprints()
+        )
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
         tls = Tls.of(settings, "agent_instance")
     dependencies = dependency_checker(settings)
     async with AsyncExitStack() as stack:
         async with start.phase(Phase.CONFIGURATION, needs="a language model's endpoint that can be used"):
-            models = await stack.enter_async_context(open_models(settings.models))
+            models = await stack.enter_async_context(
+                open_models(settings.models, tells_trace=settings.telemetry.to_models)
+            )
         workers: ExecutorFactory | None = None
-        if any(entry.isolation == "process" for entry in registry.values()):
+        # The doctor's agent follows the others: a deployment of tasks gets no zygote for its sake.
+        if any(entry.isolation == "process" for entry in registry.values() if entry.name != DOCTOR_AGENT):
             async with start.phase(Phase.INTEGRATION, needs="worker processes for the agents"):
                 workers = await stack.enter_async_context(open_workers(settings, registry))
         servers: ToolServers | None = None
         if settings.mcp is not None:
             async with start.phase(Phase.INTEGRATION, needs="the package that speaks with MCP servers"):
                 servers = await stack.enter_async_context(open_tool_servers(settings.mcp, registry))
-        services = stage_services(settings, registry, dependencies, workers, models, servers)
+        services = stage_services(
+            settings, registry, dependencies, workers, models, servers, tracing=start.telemetry.tracing
+        )
         _tell_isolation(services.core)
         emitters = await stack.enter_async_context(Copies(settings.emitter, "emitter", tls=tls))
         async with start.phase(
@@ -228,7 +241,11 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
         )
         # Readiness says nothing of the emitter: events wait here while it is away, and nothing is lost.
         server = RpcServer(
-            settings.listen, [(add_AgentInstanceServiceServicer_to_server, servicer, _SERVICE)], verifier, settings
+            settings.listen,
+            [(add_AgentInstanceServiceServicer_to_server, servicer, _SERVICE)],
+            verifier,
+            settings,
+            tracing=start.telemetry.tracing,
         )
         _ = tasks.start(_give_back(server, servicer, settings.drain_seconds), "end of the streams on drain")
         yield server

@@ -20,6 +20,7 @@ from servicekit.lifecycle import Starter
 from servicekit.logs import get_logger
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime
 from servicekit.tls.peers import Tls
 from services.bridge.config import BridgeSettings
 from services.bridge.domain.bridge import Bridge
@@ -49,7 +50,7 @@ async def app(settings: BridgeSettings, start: Starter) -> AsyncIterator[RpcServ
         log = await (_open_sqlite(settings, start) if settings.log.url is None else _open_redis(settings, start))
         stack.push_async_callback(log.close)
         async with start.phase(Phase.INTEGRATION, needs="an event log that works"):
-            server = await stack.enter_async_context(serve_bridge(settings, log, verifier))
+            server = await stack.enter_async_context(serve_bridge(settings, log, verifier, start.telemetry))
         yield server
 
 
@@ -147,7 +148,9 @@ def _password(path: Path | None) -> str:
 
 
 @asynccontextmanager
-async def serve_bridge(settings: BridgeSettings, log: EventLog, verifier: TicketVerifier) -> AsyncIterator[RpcServer]:
+async def serve_bridge(
+    settings: BridgeSettings, log: EventLog, verifier: TicketVerifier, telemetry: Runtime = TELEMETRY_OFF
+) -> AsyncIterator[RpcServer]:
     """The bridge over a log that is open, with a server that is not started yet."""
     readiness = Readiness()
 
@@ -167,13 +170,14 @@ async def serve_bridge(settings: BridgeSettings, log: EventLog, verifier: Ticket
     readiness.add("event log", lambda: bridge.monitor.active)
     async with bridge, TaskOwner() as tasks:
         revoked = RevokedTickets()
-        servicer = BridgeServicer(bridge, verifier, revoked)
+        servicer = BridgeServicer(bridge, verifier, telemetry.tracing, revoked)
         server = RpcServer(
             settings.listen,
             [(add_BridgeServiceServicer_to_server, servicer, "carrel.v1.BridgeService")],
             verifier,
             settings,
             readiness=readiness,
+            tracing=telemetry.tracing,
         )
 
         revoked.on_change(server.guard.look)

@@ -26,6 +26,7 @@ from servicekit.rpc.copies import Copies, Rotation
 from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime
 from servicekit.tls.peers import Tls
 from services.emitter.client_bridge import Publisher, fence_reader
 from services.emitter.config import EmitterSettings
@@ -61,19 +62,24 @@ async def app(settings: EmitterSettings, start: Starter) -> AsyncIterator[RpcSer
             advice="start the bridge first, or set CARREL_EMITTER_BRIDGE to its address",
         ):
             await wait_ready(channel, f"the bridge at {settings.bridge}", settings.downstream_wait_seconds)
-        async with serve_emitter(settings, channel, bridges, verifier) as server:
+        async with serve_emitter(settings, channel, bridges, verifier, start.telemetry) as server:
             yield server
 
 
 @asynccontextmanager
 async def serve_emitter(
-    settings: EmitterSettings, channel: aio.Channel, bridges: Copies, verifier: TicketVerifier
+    settings: EmitterSettings,
+    channel: aio.Channel,
+    bridges: Copies,
+    verifier: TicketVerifier,
+    telemetry: Runtime = TELEMETRY_OFF,
 ) -> AsyncIterator[RpcServer]:
     """The emitter, with a server that is not started yet.
 
     Args:
         channel: To the bridge, whichever copy, for single calls.
         bridges: The copies, for the stream that goes from one to the next.
+        telemetry: What it tells of itself with.
     """
     statistics = Statistics()
     ledger = Ledger(settings.limits())
@@ -101,7 +107,7 @@ async def serve_emitter(
         on_state=lambda _up: readiness.poke(),
     )
     servicer = EmitterServicer(
-        Intake(_run_verifier(events), guard, ledger, statistics, reason_name, item_bytes),
+        Intake(_run_verifier(events), guard, ledger, statistics, reason_name, item_bytes, tracing=telemetry.tracing),
         guard,
         ledger,
         statistics,
@@ -122,6 +128,7 @@ async def serve_emitter(
         verifier,
         settings,
         readiness=readiness,
+        tracing=telemetry.tracing,
     )
     async with TaskOwner() as tasks, stream:
         _ = tasks.start(_care(ledger, watch), "care")

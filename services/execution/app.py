@@ -21,6 +21,7 @@ from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.runtime import Runtime
 from servicekit.tls.peers import Tls
 from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_bridge import BridgeRunLog
@@ -95,6 +96,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 clock=store.now,
                 options=settings.run_options(),
                 wakeups=stores.wakeups,
+                tracing=start.telemetry.tracing,
             )
             factory = ExecutionEngineFactory(services)
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
@@ -110,7 +112,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             _ = loops.start(teller.tell_for_ever(), "revocations for emitters and bridges")
             # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
             servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge), revoked=revoked)
-            server = _server(settings, services, servicer, verifier)
+            server = _server(settings, services, servicer, verifier, start.telemetry)
             revoked.on_change = server.guard.look
             yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
@@ -169,7 +171,11 @@ class _Execution:
 
 
 def _server(
-    settings: ExecutionSettings, services: RunServices, servicer: ExecutionServicer, verifier: TicketVerifier
+    settings: ExecutionSettings,
+    services: RunServices,
+    servicer: ExecutionServicer,
+    verifier: TicketVerifier,
+    telemetry: Runtime,
 ) -> RpcServer:
     async def writable() -> bool:
         await services.store.probe()
@@ -184,6 +190,7 @@ def _server(
         verifier,
         settings,
         readiness=readiness,
+        tracing=telemetry.tracing,
     )
     servicer.draining = server.draining
     return server

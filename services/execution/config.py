@@ -93,6 +93,7 @@ class ExecutionSettings(SharedSettings):
     artifact_quota_per_user: int = Field(256 * _MIB, ge=1, description="bytes of all artifacts of one user")
     artifacts_per_run: int = Field(200, ge=1, description="artifacts of one run")
     artifact_retention_days: float = Field(30.0, gt=0, description="how long an artifact is kept")
+    audit_retention_days: float = Field(0.0, ge=0, description="how long an audit record is kept; 0 for ever")
     history_messages: int = Field(50, ge=0, description="messages of the thread that an agent gets")
     history_bytes: int = Field(65_536, ge=0, description="bytes of them")
 
@@ -148,6 +149,7 @@ class ExecutionSettings(SharedSettings):
             cancel_grace_s=self.cancel_grace_seconds,
             history_messages=self.history_messages,
             history_bytes=self.history_bytes,
+            audit_retention_s=self.audit_retention_days * 86_400,
             artifacts=ArtifactLimits(
                 self.artifact_max_bytes,
                 self.artifact_quota_per_user,

@@ -35,10 +35,12 @@ from services.execution.models import (
     ThreadStrategy,
     UserKey,
 )
+from services.execution.models_steps import Span
 
 __all__ = [
     "OUTCOMES",
     "artifact_to_proto",
+    "audit_span",
     "audit_to_proto",
     "catalogue_from_proto",
     "engine_to_proto",
@@ -74,13 +76,18 @@ OUTCOMES: Final[Mapping[AuditOutcome, ai.AuditOutcome.ValueType]] = {
 }
 
 
+_LAST: Final = 2**62
+
+
 def user_key(principal: Principal) -> UserKey:
     """The key of a verified caller's data. Raises ``ScopeError`` for a service, which stands for no user."""
     return UserKey(user_of(principal).user_id)
 
 
-def pipeline_request(request: pb.ExecutePipelineRequest, principal: RunPrincipal) -> PipelineRequest:
-    """What is asked for, under the caller's verified identity.
+def pipeline_request(
+    request: pb.ExecutePipelineRequest, principal: RunPrincipal, traceparent: str = ""
+) -> PipelineRequest:
+    """What is asked for, under the caller's verified identity, in this trace.
 
     Raises:
         InvalidContextError: The context is no root request's, or an id is a placeholder.
@@ -104,6 +111,7 @@ def pipeline_request(request: pb.ExecutePipelineRequest, principal: RunPrincipal
         created_at=round(checked.created_at.timestamp() * 1_000_000),
         agent_context=checked.agent_context,
         audit_metadata=checked.audit_metadata,
+        traceparent=traceparent,
     )
     return PipelineRequest(
         identity=identity,
@@ -210,6 +218,12 @@ def artifact_to_proto(artifact: ArtifactRecord) -> ai.Artifact:
     )
 
 
+def audit_span(request: pb.ListAuditRecordsRequest) -> Span:
+    """The span of time that audit records are asked for, and their order."""
+    since, until = (_micros(moment) for moment in (request.since, request.until))
+    return Span(since, until, oldest_first=request.oldest_first)
+
+
 def audit_to_proto(entry: AuditEntry) -> ai.AuditRecord:
     """An audit record."""
     return ai.AuditRecord(
@@ -281,3 +295,8 @@ def time_to_proto(micros: Micros | None) -> Timestamp | None:
 
 def _error(error: Mapping[str, Any] | None) -> context_pb2.ErrorDetail | None:
     return None if error is None else error_to_proto(from_dict(error))
+
+
+def _micros(moment: Timestamp) -> Micros:
+    # By hand: the library's own conversion raises for years beyond 9999. No clock of ours shows what is beyond.
+    return min(max(moment.seconds * 1_000_000 + moment.nanos // 1000, 0), _LAST)

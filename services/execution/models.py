@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, NewType, TypeVar
 
 __all__ = [
+    "OPERATOR",
     "TERMINAL_STATES",
     "UNENDED_STATES",
     "ArtifactRecord",
@@ -99,6 +100,8 @@ class RunIdentity:
     created_at: Micros = 0
     agent_context: Mapping[str, Any] = field(default_factory=dict)
     audit_metadata: Mapping[str, Any] = field(default_factory=dict)
+    traceparent: str = ""
+    """The trace that asked for it, in which it goes on wherever and whenever it does; "" for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +250,10 @@ class JournalItem:
     arguments_hash: str
     result: bytes
     error: Mapping[str, Any] | None = None
+
+
+OPERATOR: Final = UserKey("(operator)")
+"""Whose acts those are that concern no user, in the audit trail."""
 
 
 @dataclass(frozen=True, slots=True)

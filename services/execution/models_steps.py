@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from services.execution.models import (
     EngineRecord,
@@ -19,6 +19,7 @@ from services.execution.models import (
 )
 
 __all__ = [
+    "ALWAYS",
     "Admission",
     "Admitted",
     "Again",
@@ -31,6 +32,7 @@ __all__ = [
     "Revocation",
     "Revocations",
     "SignedOut",
+    "Span",
     "Step",
     "Sweep",
 ]
@@ -179,6 +181,18 @@ class SignedOut:
     user: UserKey
     expires_at: Micros
     recorded_at: Micros = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From when (inclusive) until when (exclusive; 0 for no end), and in which order."""
+
+    since: Micros = 0
+    until: Micros = 0
+    oldest_first: bool = False
+
+
+ALWAYS: Final = Span()
 
 
 @dataclass(frozen=True, slots=True)

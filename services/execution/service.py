@@ -21,12 +21,15 @@ from carrel.v1 import execution_pb2_grpc as pb_grpc
 from servicekit.identity.principals import Principal, RunPrincipal, ServicePrincipal, SessionPrincipal, may_see_run
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.rpc.context import current_principal
+from servicekit.rpc.contracts import contract_to_proto
+from servicekit.telemetry.names import of_run
+from servicekit.telemetry.tracing import current_span
 from services.execution import convert
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.paging import decode_token, encode_token
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
-from services.execution.models import RunRecord, RunState, UserKey
+from services.execution.models import OPERATOR, RunRecord, RunState, UserKey
 from services.execution.service_replicas import ReplicaCalls
 from services.execution.service_watch import RunLog, RunWatch
 
@@ -68,7 +71,10 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
     ) -> pb.ExecutePipelineResponse:
         principal = current_principal()
         assert isinstance(principal, RunPrincipal), "the table of scopes says so"
-        admitted = await self._factory.execute(convert.pipeline_request(request, principal))
+        span = current_span()
+        if span.recording:
+            span.set(of_run(principal.user_id, principal.run_id))
+        admitted = await self._factory.execute(convert.pipeline_request(request, principal, span.traceparent))
         return pb.ExecutePipelineResponse(run=convert.run_to_proto(admitted.run), existing=admitted.existing)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: _Context) -> AsyncIterator[pb.WatchRunResponse]:
@@ -165,15 +171,19 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
     async def ListAuditRecords(
         self, request: pb.ListAuditRecordsRequest, context: _Context
     ) -> pb.ListAuditRecordsResponse:
-        user = _own_or_all(current_principal())
+        principal = current_principal()
+        user = _own_or_all(principal)
         if user is None and request.user_id:
             user = UserKey(request.user_id)  # an operator's choice, made under operator:read
-        page = await self._store.list_audit(
-            user, request.run_id, request.page_size or 100, decode_token("audit", "iss", request.page_token)
-        )
+        listing, span = "audit-up" if request.oldest_first else "audit", convert.audit_span(request)
+        after = decode_token(listing, "iss", request.page_token)
+        if span.oldest_first and after is None and isinstance(principal, ServicePrincipal):
+            await self.record(OPERATOR, "audit.export", principal.service)
+        page = await self._store.list_audit(user, request.run_id, request.page_size or 100, after, span)
         return pb.ListAuditRecordsResponse(
             records=[convert.audit_to_proto(entry) for entry in page.items],
-            next_page_token=encode_token("audit", page.next),
+            # The last page of those in their order may be empty: what comes later goes on from where it began.
+            next_page_token=encode_token(listing, page.next) or (request.page_token if request.oldest_first else ""),
         )
 
     async def GetFactoryMetrics(
@@ -183,6 +193,7 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
         response.memory_bytes = self._process.memory_info().rss
         response.cpu_time.CopyFrom(convert.seconds_to_proto(time.process_time()))
         response.identity_mismatch_total = self._verifier.identity_mismatch_total
+        response.contract.CopyFrom(contract_to_proto(self._factory.contract))
         return response
 
     def _lets_go(self, run: RunRecord) -> bool:

@@ -62,7 +62,7 @@ class ReplicaCalls:
             user,
             request.reason.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # no database's text holds it
         )
-        await self._record(user, "user.revoke", principal.service)
+        await self.record(user, "user.revoke", principal.service)
         return pb.RevokeUserResponse(not_before=convert.time_to_proto(not_before), cancelled_runs=cancelled)
 
     async def ListRevocations(  # noqa: N802 -- the RPC's name
@@ -96,7 +96,7 @@ class ReplicaCalls:
         user = convert.user_key(principal)
         if request.everywhere:
             not_before, cancelled = await self._revoked.revoke(user, "signed out everywhere")
-            await self._record(user, "login.sign_out_everywhere", principal.login)
+            await self.record(user, "login.sign_out_everywhere", principal.login)
             return pb.SignOutResponse(not_before=convert.time_to_proto(not_before), cancelled_runs=cancelled)
         if not principal.login:
             raise InvalidRequestError(
@@ -105,17 +105,18 @@ class ReplicaCalls:
             )
         ends_s = min(request.expires_at.seconds + 1, _LAST_SECOND)
         await self._revoked.sign_out(user, principal.login, ends_s * 1_000_000)
-        await self._record(user, "login.sign_out", principal.login)
+        await self.record(user, "login.sign_out", principal.login)
         return pb.SignOutResponse()
 
     async def RecordAudit(  # noqa: N802 -- the RPC's name
         self, request: pb.RecordAuditRequest, context: _Context
     ) -> pb.RecordAuditResponse:
         """Keep what the caller did."""
-        await self._record(UserKey(request.user_id), request.action, request.target)
+        await self.record(UserKey(request.user_id), request.action, request.target)
         return pb.RecordAuditResponse()
 
-    async def _record(self, user: UserKey, action: str, target: str) -> None:
+    async def record(self, user: UserKey, action: str, target: str) -> None:
+        """Leave a record of an act in the audit trail."""
         entry = AuditEntry(
             record_id=new_id("aud"),
             user=user,

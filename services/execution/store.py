@@ -25,6 +25,7 @@ from services.execution.models import (
     UserKey,
 )
 from services.execution.models_steps import (
+    ALWAYS,
     Admission,
     Admitted,
     Again,
@@ -35,6 +36,7 @@ from services.execution.models_steps import (
     Question,
     Revocations,
     SignedOut,
+    Span,
     Step,
     Sweep,
 )
@@ -331,9 +333,16 @@ class RunStore(Protocol):
         ...
 
     async def list_audit(
-        self, user: UserKey | None, run_id: str, limit: int, after: PageKey | None
+        self, user: UserKey | None, run_id: str, limit: int, after: PageKey | None, span: Span = ALWAYS
     ) -> Page[AuditEntry]:
-        """Audit records, newest first, of the user or (None) of everybody."""
+        """Audit records of the user or (None) of everybody, begun within a span of time; the newest first, if not asked
+        otherwise. With the oldest first every page that has a record tells the place after its last one: later ones
+        may come.
+        """
+        ...
+
+    async def expire_audit(self, before: Micros) -> int:
+        """Forget some of the audit records of acts begun before then, the oldest first; how many."""
         ...
 
     # Care

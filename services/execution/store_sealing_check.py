@@ -14,14 +14,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from carrel.errors import InvalidConfigurationError
 from carrel.ids import new_id
 from services.execution.migrations import demand_readers, release_readers
-from services.execution.models import AuditEntry, AuditOutcome, UserKey
+from services.execution.models import OPERATOR, AuditEntry, AuditOutcome
 from services.execution.store_sealing import KeySeals, seals_of
 from services.execution.tables import DbNow, sealing_keys
 
-__all__ = ["OPERATOR", "check_keys", "forget_keys", "register_keys"]
-
-OPERATOR: Final = UserKey("(operator)")
-"""Whose acts those are that concern no user, in the audit trail."""
+__all__ = ["check_keys", "forget_keys", "register_keys"]
 
 _KNOWN: Final = sa.select(sealing_keys.c.key_id, sealing_keys.c.proof)
 _IDS: Final = sa.select(sealing_keys.c.key_id)

@@ -39,6 +39,7 @@ from services.execution.models import (
     UserKey,
 )
 from services.execution.models_steps import (
+    ALWAYS,
     Admission,
     Admitted,
     Again,
@@ -49,6 +50,7 @@ from services.execution.models_steps import (
     Question,
     Revocations,
     SignedOut,
+    Span,
     Step,
     Sweep,
 )
@@ -329,10 +331,14 @@ class SqlRunStore:
         await self._database.write(lambda c: care.save_audit(c, entries))
 
     async def list_audit(
-        self, user: UserKey | None, run_id: str, limit: int, after: PageKey | None
+        self, user: UserKey | None, run_id: str, limit: int, after: PageKey | None, span: Span = ALWAYS
     ) -> Page[AuditEntry]:
         """See ``RunStore``."""
-        return await self._database.read(lambda c: reads.list_audit(c, user, run_id, limit, after))
+        return await self._database.read(lambda c: reads.list_audit(c, user, run_id, limit, after, span))
+
+    async def expire_audit(self, before: Micros) -> int:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: care.expire_audit(c, before))
 
     # Care
 

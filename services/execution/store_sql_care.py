@@ -38,7 +38,16 @@ from services.execution.tables import (
     users,
 )
 
-__all__ = ["delete_thread", "expire_artifacts", "probe", "save_artifact", "save_audit", "save_journal", "sweep"]
+__all__ = [
+    "delete_thread",
+    "expire_artifacts",
+    "expire_audit",
+    "probe",
+    "save_artifact",
+    "save_audit",
+    "save_journal",
+    "sweep",
+]
 
 _ALIVE: Final = frozenset({RunState.RUNNING})
 _P: Final = sa.bindparam
@@ -57,6 +66,7 @@ _DROP_ARTIFACT: Final = artifacts.delete().where(
     artifacts.c.user_id == _P("u"), artifacts.c.run_id == _P("run"), artifacts.c.name == _P("name")
 )
 _ADD_ARTIFACT: Final = artifacts.insert()
+_DROP_AUDIT: Final = audit.delete().where(audit.c.user_id == _P("u"), audit.c.record_id == _P("record"))
 _ADD_AUDIT: Final = audit.insert().prefix_with("OR IGNORE", dialect="sqlite")
 
 
@@ -167,6 +177,15 @@ def expire_artifacts(connection: sa.Connection, before: int) -> tuple[tuple[User
     for row in rows:
         connection.execute(_DROP_ARTIFACT, {"u": row.user_id, "run": row.run_id, "name": row.name})
     return tuple((UserKey(row.user_id), artifact_of(row)) for row in rows)
+
+
+def expire_audit(connection: sa.Connection, before: int) -> int:
+    """See ``RunStore.expire_audit``."""
+    old = sa.select(audit.c.user_id, audit.c.record_id).where(audit.c.started_at < before)
+    rows = connection.execute(old.order_by(audit.c.started_at).limit(2000)).all()
+    if rows:
+        connection.execute(_DROP_AUDIT, [{"u": row.user_id, "record": row.record_id} for row in rows])
+    return len(rows)
 
 
 def sweep(connection: sa.Connection, *, now: int) -> Sweep:

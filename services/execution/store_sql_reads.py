@@ -22,6 +22,7 @@ from services.execution.models import (
     ThreadRecord,
     UserKey,
 )
+from services.execution.models_steps import Span
 from services.execution.store import PageKey
 from services.execution.store_sealing import seals_of
 from services.execution.store_sql_rows import (
@@ -272,7 +273,7 @@ def read_journal(connection: sa.Connection, user: UserKey, run_id: str, stage: i
 
 
 def list_audit(
-    connection: sa.Connection, user: UserKey | None, run_id: str, limit: int, after: PageKey | None
+    connection: sa.Connection, user: UserKey | None, run_id: str, limit: int, after: PageKey | None, span: Span
 ) -> Page[AuditEntry]:
     """See ``RunStore.list_audit``."""
     query = sa.select(audit)
@@ -280,8 +281,16 @@ def list_audit(
         query = query.where(audit.c.user_id == user)
     if run_id:
         query = query.where(audit.c.run_id == run_id)
+    if span.since:
+        query = query.where(audit.c.started_at >= span.since)
+    if span.until:
+        query = query.where(audit.c.started_at < span.until)
     key = (audit.c.started_at, audit.c.user_id, audit.c.record_id)
-    return _listing(connection, query, key, limit, after, audit_of, descending=True)
+    page = _listing(connection, query, key, limit, after, audit_of, descending=not span.oldest_first)
+    if span.oldest_first and page.items:
+        last = page.items[-1]
+        return Page(page.items, (last.started_at, last.user, last.record_id))
+    return page
 
 
 def _listed_bytes(row: Any) -> int:

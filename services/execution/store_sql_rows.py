@@ -55,17 +55,17 @@ Row = Any
 
 def identity_json(identity: RunIdentity, seals: Seals) -> bytes:
     """What tickets are minted from, without the ids, which are columns."""
-    kept = orjson.dumps(
-        {
-            "permissions": sorted(identity.permissions),
-            "limits": dict(identity.limits),
-            "websocket_client_id": identity.websocket_client_id,
-            "created_at": identity.created_at,
-            "agent_context": dict(identity.agent_context),
-            "audit_metadata": dict(identity.audit_metadata),
-        }
-    )
-    return seals.seal("runs.identity", identity.user, identity.run_id, kept)
+    kept: dict[str, Any] = {
+        "permissions": sorted(identity.permissions),
+        "limits": dict(identity.limits),
+        "websocket_client_id": identity.websocket_client_id,
+        "created_at": identity.created_at,
+        "agent_context": dict(identity.agent_context),
+        "audit_metadata": dict(identity.audit_metadata),
+    }
+    if identity.traceparent:
+        kept["traceparent"] = identity.traceparent
+    return seals.seal("runs.identity", identity.user, identity.run_id, orjson.dumps(kept))
 
 
 def error_json(seals: Seals, field: str, user: str, run_id: str, error: Mapping[str, Any] | None) -> bytes | None:
@@ -106,6 +106,8 @@ def _identity(row: Row, seals: Seals) -> RunIdentity:
         created_at=kept["created_at"],
         agent_context=kept["agent_context"],
         audit_metadata=kept["audit_metadata"],
+        # Rows of older processes have none.
+        traceparent=kept.get("traceparent", ""),
     )
 
 

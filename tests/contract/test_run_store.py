@@ -25,7 +25,7 @@ from services.execution.models import (
     StageState,
     UserKey,
 )
-from services.execution.models_steps import Admitted, Checkpoint, Finish
+from services.execution.models_steps import Admitted, Checkpoint, Finish, Span
 from services.execution.store import RunStore
 from tests.contract.run_support import ALICE, BOB, CANCEL, SECOND, Clock, admission, finish_and_close, success
 
@@ -453,6 +453,25 @@ async def test_audit_is_listed_newest_first_of_one_user_or_of_all(store: RunStor
     # Beside what the store itself has recorded, of the key that it was opened with.
     assert [entry for entry in listed if entry.user in {ALICE, BOB}] == list(reversed(entries))
     assert (await store.list_audit(None, "run-1", 10, None)).items == (entries[1],)
+
+
+async def test_audit_of_a_span_of_time_oldest_first_goes_on_with_what_came_later(store: RunStore) -> None:
+    entries = [
+        AuditEntry(f"a{n}", user, "t", "r", "req", "tool.call", "load", AuditOutcome.SUCCEEDED, 10 + n)
+        for n, user in enumerate([ALICE, BOB, ALICE, BOB])
+    ]
+    await store.save_audit(entries[:3])
+    span = Span(since=11, until=100, oldest_first=True)
+    first = await store.list_audit(None, "", 10, None, span)
+    assert first.items == tuple(entries[1:3])
+    assert first.next is not None
+    assert (await store.list_audit(None, "", 10, first.next, span)).items == ()
+    await store.save_audit(entries[3:])
+    assert (await store.list_audit(None, "", 10, first.next, span)).items == (entries[3],)
+    assert (await store.list_audit(BOB, "", 10, None, Span(until=13))).items == (entries[1],)
+    assert await store.expire_audit(12) == 2
+    assert await store.expire_audit(12) == 0
+    assert (await store.list_audit(ALICE, "", 10, None)).items == (entries[2],)
 
 
 # Transactions

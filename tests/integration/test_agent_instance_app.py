@@ -61,7 +61,7 @@ async def test_the_app_serves_a_file_of_agents(
     caplog.set_level(logging.INFO)
     emitter = FakeEmitter()
     async with serving([emitter_service(emitter)]) as rpc:
-        settings = settings_for(tmp_path, emitter=rpc.address, agents=(str(agent_file),))
+        settings = settings_for(tmp_path, emitter=rpc.address, agents=(str(agent_file),), doctor=False)
         start = Starter("agent_instance")
         async with app(settings, start) as server, server, open_channel(server.address) as channel:
             stub = agent_instance_pb2_grpc.AgentInstanceServiceStub(channel)
@@ -85,7 +85,7 @@ async def test_a_class_that_asks_for_the_loop_gets_it_and_the_log_says_so(
     caplog.set_level(logging.INFO)
     agent_file.write_text(AGENT.replace("    async def", '    isolation = "task"\n    async def'), encoding="utf-8")
     async with serving([emitter_service(FakeEmitter())]) as rpc:
-        settings = settings_for(tmp_path, emitter=rpc.address, agents=(str(agent_file),))
+        settings = settings_for(tmp_path, emitter=rpc.address, agents=(str(agent_file),), doctor=False)
         async with app(settings, Starter("agent_instance")) as server, server, open_channel(server.address) as channel:
             stub = agent_instance_pb2_grpc.AgentInstanceServiceStub(channel)
             listed = await stub.ListAgents(pb.ListAgentsRequest(context=session_context()))
@@ -175,7 +175,7 @@ async def test_the_process_starts_serves_and_ends_on_sigterm(
             async with open_channel(ready.read_text(encoding="utf-8").strip()) as channel:
                 stub = agent_instance_pb2_grpc.AgentInstanceServiceStub(channel)
                 listed = await stub.ListAgents(pb.ListAgentsRequest(context=session_context()))
-                assert [agent.name for agent in listed.agents] == ["hello"]
+                assert [agent.name for agent in listed.agents] == ["carrel_doctor", "hello"]
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 10) == 0
         finally:

@@ -12,7 +12,7 @@ from services.execution.domain.services import RunServices
 from services.execution.domain.uploads import remove_unused
 from services.execution.store import RunStore
 
-__all__ = ["clean_up", "clean_up_for_ever", "expire_artifacts", "keep_leases", "take_over"]
+__all__ = ["clean_up", "clean_up_for_ever", "expire_artifacts", "expire_audit", "keep_leases", "take_over"]
 
 _log = get_logger("execution.loops")
 
@@ -74,6 +74,16 @@ async def expire_artifacts(services: RunServices) -> int:
     return total
 
 
+async def expire_audit(services: RunServices) -> int:
+    """Remove audit records that are past their retention, if there is one; how many."""
+    if not services.options.audit_retention_s:
+        return 0
+    before, total = services.clock() - round(services.options.audit_retention_s * 1_000_000), 0
+    while expired := await services.store.expire_audit(before):
+        total += expired
+    return total
+
+
 async def clean_up_for_ever(services: RunServices, factory: ExecutionEngineFactory, interval_s: float) -> NoReturn:
     """``clean_up`` every ``cleanup_interval`` seconds."""
     while True:
@@ -81,5 +91,6 @@ async def clean_up_for_ever(services: RunServices, factory: ExecutionEngineFacto
         try:
             await clean_up(services.store, factory)
             await expire_artifacts(services)
+            await expire_audit(services)
         except CarrelError as error:
             _log.warning("clean-up failed", code=error.code, reason=error.message)

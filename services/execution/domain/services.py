@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.limits import ModelLimits, RateLimits
@@ -50,6 +51,8 @@ class RunOptions:
     history_messages: int = 50
     history_bytes: int = 65_536
     artifacts: ArtifactLimits = field(default_factory=ArtifactLimits)
+    # 0 for ever.
+    audit_retention_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class RunServices:
     clock: Callable[[], Micros]
     options: RunOptions = field(default_factory=RunOptions)
     wakeups: Wakeups = field(default_factory=NoWakeups)
+    tracing: Tracing = NO_TRACING
     # Runs outlive the call that began them, so their tasks must not inherit its deadline and caller.
     home: Context = field(default_factory=copy_context)
 

@@ -1,0 +1,158 @@
+"""``carrel audit export`` and ``verify``: the audit trail as a file that can go on, and that shows tampering."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from carrel.cli.audit_chain import Chain, chain_of
+from carrel.cli.operators import execution_address, operator_channel, operator_ticket
+from carrel.cli.output import EXIT_OK, Printer
+from carrel.cli.state import StateFolder
+from carrel.errors import InvalidRequestError, StartupError
+from carrel.rpc_errors import from_rpc_error
+from carrel.v1 import agent_instance_pb2 as ai
+from carrel.v1 import context_pb2, execution_pb2
+from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
+
+__all__ = ["export_audit", "moment", "verify_file"]
+
+_CALL_S: Final = 30.0
+_LIFETIME_S: Final = 600.0
+_PAGE: Final = 1000
+# An act is recorded when it has ended, under the time when it began: what began so lately may still come.
+_SETTLED: Final = dt.timedelta(minutes=15)
+
+
+def moment(text: str) -> dt.datetime | None:
+    """A time that was written on the command line, in UTC where it does not say; None for the empty text.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    if not text:
+        return None
+    import typer
+
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no time: write 2026-11-28 or 2026-11-28T12:00:00+00:00") from None
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
+async def export_audit(
+    state: StateFolder, output: Path, *, since: dt.datetime | None, until: dt.datetime | None, user_id: str
+) -> int:
+    """Write records into the file, or those that have come since into one that is there; the exit code.
+
+    Raises:
+        StartupError: No stack runs in the state folder, or the file cannot be written.
+        InvalidRequestError: The file is an export of something else.
+        CorruptStoreError: The file is not as it was written.
+        CarrelError: Execution refused or cannot be reached. What was written is good, and goes on the next time.
+    """
+    _ = execution_address(state)  # before the file is touched
+    selection = {"since": since.isoformat() if since else "", "user": user_id}
+    try:
+        chain = _resume(output, selection)
+        # Nobody else's to read: who did what with which tool.
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.seek(chain.size)
+            file.truncate()
+            if chain.selection is None:
+                chain = chain.write(file, {"selection": selection})
+            before = chain.records
+            chain = await _export(state, file, chain, _request(since, until, user_id))
+    except OSError as error:
+        raise StartupError(
+            f"the file {output} cannot be used: {error.strerror or error}", advice="name a file that you may write"
+        ) from None
+    Printer().say(f"{output}: {chain.records - before} records more, {chain.records} in all. Last hash: {chain.head}")
+    return EXIT_OK
+
+
+def verify_file(path: Path) -> int:
+    """Check a file's chain; the exit code.
+
+    Raises:
+        CorruptStoreError: It is not as it was written.
+        StartupError: It cannot be read.
+    """
+    try:
+        chain, _ = chain_of(path)
+    except (OSError, UnicodeError) as error:
+        raise StartupError(f"the file {path} cannot be read: {error}", advice="name an exported file") from None
+    Printer().say(
+        f"{path}: {chain.records} records, unchanged. Last hash: {chain.head} (compare it with the one that the export "
+        "has printed: lines that were cut off at the end show nowhere else)"
+    )
+    return EXIT_OK
+
+
+def _resume(output: Path, selection: dict[str, str]) -> Chain:
+    if not output.exists() or not output.stat().st_size:
+        return Chain()
+    _, chain = chain_of(output, torn=True)
+    if chain.selection is not None and chain.selection != selection:
+        raise InvalidRequestError(
+            f"{output} is an export of another selection: {chain.selection}",
+            advice="give the same --since and --user, or another file",
+        )
+    return chain
+
+
+def _request(
+    since: dt.datetime | None, until: dt.datetime | None, user_id: str
+) -> execution_pb2.ListAuditRecordsRequest:
+    request = execution_pb2.ListAuditRecordsRequest(user_id=user_id, page_size=_PAGE, oldest_first=True)
+    if since is not None:
+        request.since.FromDatetime(since)
+    request.until.FromDatetime(until or dt.datetime.now(dt.UTC) - _SETTLED)
+    return request
+
+
+async def _export(
+    state: StateFolder, file: TextIO, chain: Chain, request: execution_pb2.ListAuditRecordsRequest
+) -> Chain:
+    from servicekit.identity.principals import OPERATOR_READ
+
+    async with operator_channel(state) as channel:
+        stub = ExecutionServiceStub(channel)
+        while True:
+            ticket = operator_ticket(state, (OPERATOR_READ,), _LIFETIME_S)
+            request.context.CopyFrom(context_pb2.UserExecutionContext(ticket=ticket))
+            request.page_token = chain.cursor
+            try:
+                page = await stub.ListAuditRecords(request, timeout=_CALL_S)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from None
+            if not page.records:
+                return chain
+            for record in page.records:
+                chain = chain.write(file, {"record": _record(record)})
+            chain = chain.write(file, {"cursor": page.next_page_token})
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _record(record: ai.AuditRecord) -> dict[str, Any]:
+    names = (
+        "record_id", "user_id", "thread_id", "run_id", "request_id", "action", "target", "error_code",
+        "arguments_hash", "agent_name",
+    )  # fmt: skip
+    body: dict[str, Any] = {name: getattr(record, name) for name in names if getattr(record, name)}
+    body["outcome"] = ai.AuditOutcome.Name(record.outcome).removeprefix("AUDIT_OUTCOME_").lower()
+    body["started_at"] = _iso(record.started_at)
+    body["duration_s"] = record.duration.seconds + record.duration.nanos / 1e9
+    return body
+
+
+def _iso(time: Timestamp) -> str:
+    return time.ToDatetime(dt.UTC).isoformat(timespec="microseconds")
