@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from carrel.client import GatewayHttp
-from carrel.errors import InvalidRequestError, LimitExceededError, TicketError, TokenError
+from carrel.errors import InvalidRequestError, LimitExceededError, NotImplementedYetError, TicketError, TokenError
 from carrel.v1 import context_pb2
 from carrel.v1 import execution_pb2 as pb
 from gateway.app import app
@@ -124,6 +124,15 @@ async def test_nobody_acts_for_another_without_a_record(tmp_path: Path) -> None:
         g.execution.error = LimitExceededError("full", limit="x", limit_value=1, use=1)
         with pytest.raises(LimitExceededError):
             await http.post("/api/tickets", {"user_id": "alice"})
+
+
+async def test_an_execution_of_the_former_release_keeps_no_record_and_the_gateway_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gateway(tmp_path) as g, GatewayHttp(g.url, token("shop", permissions=["act_as"])) as http:
+        g.execution.error = NotImplementedYetError("RecordAudit is not implemented by this version")
+        assert (await http.post("/api/tickets", {"user_id": "alice"}))["ticket"]
+        assert "not in the audit trail" in caplog.text
 
 
 def from_login(user: str, login: str) -> context_pb2.UserExecutionContext:

@@ -34,7 +34,7 @@ class Copy:
                 shutil.copy(ROOT / name, target)
         self.edit("pyproject.toml", f'version = "{__version__}"', f'version = "{NEXT}"')
         self.edit("carrel/__init__.py", f'"{__version__}"', f'"{NEXT}"')
-        self.edit("CHANGELOG.md", "## [Unreleased]", f"## [Unreleased]\n\n## [{NEXT}] - today\n\n- Something.\n\n## [0.0.1]")
+        self.edit("CHANGELOG.md", "## [Unreleased]", f"## [{NEXT}] - today\n\n- Something.\n\n## [0.0.1]")
         self.git("init", "--quiet")
         self.commit()
 
