@@ -21,11 +21,11 @@ _SLOW = Path(__file__).parent / "slow_agents.py"
 
 
 @pytest.fixture
-def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningStack]:
+def stack(tmp_path: Path) -> Iterator[RunningStack]:
     keys = tmp_path / "encryption.json"
     add_key(keys, "k1")
-    monkeypatch.setenv("CARREL_EXECUTION_ENCRYPTION__KEY_FILE", str(keys))
-    with running_stack(tmp_path, agents=[str(_SLOW)], replicas={"gateway": 2}) as running:
+    sealed = {"CARREL_EXECUTION_ENCRYPTION__KEY_FILE": str(keys)}
+    with running_stack(tmp_path, agents=[str(_SLOW)], replicas={"gateway": 2}, environment=sealed) as running:
         yield running
 
 
