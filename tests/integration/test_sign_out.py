@@ -108,11 +108,12 @@ async def test_a_token_with_another_form_of_its_signature_is_signed_out_too(tmp_
     async with gateway(tmp_path) as g:
         mine = token("alice")
         twin = mine[:-1] + alphabet[alphabet.index(mine[-1]) ^ 1]
-        async with GatewayHttp(g.url, mine) as http:
+        async with GatewayHttp(g.url, mine) as http, GatewayHttp(g.url, twin) as other:
+            assert mine != twin
+            assert await other.get("/api/runs"), "it is as good as the first form"
             await http.logout()
-        async with GatewayHttp(g.url, twin) as http:
-            with pytest.raises(TokenError):
-                await http.get("/api/runs")
+            with pytest.raises(TokenError, match="signed out"):
+                await other.get("/api/runs")
 
 
 async def test_nobody_acts_for_another_without_a_record(tmp_path: Path) -> None:
