@@ -315,7 +315,9 @@ def _expired() -> TicketExpiredError:
 
 
 def _revoked() -> TicketError:
-    return TicketError("the login it comes from was signed out, or all of that time were revoked", advice="log in again")
+    return TicketError(
+        "the login it comes from was signed out, or all of that time were revoked", advice="log in again"
+    )
 
 
 def _wrong_scope(scope: Scope, allow: Collection[Scope]) -> ScopeError:
