@@ -12,7 +12,7 @@ import pytest
 
 from carrel.client import GatewayHttp, SocketClient
 from carrel.errors import CarrelError, TokenError
-from services.execution.store_sealing_keys import add_key
+from servicekit.sealing_keys import add_key
 from tests.conftest import Eventually
 from tests.support.stack import RunningStack, run_carrel, running_stack
 
