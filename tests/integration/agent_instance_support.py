@@ -52,6 +52,11 @@ class FakeEmitter(emitter_pb2_grpc.EmitterServiceServicer):
         self.refuse: RefusalReason.ValueType | None = None
         self.verifier = identity().verifier()
 
+    async def Revoke(
+        self, request: emitter_pb2.EmitterServiceRevokeRequest, context: Any
+    ) -> emitter_pb2.EmitterServiceRevokeResponse:
+        return emitter_pb2.EmitterServiceRevokeResponse()
+
     async def Emit(
         self, request_iterator: AsyncIterator[emitter_pb2.EmitRequest], context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[emitter_pb2.EmitResponse]:

@@ -76,7 +76,7 @@ class FakeLog:
 class FakeBridge(BridgeServiceServicer):
     """Publish over a FakeLog; the other RPCs are not there."""
 
-    Attach = ReadEvents = GetState = None  # type: ignore[assignment]  # never called here
+    Attach = ReadEvents = GetState = Revoke = None  # type: ignore[assignment]  # never called here
 
     def __init__(self, log: FakeLog) -> None:
         self.log = log

@@ -35,6 +35,11 @@ class ScriptedBridge(bridge_pb2_grpc.BridgeServiceServicer):
 
     Publish = Attach = ResolveRun = GetState = _never
 
+    async def Revoke(
+        self, request: bridge_pb2.BridgeServiceRevokeRequest, context: Any
+    ) -> bridge_pb2.BridgeServiceRevokeResponse:
+        return bridge_pb2.BridgeServiceRevokeResponse()
+
     scripts: list[Reads] = field(default_factory=list)
     asked: list[bridge_pb2.ReadEventsRequest] = field(default_factory=list)
     users: list[str] = field(default_factory=list)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
+from carrel.errors import CarrelError, TicketExpiredError
 from tests.conftest import Eventually
 from tests.unit.gateway.harness import Gateway, Socket, gateway, token
 
@@ -76,11 +78,14 @@ async def test_a_bound_run_is_kept_while_it_waits_for_an_answer(tmp_path: Path, 
         assert g.execution.kept[run_id] == 1
 
 
-async def test_the_stream_is_opened_again_after_execution_s_restart(tmp_path: Path, eventually: Eventually) -> None:
+@pytest.mark.parametrize("error", [None, TicketExpiredError("the ticket has expired")], ids=["restart", "ticket's end"])
+async def test_the_stream_is_opened_again_after_execution_s_restart_and_its_ticket_s_end(
+    tmp_path: Path, eventually: Eventually, error: CarrelError | None
+) -> None:
     async with gateway(tmp_path) as g:
         socket, _ = await g.ready()
         run_id = await _bound(g, socket, eventually)
-        g.execution.break_watches()
+        g.execution.break_watches(error)
         await eventually(lambda: g.execution.kept[run_id] == 0)
         await eventually(lambda: g.execution.kept[run_id] == 1, within=5)
         await socket.ws.close()

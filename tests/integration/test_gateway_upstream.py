@@ -34,7 +34,7 @@ _never: Any = None
 class StubbornBridge(bridge_pb2_grpc.BridgeServiceServicer):
     """Says what the test tells it to, and remembers what it was asked."""
 
-    Publish = ReadEvents = ResolveRun = _never
+    Publish = ReadEvents = ResolveRun = Revoke = _never
 
     def __init__(self) -> None:
         self.asked: list[bridge_pb2.AttachRequest] = []

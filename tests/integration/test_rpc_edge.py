@@ -46,6 +46,9 @@ class Bridge(bridge_pb2_grpc.BridgeServiceServicer):
         self.draining: asyncio.Event | None = None
         self.closed = 0
 
+    async def Revoke(self, request: pb.BridgeServiceRevokeRequest, context: Any) -> pb.BridgeServiceRevokeResponse:
+        return pb.BridgeServiceRevokeResponse()
+
     async def ResolveRun(self, request: pb.ResolveRunRequest, context: Any) -> pb.ResolveRunResponse:
         self.seen.append((current_principal(), remaining_deadline_s()))
         if self._act is not None:

@@ -33,6 +33,11 @@ class Bridge(bridge_pb2_grpc.BridgeServiceServicer):
         self.calls = 0
         self.go_on = asyncio.Event()
 
+    async def Revoke(
+        self, request: bridge_pb2.BridgeServiceRevokeRequest, context: Any
+    ) -> bridge_pb2.BridgeServiceRevokeResponse:
+        return bridge_pb2.BridgeServiceRevokeResponse()
+
     async def GetState(self, request: Any, context: Any) -> bridge_pb2.GetStateResponse:
         self.calls += 1
         return bridge_pb2.GetStateResponse()

@@ -182,6 +182,11 @@ class LogEmitter(emitter_pb2_grpc.EmitterServiceServicer):
     async def Notify(self, request: emitter_pb2.NotifyRequest, context: Any) -> emitter_pb2.NotifyResponse:
         raise NotImplementedError
 
+    async def Revoke(
+        self, request: emitter_pb2.EmitterServiceRevokeRequest, context: Any
+    ) -> emitter_pb2.EmitterServiceRevokeResponse:
+        return emitter_pb2.EmitterServiceRevokeResponse()
+
     async def GetEmitterStatistics(
         self, request: emitter_pb2.GetEmitterStatisticsRequest, context: Any
     ) -> emitter_pb2.GetEmitterStatisticsResponse:

@@ -23,6 +23,7 @@ import orjson
 from grpc import aio
 
 from carrel.errors import (
+    CarrelError,
     DrainingError,
     IdempotencyConflictError,
     InvalidInputError,
@@ -190,9 +191,10 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
             self.bound.add(run.run_id)
         return execution_pb2.ExecutePipelineResponse(run=run)
 
-    def break_watches(self) -> None:
-        """End every watch as a restart would."""
+    def break_watches(self, error: CarrelError | None = None) -> None:
+        """End every watch as a restart would, or with this error."""
         self.broken += 1
+        self.broken_by = error or DrainingError("execution restarts")
         self.changed.set()
 
     async def WatchRun(self, request: Any, context: _Context) -> AsyncIterator[Any]:
@@ -204,7 +206,7 @@ class FakeExecution(execution_pb2_grpc.ExecutionServiceServicer):
         try:
             while last < execution_pb2.RUN_STATE_SUCCEEDED:
                 if broken != self.broken:
-                    raise DrainingError("execution restarts")
+                    raise self.broken_by
                 self.changed.clear()
                 if run.state != last:
                     last = run.state

@@ -79,7 +79,7 @@ def test_executions_key_signs_runs_and_nothing_else(verifier: TicketVerifier) ->
         identity().execution_minter.mint_session("alice")
     # A minter that does not hold itself to that is held to it by the verifier.
     stolen = TicketMinter(generate_key("execution-1"), "execution")
-    object.__setattr__(stolen._key, "key", identity().execution_key.key)
+    object.__setattr__(stolen._signer, "key", identity().execution_key.key)
     with pytest.raises(TicketError, match="which its key may not sign"):
         verifier.verify(context_pb2.UserExecutionContext(user_id="alice", ticket=stolen.mint_session("alice")))
 
