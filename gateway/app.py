@@ -45,6 +45,7 @@ from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import Tls
 
 __all__ = ["app", "web_application"]
 
@@ -59,13 +60,14 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         key = load_signing_key(settings.ticket_key)
         desk = TicketDesk(TicketMinter(key, ISSUER), settings.run_ticket_seconds)
         logins = _logins(settings)
+        tls = Tls.of(settings, "gateway")
     _ = raise_file_limit(settings.limits.connections + _OTHER_FILES)
     wait_s = settings.downstream_wait_seconds
     async with (
-        open_channel(settings.bridge) as bridge,
-        Copies(settings.bridge, "bridge") as bridges,
-        open_channel(settings.execution) as execution,
-        open_channel(settings.agent_instance) as agents,
+        open_channel(settings.bridge, tls=tls.to("bridge")) as bridge,
+        Copies(settings.bridge, "bridge", tls=tls) as bridges,
+        open_channel(settings.execution, tls=tls.to("execution")) as execution,
+        open_channel(settings.agent_instance, tls=tls.to("agent_instance")) as agents,
         TaskOwner() as tasks,
     ):
         async with start.phase(Phase.INTEGRATION, needs=f"the bridge at {settings.bridge}"):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
 from servicekit.addresses import ListenAddress, PeerAddress, TcpListenAddress
+from servicekit.section import Section
+from servicekit.tls.settings import TlsSettings
 
 __all__ = [
     "DOCUMENTS_NAMES",
@@ -55,12 +57,6 @@ class alias_env:  # noqa: N801 -- reads as a mark on a field: Annotated[int, ali
         self.name = name
 
 
-class Section(BaseModel):
-    """Base of sub-models: frozen, and an unknown name is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
-
-
 def _keys_of(values: dict[str, Any]) -> Path:
     return Path(values.get("state_dir", ".carrel")) / "keys" / "tickets.jwks.json"
 
@@ -93,6 +89,17 @@ class SharedSettings(Section):
     max_connection_age_seconds: float | None = Field(
         None, gt=0, description="age at which a gRPC connection is renewed, so that clients see new replicas"
     )
+
+    tls: TlsSettings = Field(default_factory=TlsSettings)
+
+    @model_validator(mode="after")
+    def _encrypted_in_production(self) -> Self:
+        if self.production and self.tls.mode == "auto" and not self.tls.enabled:
+            raise ValueError(
+                "production needs TLS between the services: set CARREL_TLS__CERT, CARREL_TLS__KEY and CARREL_TLS__CA,"
+                " or CARREL_TLS__MODE=mesh where another layer encrypts and authenticates"
+            )
+        return self
 
     @property
     def production(self) -> bool:

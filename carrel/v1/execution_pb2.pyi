@@ -1208,6 +1208,9 @@ class ListAuditRecordsRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    OLDEST_FIRST_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Only records of this run; empty for all."""
     user_id: _builtins.str
@@ -1216,9 +1219,19 @@ class ListAuditRecordsRequest(_message.Message):
     """At most this many, up to 1000; 0 for 100."""
     page_token: _builtins.str
     """`next_page_token` of the page before."""
+    oldest_first: _builtins.bool
+    """The oldest first, as an export wants them: its last page's token goes on with what came later."""
     @_builtins.property
     def context(self) -> _context_pb2.UserExecutionContext:
         """Service scope with `operator:read`, or session scope for the user's own."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only records that began at this time or later."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Only records that began before this."""
 
     def __init__(
         self,
@@ -1228,10 +1241,13 @@ class ListAuditRecordsRequest(_message.Message):
         user_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        oldest_first: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "page_size", b"page_size", "page_token", b"page_token", "run_id", b"run_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "run_id", b"run_id", "since", b"since", "until", b"until", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1571,6 +1587,9 @@ class ListRevocationsRequest(_message.Message):
 
     CONTEXT_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_token: _builtins.str
+    """`next_page_token` of the answer before, with the same `after`."""
     @_builtins.property
     def context(self) -> _context_pb2.UserExecutionContext:
         """The service. Service scope with `operator:read`."""
@@ -1584,14 +1603,47 @@ class ListRevocationsRequest(_message.Message):
         *,
         context: _context_pb2.UserExecutionContext | None = ...,
         after: _timestamp_pb2.Timestamp | None = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "context", b"context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "context", b"context", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRevocationsRequest: _TypeAlias = ListRevocationsRequest  # noqa: Y015
+
+@_typing.final
+class SignedOutLogin(_message.Message):
+    """SignedOutLogin is a login that was signed out before its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOGIN_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    login: _builtins.str
+    """The login's name: tickets minted from it carry it as the claim `lgn`. 22 characters, from which no token follows."""
+    user_id: _builtins.str
+    """Whose it is."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the login ends by itself; it need not be remembered after that."""
+
+    def __init__(
+        self,
+        *,
+        login: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "login", b"login", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedOutLogin: _TypeAlias = SignedOutLogin  # noqa: Y015
 
 @_typing.final
 class Revocation(_message.Message):
@@ -1629,24 +1681,149 @@ class ListRevocationsResponse(_message.Message):
 
     REVOCATIONS_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    SIGNED_OUT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Set when there are more: ask again with it at once."""
     @_builtins.property
     def revocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revocation]:
         """At most one for each user, oldest first."""
 
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
-        """What to ask with next time."""
+        """What to ask with next time. When there is a `next_page_token`, that of the last page."""
+
+    @_builtins.property
+    def signed_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedOutLogin]:
+        """Logins that were signed out, in the order in which that was recorded; at most 5000 in one answer."""
 
     def __init__(
         self,
         *,
         revocations: _abc.Iterable[Global___Revocation] | None = ...,
         as_of: _timestamp_pb2.Timestamp | None = ...,
+        signed_out: _abc.Iterable[Global___SignedOutLogin] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "revocations", b"revocations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "next_page_token", b"next_page_token", "revocations", b"revocations", "signed_out", b"signed_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRevocationsResponse: _TypeAlias = ListRevocationsResponse  # noqa: Y015
+
+@_typing.final
+class SignOutRequest(_message.Message):
+    """SignOutRequest ends a login."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
+    everywhere: _builtins.bool
+    """End all of the user's earlier logins instead, and what they have begun, as RevokeUser does."""
+    @_builtins.property
+    def context(self) -> _context_pb2.UserExecutionContext:
+        """The user, under a session ticket that names its login. Session scope."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the login ends by itself: until then its end is remembered."""
+
+    def __init__(
+        self,
+        *,
+        context: _context_pb2.UserExecutionContext | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        everywhere: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "everywhere", b"everywhere", "expires_at", b"expires_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignOutRequest: _TypeAlias = SignOutRequest  # noqa: Y015
+
+@_typing.final
+class SignOutResponse(_message.Message):
+    """SignOutResponse is what was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    CANCELLED_RUNS_FIELD_NUMBER: _builtins.int
+    cancelled_runs: _builtins.int
+    """With `everywhere`: runs that this call has cancelled."""
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp:
+        """With `everywhere`: from when on the user's logins and tickets are good again."""
+
+    def __init__(
+        self,
+        *,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        cancelled_runs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_before", b"not_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled_runs", b"cancelled_runs", "not_before", b"not_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignOutResponse: _TypeAlias = SignOutResponse  # noqa: Y015
+
+@_typing.final
+class RecordAuditRequest(_message.Message):
+    """RecordAuditRequest is an act to be remembered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Whom the act concerned: whose records show it."""
+    action: _builtins.str
+    """What was done, for instance `ticket.act_as`."""
+    target: _builtins.str
+    """To what, or by whom."""
+    @_builtins.property
+    def context(self) -> _context_pb2.UserExecutionContext:
+        """The service. Service scope with `audit:write`."""
+
+    def __init__(
+        self,
+        *,
+        context: _context_pb2.UserExecutionContext | None = ...,
+        user_id: _builtins.str = ...,
+        action: _builtins.str = ...,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "context", b"context", "target", b"target", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordAuditRequest: _TypeAlias = RecordAuditRequest  # noqa: Y015
+
+@_typing.final
+class RecordAuditResponse(_message.Message):
+    """RecordAuditResponse says that it is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordAuditResponse: _TypeAlias = RecordAuditResponse  # noqa: Y015

@@ -128,6 +128,16 @@ class ExecutionServiceStub(object):
                 request_serializer=carrel_dot_v1_dot_execution__pb2.ListRevocationsRequest.SerializeToString,
                 response_deserializer=carrel_dot_v1_dot_execution__pb2.ListRevocationsResponse.FromString,
                 _registered_method=True)
+        self.SignOut = channel.unary_unary(
+                '/carrel.v1.ExecutionService/SignOut',
+                request_serializer=carrel_dot_v1_dot_execution__pb2.SignOutRequest.SerializeToString,
+                response_deserializer=carrel_dot_v1_dot_execution__pb2.SignOutResponse.FromString,
+                _registered_method=True)
+        self.RecordAudit = channel.unary_unary(
+                '/carrel.v1.ExecutionService/RecordAudit',
+                request_serializer=carrel_dot_v1_dot_execution__pb2.RecordAuditRequest.SerializeToString,
+                response_deserializer=carrel_dot_v1_dot_execution__pb2.RecordAuditResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutionServiceServicer(object):
@@ -273,8 +283,26 @@ class ExecutionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListRevocations(self, request, context):
-        """ListRevocations returns the latest revocation of each user that may still matter. Service scope with
-        `operator:read`.
+        """ListRevocations returns the latest revocation of each user that may still matter, and the logins that were signed
+        out and have not ended. Service scope with `operator:read`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignOut(self, request, context):
+        """SignOut ends a login: the one that the session ticket was minted from, which is refused from now on together with
+        every ticket that names it. Runs go on, unless `everywhere` is set. Returns once it is recorded; the others follow
+        within 5 s. Doing it twice is no error. RESOURCE_EXHAUSTED when too many of the user's signed-out logins have not
+        ended yet: then only `everywhere` helps. Session scope.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordAudit(self, request, context):
+        """RecordAudit keeps a record of an act that happened at the caller, such as a ticket that was minted for somebody
+        else. Service scope with `audit:write`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -372,6 +400,16 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.ListRevocations,
                     request_deserializer=carrel_dot_v1_dot_execution__pb2.ListRevocationsRequest.FromString,
                     response_serializer=carrel_dot_v1_dot_execution__pb2.ListRevocationsResponse.SerializeToString,
+            ),
+            'SignOut': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignOut,
+                    request_deserializer=carrel_dot_v1_dot_execution__pb2.SignOutRequest.FromString,
+                    response_serializer=carrel_dot_v1_dot_execution__pb2.SignOutResponse.SerializeToString,
+            ),
+            'RecordAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordAudit,
+                    request_deserializer=carrel_dot_v1_dot_execution__pb2.RecordAuditRequest.FromString,
+                    response_serializer=carrel_dot_v1_dot_execution__pb2.RecordAuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -864,6 +902,60 @@ class ExecutionService(object):
             '/carrel.v1.ExecutionService/ListRevocations',
             carrel_dot_v1_dot_execution__pb2.ListRevocationsRequest.SerializeToString,
             carrel_dot_v1_dot_execution__pb2.ListRevocationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carrel.v1.ExecutionService/SignOut',
+            carrel_dot_v1_dot_execution__pb2.SignOutRequest.SerializeToString,
+            carrel_dot_v1_dot_execution__pb2.SignOutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carrel.v1.ExecutionService/RecordAudit',
+            carrel_dot_v1_dot_execution__pb2.RecordAuditRequest.SerializeToString,
+            carrel_dot_v1_dot_execution__pb2.RecordAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -80,8 +80,18 @@ class ExecutionServiceStub:
     follow within 5 s. Doing it twice moves the moment. Service scope with `operator:revoke`.
     """
     ListRevocations: _aio.UnaryUnaryMultiCallable[_execution_pb2.ListRevocationsRequest, _execution_pb2.ListRevocationsResponse]
-    """ListRevocations returns the latest revocation of each user that may still matter. Service scope with
-    `operator:read`.
+    """ListRevocations returns the latest revocation of each user that may still matter, and the logins that were signed
+    out and have not ended. Service scope with `operator:read`.
+    """
+    SignOut: _aio.UnaryUnaryMultiCallable[_execution_pb2.SignOutRequest, _execution_pb2.SignOutResponse]
+    """SignOut ends a login: the one that the session ticket was minted from, which is refused from now on together with
+    every ticket that names it. Runs go on, unless `everywhere` is set. Returns once it is recorded; the others follow
+    within 5 s. Doing it twice is no error. RESOURCE_EXHAUSTED when too many of the user's signed-out logins have not
+    ended yet: then only `everywhere` helps. Session scope.
+    """
+    RecordAudit: _aio.UnaryUnaryMultiCallable[_execution_pb2.RecordAuditRequest, _execution_pb2.RecordAuditResponse]
+    """RecordAudit keeps a record of an act that happened at the caller, such as a ticket that was minted for somebody
+    else. Service scope with `audit:write`.
     """
 
 class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -258,8 +268,30 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _execution_pb2.ListRevocationsRequest,
         context: _aio.ServicerContext[_execution_pb2.ListRevocationsRequest, _abc.Awaitable[_execution_pb2.ListRevocationsResponse]],
     ) -> _abc.Awaitable[_execution_pb2.ListRevocationsResponse]:
-        """ListRevocations returns the latest revocation of each user that may still matter. Service scope with
-        `operator:read`.
+        """ListRevocations returns the latest revocation of each user that may still matter, and the logins that were signed
+        out and have not ended. Service scope with `operator:read`.
+        """
+
+    @_abc_1.abstractmethod
+    def SignOut(
+        self,
+        request: _execution_pb2.SignOutRequest,
+        context: _aio.ServicerContext[_execution_pb2.SignOutRequest, _abc.Awaitable[_execution_pb2.SignOutResponse]],
+    ) -> _abc.Awaitable[_execution_pb2.SignOutResponse]:
+        """SignOut ends a login: the one that the session ticket was minted from, which is refused from now on together with
+        every ticket that names it. Runs go on, unless `everywhere` is set. Returns once it is recorded; the others follow
+        within 5 s. Doing it twice is no error. RESOURCE_EXHAUSTED when too many of the user's signed-out logins have not
+        ended yet: then only `everywhere` helps. Session scope.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordAudit(
+        self,
+        request: _execution_pb2.RecordAuditRequest,
+        context: _aio.ServicerContext[_execution_pb2.RecordAuditRequest, _abc.Awaitable[_execution_pb2.RecordAuditResponse]],
+    ) -> _abc.Awaitable[_execution_pb2.RecordAuditResponse]:
+        """RecordAudit keeps a record of an act that happened at the caller, such as a ticket that was minted for somebody
+        else. Service scope with `audit:write`.
         """
 
 def add_ExecutionServiceServicer_to_server(servicer: ExecutionServiceServicer, server: _aio.Server) -> None: ...

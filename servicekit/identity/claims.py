@@ -27,6 +27,7 @@ MAX_TICKET_BYTES: Final = 8192
 _MAX_LIFETIME_S: Final = 31 * 24 * 3600
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]{2,2048}\.[A-Za-z0-9_-]{2,8192}\.[A-Za-z0-9_-]{86}")
 _ID: Final = re.compile(r"[!-.0-~]{1,128}")
+_LOGIN: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _HEADER: Final = frozenset({"alg", "typ", "kid"})
 _REQUIRED: Final = ["iss", "aud", "iat", "exp", "txn", "scope", "sub"]
 _RUN_ONLY: Final = ("thread", "run", "req")
@@ -69,15 +70,16 @@ def principal_from_claims(claims: Mapping[str, Any]) -> Principal:
     subject = _id(claims, "sub")
     permissions, limits = _permissions(claims), _limits(claims)
     begins, ends = float(claims["iat"]), float(claims["exp"])
+    login = _login(claims)
     if scope is Scope.RUN:
         thread, run, request = (_id(claims, name) for name in _RUN_ONLY)
         if "_" in request:
             raise _bad("names a root request with '_' in it")
-        return RunPrincipal(subject, thread, run, request, permissions, limits, ends, claims["iss"], begins)
+        return RunPrincipal(subject, thread, run, request, permissions, limits, ends, claims["iss"], begins, login)
     if any(name in claims for name in _RUN_ONLY):
         raise _bad(f"is of the scope {scope.value} and names a run")
     if scope is Scope.SESSION:
-        return SessionPrincipal(subject, permissions, limits, ends, begins)
+        return SessionPrincipal(subject, permissions, limits, ends, begins, login)
     return ServicePrincipal(subject, permissions, ends)
 
 
@@ -154,6 +156,13 @@ def _id(claims: Mapping[str, Any], name: str) -> str:
     value = claims.get(name)
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise _bad(f"has no usable claim {name}")
+    return value
+
+
+def _login(claims: Mapping[str, Any]) -> str:
+    value = claims.get("lgn", "")
+    if not isinstance(value, str) or not _LOGIN.fullmatch(value):
+        raise _bad("names its login in no form that is known")
     return value
 
 

@@ -22,7 +22,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.principals import ANY_SCOPE, Scope
 
-__all__ = ["KeySet", "PublicKey", "SigningKey", "generate_key", "load_signing_key", "write_jwks", "write_private"]
+__all__ = [
+    "KeySet",
+    "PublicKey",
+    "SigningKey",
+    "generate_key",
+    "load_signing_key",
+    "write_jwks",
+    "write_private",
+    "write_public",
+]
 
 _CHECK_EVERY_S: Final = 5.0
 _CHECK_UNKNOWN_EVERY_S: Final = 1.0
@@ -111,6 +120,11 @@ def write_jwks(path: Path, keys: Iterable[SigningKey | PublicKey]) -> None:
 def write_private(path: Path, data: bytes) -> None:
     """Write a secret with mode 0600 from its first byte on, replacing what was there in one step."""
     _replace(path, data, 0o600)
+
+
+def write_public(path: Path, data: bytes) -> None:
+    """Write what everybody may read with mode 0644, replacing what was there in one step."""
+    _replace(path, data, 0o644)
 
 
 class KeySet:

@@ -14,6 +14,7 @@ from carrel.errors import PermissionDeniedError, ScopeError
 
 __all__ = [
     "ANY_SCOPE",
+    "AUDIT_WRITE",
     "OPERATOR_READ",
     "OPERATOR_REVOKE",
     "Principal",
@@ -26,6 +27,7 @@ __all__ = [
     "user_of",
 ]
 
+AUDIT_WRITE = "audit:write"
 OPERATOR_READ = "operator:read"
 OPERATOR_REVOKE = "operator:revoke"
 
@@ -77,6 +79,7 @@ class RunPrincipal(_Permitted):
     expires_at: float  # seconds since the epoch
     issuer: str = ""  # who signed it: execution's are for runs that were admitted, the gateway's only ask for one
     issued_at: float = field(default=0.0, compare=False)  # seconds since the epoch, rounded down
+    login: str = field(default="", compare=False)  # the name of the login it was minted from; empty for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class SessionPrincipal(_Permitted):
     limits: Mapping[str, int]
     expires_at: float  # seconds since the epoch
     issued_at: float = field(default=0.0, compare=False)  # seconds since the epoch, rounded down
+    login: str = field(default="", compare=False)  # the name of the login it was minted from; empty for none
 
 
 @dataclass(frozen=True, slots=True)

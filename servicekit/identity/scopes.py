@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from servicekit.identity.principals import ANY_SCOPE, OPERATOR_READ, OPERATOR_REVOKE, Scope
+from servicekit.identity.principals import ANY_SCOPE, AUDIT_WRITE, OPERATOR_READ, OPERATOR_REVOKE, Scope
 
 __all__ = ["METHOD_SCOPES", "SERVICE_PERMISSIONS", "Scope"]
 
@@ -43,6 +43,8 @@ METHOD_SCOPES: Final[Mapping[str, frozenset[Scope]]] = {
     _EXECUTION + "ClaimOnce": _SERVICE,
     _EXECUTION + "RevokeUser": _SERVICE,
     _EXECUTION + "ListRevocations": _SERVICE,
+    _EXECUTION + "SignOut": _SESSION,
+    _EXECUTION + "RecordAudit": _SERVICE,
     _INSTANCE + "ListAgents": ANY_SCOPE,
     _INSTANCE + "CreateInstance": _RUN,
     _INSTANCE + "RunInstance": _RUN,
@@ -67,6 +69,7 @@ SERVICE_PERMISSIONS: Final[Mapping[str, str]] = {
     _EXECUTION + "GetFactoryMetrics": OPERATOR_READ,
     _EXECUTION + "RevokeUser": OPERATOR_REVOKE,
     _EXECUTION + "ListRevocations": OPERATOR_READ,
+    _EXECUTION + "RecordAudit": AUDIT_WRITE,
     _INSTANCE + "GetPoolStatistics": OPERATOR_READ,
     _EMITTER + "GetEmitterStatistics": OPERATOR_READ,
     _BRIDGE + "GetState": OPERATOR_READ,

@@ -60,7 +60,7 @@ class TicketMinter:
         self._issuer = issuer
         self._headers = {"typ": TYPE, "kid": signing_key.kid}
 
-    def mint_run(  # noqa: PLR0917 -- the four ids have one well-known order
+    def mint_run(  # noqa: PLR0913, PLR0917 -- the four ids have one well-known order
         self,
         user_id: str,
         thread_id: str,
@@ -69,12 +69,17 @@ class TicketMinter:
         permissions: Iterable[str] = (),
         limits: Mapping[str, int] | None = None,
         lifetime_s: float = 1200.0,
+        *,
+        login: str = "",
     ) -> str:
-        """A ticket for one run; ``request_id`` is its root request's and holds no ``_``."""
+        """A ticket for one run; ``request_id`` is its root request's and holds no ``_``.
+
+        ``login`` names the login that it is worth no more than.
+        """
         if "_" in request_id:
             raise ValueError("a root request's id holds no '_'")
         ids = {"sub": user_id, "thread": thread_id, "run": run_id, "req": request_id}
-        return self._mint(Scope.RUN, ids, permissions, limits, lifetime_s)
+        return self._mint(Scope.RUN, ids, permissions, limits, lifetime_s, login)
 
     def mint_session(
         self,
@@ -82,9 +87,11 @@ class TicketMinter:
         permissions: Iterable[str] = (),
         limits: Mapping[str, int] | None = None,
         lifetime_s: float = 600.0,
+        *,
+        login: str = "",
     ) -> str:
-        """A ticket for a user's connections and questions."""
-        return self._mint(Scope.SESSION, {"sub": user_id}, permissions, limits, lifetime_s)
+        """A ticket for a user's connections and questions. ``login`` names the login that it is worth no more than."""
+        return self._mint(Scope.SESSION, {"sub": user_id}, permissions, limits, lifetime_s, login)
 
     def mint_service(self, service: str, permissions: Iterable[str] = (), lifetime_s: float = 600.0) -> str:
         """A ticket for a service that acts for no user."""
@@ -97,6 +104,7 @@ class TicketMinter:
         permissions: Iterable[str],
         limits: Mapping[str, int] | None,
         lifetime_s: float,
+        login: str = "",
     ) -> str:
         if scope not in self._key.scopes:
             raise ValueError(f"the key {self._key.kid} may not sign tickets of the scope {scope.value}")
@@ -115,6 +123,8 @@ class TicketMinter:
         }
         if limits:
             claims["limits"] = dict(limits)
+        if login:
+            claims["lgn"] = login
         ticket = jwt.encode(claims, self._key.key, algorithm="EdDSA", headers=self._headers)
         if len(ticket) > MAX_TICKET_BYTES:
             raise TooLargeError(

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import random
 import socket
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -24,8 +25,10 @@ from carrel.rpc_errors import from_rpc_error
 from servicekit.addresses import has_copies, split_addresses
 from servicekit.health import READINESS
 from servicekit.rpc.context import remaining_deadline_s
+from servicekit.tls.files import Material
+from servicekit.tls.peers import PeerTls
 
-__all__ = ["IDEMPOTENT", "MAX_MESSAGE_BYTES", "open_channel", "responses"]
+__all__ = ["IDEMPOTENT", "MAX_MESSAGE_BYTES", "TlsChannel", "open_channel", "responses"]
 
 T = TypeVar("T")
 
@@ -97,7 +100,7 @@ IDEMPOTENT: Final[Mapping[str, Callable[[Any], bool]]] = {
 def open_channel(
     target: str,
     *,
-    tls: grpc.ChannelCredentials | None = None,
+    tls: PeerTls | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     interceptors: Sequence[aio.ClientInterceptor] = (),
     max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -110,7 +113,7 @@ def open_channel(
 
     Args:
         target: A ``PeerAddress``. Names in a list of copies are resolved now, once.
-        tls: Credentials; None means no encryption.
+        tls: For the service at the other end; None means no encryption.
         timeout_s: Default deadline of unary calls.
         interceptors: The telemetry seam.
         max_message_bytes: Largest message in either direction.
@@ -136,10 +139,13 @@ def open_channel(
     seam = list(interceptors) or None
     dialled = _dialled(target)
     if tls is None:
-        inner = aio.insecure_channel(dialled, options=options, interceptors=seam)
-    else:
-        inner = aio.secure_channel(dialled, tls, options=options, interceptors=seam)
-    return _Channel(inner, timeout_s)
+        return _Channel(aio.insecure_channel(dialled, options=options, interceptors=seam), timeout_s)
+    options.append(("grpc.ssl_target_name_override", tls.name))
+
+    def dial(material: Material) -> aio.Channel:
+        return aio.secure_channel(dialled, PeerTls.credentials(material), options=options, interceptors=seam)
+
+    return TlsChannel(tls, dial, timeout_s)
 
 
 def _dialled(target: str) -> str:
@@ -228,17 +234,97 @@ class _Channel(aio.Channel):
         await self._inner.channel_ready()
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        call = self._inner.unary_unary(method, *args, **kwargs)
-        return _Unary(method, call, self._timeout_s, IDEMPOTENT.get(method))
+        return _Unary(method, self._callable("unary_unary", method, args, kwargs), self._timeout_s)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._inner.unary_stream(method, *args, **kwargs)
+        return self._callable("unary_stream", method, args, kwargs)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._inner.stream_unary(method, *args, **kwargs)
+        return self._callable("stream_unary", method, args, kwargs)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._inner.stream_stream(method, *args, **kwargs)
+        return self._callable("stream_stream", method, args, kwargs)
+
+    def _callable(self, kind: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return getattr(self._inner, kind)(method, *args, **kwargs)
+
+
+class TlsChannel(_Channel):
+    """Follows the certificate's files: calls that begin after a change go over connections that were made with the new
+    ones. Calls that are open go on over the old connections, which are closed when the last of them has ended."""
+
+    def __init__(self, tls: PeerTls, dial: Callable[[Material], aio.Channel], timeout_s: float) -> None:
+        material = tls.material()
+        super().__init__(dial(material), timeout_s)
+        self._tls = tls
+        self._dial = dial
+        self._generation = material.generation
+        self._closed = False
+        # Those of before, while calls are open on them: calls hold theirs, and the library closes what nobody holds.
+        self.former: weakref.WeakSet[aio.Channel] = weakref.WeakSet()
+        self._callables: weakref.WeakSet[_Following] = weakref.WeakSet()
+
+    def current(self) -> aio.Channel:
+        """The channel for what begins now."""
+        material = self._tls.material()
+        if material.generation != self._generation and not self._closed:
+            self.former.add(self._inner)
+            for known in self._callables:
+                known.forget()
+            self._inner, self._generation = self._dial(material), material.generation
+        return self._inner
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        self._closed = True
+        for channel in [self._inner, *self.former]:
+            await channel.close(grace)
+
+    def _callable(self, kind: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        following = _Following(self, kind, method, args, kwargs)
+        self._callables.add(following)
+        return following
+
+
+class _Following:
+    """The callable of one method, made anew on each new channel. An open call holds the channel that it is on."""
+
+    __slots__ = ("__weakref__", "_args", "_call", "_channel", "_kind", "_kwargs", "_method")
+
+    def __init__(
+        self, channel: TlsChannel, kind: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self._channel = channel
+        self._kind, self._method, self._args, self._kwargs = kind, method, args, kwargs
+        self._call: Callable[..., Any] | None = None
+
+    def forget(self) -> None:
+        """There is a new channel: hold nothing of the former."""
+        self._call = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inner = self._channel.current()
+        if self._call is None:
+            self._call = getattr(inner, self._kind)(self._method, *self._args, **self._kwargs)
+        call = self._call(*args, **kwargs)
+        call.add_done_callback(_Held(inner))
+        return call
+
+
+class _Held:
+    """A done-callback that does nothing but hold a channel while its call is open."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: aio.Channel) -> None:
+        self._channel: aio.Channel | None = channel
+
+    def __call__(self, _call: Any) -> None:
+        self._channel = None
 
 
 class _Unary:
@@ -246,13 +332,11 @@ class _Unary:
 
     __slots__ = ("_call", "_method", "_repeatable", "_timeout_s")
 
-    def __init__(
-        self, method: str, call: Callable[..., Any], timeout_s: float, repeatable: Callable[[Any], bool] | None
-    ) -> None:
+    def __init__(self, method: str, call: Callable[..., Any], timeout_s: float) -> None:
         self._method = method
         self._call = call
         self._timeout_s = timeout_s
-        self._repeatable = repeatable
+        self._repeatable = IDEMPOTENT.get(method)
 
     def __call__(self, request: Any, *, timeout: float | None = None, **options: Any) -> Coroutine[Any, Any, Any]:
         own = self._timeout_s if timeout is None else timeout

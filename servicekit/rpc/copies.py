@@ -25,6 +25,7 @@ from servicekit.logs import get_logger
 from servicekit.rpc.channel import MAX_MESSAGE_BYTES, open_channel
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import PLAIN, Tls
 
 __all__ = ["Copies", "Copy", "Rotation"]
 
@@ -61,10 +62,12 @@ class Copies:
         target: A ``PeerAddress``: one address, several, or a name.
         name: The service, for logs and errors.
         max_message_bytes: Of each channel.
+        tls: This process's; the copies must show certificates of the service ``name``.
     """
 
-    def __init__(self, target: str, name: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+    def __init__(self, target: str, name: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES, tls: Tls = PLAIN) -> None:
         self.target = target
+        self._tls = tls.to(name)
         self._name = name
         self._max_message_bytes = max_message_bytes
         self._known: dict[str, Copy] = {}
@@ -152,7 +155,7 @@ class Copies:
                     await copy.channel.close()
 
     def _meet(self, address: str) -> None:
-        channel = open_channel(address, max_message_bytes=self._max_message_bytes, lively=self.several)
+        channel = open_channel(address, tls=self._tls, max_message_bytes=self._max_message_bytes, lively=self.several)
         copy = self._known[address] = Copy(address, channel)
         _ = self._tasks.start(self._watch(copy), f"watch over {self._name} at {address}")
 

@@ -27,6 +27,7 @@ from carrel.errors import (
 from servicekit.identity.principals import Principal, Scope, ServicePrincipal
 from servicekit.identity.scopes import METHOD_SCOPES, SERVICE_PERMISSIONS
 from servicekit.identity.tickets import TicketVerifier
+from servicekit.rpc.callers import CallerCheck
 from servicekit.rpc.context import enter_call
 from servicekit.rpc.edge import abort_with, as_carrel_error
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
@@ -86,6 +87,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
         telemetry: Told about each call.
         scopes: Method → scopes; a method that is not in it is refused.
         permissions: Method → permission that a service ticket must hold for it.
+        callers: Which services may call what, by their certificates; None without TLS.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class EdgeInterceptor(aio.ServerInterceptor):
         telemetry: Telemetry = NO_TELEMETRY,
         scopes: Mapping[str, frozenset[Scope]] = METHOD_SCOPES,
         permissions: Mapping[str, str] = SERVICE_PERMISSIONS,
+        callers: CallerCheck | None = None,
     ) -> None:
+        self._callers = callers
         self._verifier = verifier
         self._gate = gate
         self._telemetry = telemetry
@@ -171,6 +175,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
         if allow is None:
             raise InternalError(f"{method} is missing in METHOD_SCOPES")
         checked = method not in _EVENT_STREAMS
+        check_caller = self._callers.check if self._callers is not None else _anybody
 
         async def first_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
             first = True
@@ -183,6 +188,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
                 yield request
 
         def begin(requests: Any, context: _Context) -> AsyncIterator[Any]:
+            check_caller(method, context)
             enter_call(None, _remaining(context))
             return handler(first_checked(requests) if checked else requests, context)
 
@@ -223,8 +229,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
             raise InternalError(f"{method} is missing in METHOD_SCOPES")
         permission = self._permissions.get(method, "")
         identify = self._identify
+        check_caller = self._callers.check if self._callers is not None else _anybody
 
         def admit(request: Any, context: _Context) -> None:
+            check_caller(method, context)
             remaining = _remaining(context)
             if remaining is None and needs_deadline:
                 raise MissingDeadlineError(f"{method} was called without a deadline")
@@ -240,6 +248,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
         if not request.HasField("context"):
             raise TicketError("the request carries no context", advice="send a context with a ticket in it")
         return self._verifier.verify(request.context, allow)
+
+
+def _anybody(_method: str, _context: _Context) -> None:
+    """Without TLS nobody has a name; tickets are what there is."""
 
 
 def _remaining(context: _Context) -> float | None:

@@ -15,14 +15,18 @@ from grpc import aio
 
 from carrel.errors import StartupError
 from servicekit.health import HealthServicer, Readiness, add_health
+from servicekit.identity.callers import METHOD_CALLERS
 from servicekit.identity.principals import Scope
 from servicekit.identity.scopes import METHOD_SCOPES, SERVICE_PERMISSIONS
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.logs import get_logger
+from servicekit.rpc.callers import CallerCheck
+from servicekit.rpc.health_port import HealthPort
 from servicekit.rpc.interceptor import CallGate, EdgeInterceptor
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
 from servicekit.rpc.validation import warm
 from servicekit.settings import SharedSettings
+from servicekit.tls.peers import Tls
 
 __all__ = ["MIN_PING_INTERVAL_MS", "RpcServer", "Service"]
 
@@ -50,6 +54,8 @@ class RpcServer:
         interceptors: Further ones, outside ours.
         scopes: Method → scopes, for services that are not in the table (tests).
         permissions: Method → permission of a service ticket, likewise.
+        callers: Method → the services that may call it, by their certificates; not asked without TLS.
+        tls: This process's; from the settings when None.
 
     Stream handlers watch ``draining`` and end with a position when it is set.
     """
@@ -66,7 +72,10 @@ class RpcServer:
         interceptors: Sequence[aio.ServerInterceptor] = (),
         scopes: Mapping[str, frozenset[Scope]] = METHOD_SCOPES,
         permissions: Mapping[str, str] = SERVICE_PERMISSIONS,
+        callers: Mapping[str, frozenset[str]] = METHOD_CALLERS,
+        tls: Tls | None = None,
     ) -> None:
+        self._tls = Tls.of(settings) if tls is None else tls
         self._listen = listen
         self._services = list(services)
         self._settings = settings
@@ -74,7 +83,8 @@ class RpcServer:
         self.readiness = readiness or Readiness()
         self.draining = asyncio.Event()
         self.gate = CallGate(settings.max_concurrent_calls, self.draining)
-        edge = EdgeInterceptor(verifier, self.gate, telemetry, scopes, permissions)
+        self.callers = CallerCheck(callers, self._tls.trust_domain) if self._tls.enabled else None
+        edge = EdgeInterceptor(verifier, self.gate, telemetry, scopes, permissions, callers=self.callers)
         self._interceptors = [*interceptors, edge]
         self._health = HealthServicer()
         self._server: aio.Server | None = None
@@ -82,6 +92,7 @@ class RpcServer:
         self._stopping: asyncio.Task[None] | None = None
         self._hasten = asyncio.Event()
         self._port = 0
+        self._probes: HealthPort | None = None
 
     @property
     def port(self) -> int:
@@ -111,6 +122,9 @@ class RpcServer:
             self._add_reflection(server)
         warm([kind for _, _, name in self._services for kind in _request_types(name)])
         self._port = self._bind(server)
+        if (probes := self._settings.tls.health_listen) is not None:
+            self._probes = HealthPort(probes, self._health)
+            await self._probes.start()
         await server.start()
         self._server = server
         self.readiness.set_open(True)
@@ -158,10 +172,15 @@ class RpcServer:
         if not stop.done():
             await self._server.stop(0)
         await stop
+        if self._probes is not None:
+            await self._probes.stop()
         _log.info("drained", cut_off=self.gate.active)
 
     def _bind(self, server: aio.Server) -> int:
+        credentials = self._tls.server_credentials()
         try:
+            if credentials is not None:
+                return server.add_secure_port(self._listen, credentials)
             return server.add_insecure_port(self._listen)
         except RuntimeError as error:
             raise StartupError(

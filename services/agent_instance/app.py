@@ -18,6 +18,7 @@ from servicekit.logs import get_logger
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import Tls
 from services.agent_instance.client_emitter import StageProducer
 from services.agent_instance.client_mcp import open_servers
 from services.agent_instance.client_model import OpenAiEndpoint
@@ -192,6 +193,7 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
     async with start.phase(Phase.CONFIGURATION, needs="agent classes that can be loaded, and the ticket keys"):
         registry = AgentClassRegistry.load(settings.agents, {} if settings.mcp is None else settings.mcp.fingerprints())
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+        tls = Tls.of(settings, "agent_instance")
     dependencies = dependency_checker(settings)
     async with AsyncExitStack() as stack:
         async with start.phase(Phase.CONFIGURATION, needs="a language model's endpoint that can be used"):
@@ -206,7 +208,7 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
                 servers = await stack.enter_async_context(open_tool_servers(settings.mcp, registry))
         services = stage_services(settings, registry, dependencies, workers, models, servers)
         _tell_isolation(services.core)
-        emitters = await stack.enter_async_context(Copies(settings.emitter, "emitter"))
+        emitters = await stack.enter_async_context(Copies(settings.emitter, "emitter", tls=tls))
         async with start.phase(
             Phase.INTEGRATION,
             needs=f"the emitter at {settings.emitter}",

@@ -19,6 +19,7 @@ from servicekit.lifecycle import Starter
 from servicekit.logs import get_logger
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import Tls
 from services.bridge.config import BridgeSettings
 from services.bridge.domain.bridge import Bridge
 from services.bridge.models import IntegrationState
@@ -42,6 +43,7 @@ async def app(settings: BridgeSettings, start: Starter) -> AsyncIterator[RpcServ
     """The bridge as a process, its log in SQLite or Redis."""
     async with start.phase(Phase.CONFIGURATION, needs=f"the tickets' public keys in {settings.ticket_jwks}"):
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+        _ = Tls.of(settings, "bridge")  # the server's own; here so that a wrong certificate is told as a setting
     async with AsyncExitStack() as stack:
         log = await (_open_sqlite(settings, start) if settings.log.url is None else _open_redis(settings, start))
         stack.push_async_callback(log.close)

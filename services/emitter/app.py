@@ -25,6 +25,7 @@ from servicekit.rpc.copies import Copies, Rotation
 from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import Tls
 from services.emitter.client_bridge import Publisher, fence_reader
 from services.emitter.config import EmitterSettings
 from services.emitter.convert import reason_name
@@ -48,9 +49,10 @@ async def app(settings: EmitterSettings, start: Starter) -> AsyncIterator[RpcSer
     """The emitter as a process."""
     async with start.phase(Phase.CONFIGURATION, needs=f"the tickets' public keys in {settings.ticket_jwks}"):
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+        tls = Tls.of(settings, "emitter")
     async with (
-        open_channel(settings.bridge, max_message_bytes=settings.max_message_bytes) as channel,
-        Copies(settings.bridge, "bridge", max_message_bytes=settings.max_message_bytes) as bridges,
+        open_channel(settings.bridge, tls=tls.to("bridge"), max_message_bytes=settings.max_message_bytes) as channel,
+        Copies(settings.bridge, "bridge", max_message_bytes=settings.max_message_bytes, tls=tls) as bridges,
     ):
         async with start.phase(
             Phase.INTEGRATION,

@@ -19,6 +19,7 @@ from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.tls.peers import Tls
 from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_bridge import BridgeRunLog
 from services.execution.client_contexts import RunContexts
@@ -50,14 +51,15 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
     async with start.phase(Phase.CONFIGURATION, needs="the ticket keys", advice="`carrel up` makes them"):
         minter = TicketMinter(load_signing_key(settings.ticket_key), "execution")
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
+        tls = Tls.of(settings, "execution")
     async with start.phase(Phase.INTEGRATION, needs=settings.store_name):
         stores = await open_stores(settings)
     store = stores.store
     try:
         async with (
-            Copies(settings.agent_instance, "agent_instance") as agents,
-            Copies(settings.emitter, "emitter") as emitters,
-            open_channel(settings.bridge) as bridge,
+            Copies(settings.agent_instance, "agent_instance", tls=tls) as agents,
+            Copies(settings.emitter, "emitter", tls=tls) as emitters,
+            open_channel(settings.bridge, tls=tls.to("bridge")) as bridge,
             ProducerStream.to_emitters(emitters) as outlet,
             # A run's failing task is that run's failure: it is logged, and the others go on.
             TaskOwner(on_failure=_ignore) as run_tasks,

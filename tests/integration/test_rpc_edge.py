@@ -406,7 +406,7 @@ async def test_reflection_lists_the_services_outside_production_only() -> None:
     _, services = bridge()
     async with serving(services) as rpc:
         assert "carrel.v1.BridgeService" in await reflected(rpc.channel)
-    async with serving(services, settings=shared_settings(environment="production")) as rpc:
+    async with serving(services, settings=shared_settings(environment="production", tls={"mode": "mesh"})) as rpc:
         with pytest.raises(aio.AioRpcError) as caught:
             await reflected(rpc.channel)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

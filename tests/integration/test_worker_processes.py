@@ -325,13 +325,16 @@ def _settings(**changes: Any) -> AgentInstanceSettings:
 
 def test_more_workers_than_memory_are_refused_in_production_with_what_to_write() -> None:
     workers = {"memory_mb": 1024, "max_children": 0}
-    check_memory(_settings(workers=workers, environment="production"), 4 << 30)
+    check_memory(_settings(workers=workers, environment="production", tls={"mode": "mesh"}), 4 << 30)
     with pytest.raises(StartupError) as caught:
-        check_memory(_settings(workers=workers, environment="production"), 3 << 30)
+        check_memory(_settings(workers=workers, environment="production", tls={"mode": "mesh"}), 3 << 30)
     assert "4096 MB" in caught.value.message
     for name in ("MAX_WORKERS", "WORKERS__MEMORY_MB", "WORKERS__ALLOW_OVERCOMMIT=true"):
         assert name in caught.value.advice
     check_memory(_settings(workers=workers), 3 << 30)
-    check_memory(_settings(workers={**workers, "allow_overcommit": True}, environment="production"), 3 << 30)
+    check_memory(
+        _settings(workers={**workers, "allow_overcommit": True}, environment="production", tls={"mode": "mesh"}),
+        3 << 30,
+    )
     with pytest.raises(StartupError):
         check_memory(_settings(workers={**workers, "allow_overcommit": False}), 3 << 30)

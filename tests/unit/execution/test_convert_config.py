@@ -178,7 +178,7 @@ def test_settings_have_the_documents_defaults_and_names(tmp_path: Path) -> None:
 
 
 def test_production_migrates_only_when_told(tmp_path: Path) -> None:
-    environ = {"CARREL_STATE_DIR": str(tmp_path), "CARREL_ENVIRONMENT": "production"}
+    environ = {"CARREL_STATE_DIR": str(tmp_path), "CARREL_ENVIRONMENT": "production", "CARREL_TLS__MODE": "mesh"}
     assert not load_settings(ExecutionSettings, "execution", environ).migrates
     assert load_settings(ExecutionSettings, "execution", environ | {"CARREL_EXECUTION_MIGRATE": "true"}).migrates
 

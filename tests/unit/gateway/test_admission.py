@@ -228,6 +228,8 @@ def test_wrong_login_settings_are_told_by_their_names_together_with_what_else_is
     with pytest.raises(StartupError, match="set CARREL_GATEWAY_LOGIN__SECRET_FILE or CARREL_GATEWAY_LOGIN__JWKS, not"):
         load_settings(GatewaySettings, "gateway", both)
     settings = load_settings(
-        GatewaySettings, "gateway", {"CARREL_ENVIRONMENT": "production", "CARREL_GATEWAY_LOGIN__JWKS": "keys.json"}
+        GatewaySettings,
+        "gateway",
+        {"CARREL_ENVIRONMENT": "production", "CARREL_TLS__MODE": "mesh", "CARREL_GATEWAY_LOGIN__JWKS": "keys.json"},
     )
     assert settings.production

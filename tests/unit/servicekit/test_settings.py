@@ -58,6 +58,7 @@ def test_every_kind_of_value_is_read() -> None:
     settings = load(
         {
             "CARREL_ENVIRONMENT": "production",
+            "CARREL_TLS__MODE": "mesh",
             "CARREL_STATE_DIR": "/var/lib/carrel",
             "CARREL_EXECUTION_LISTEN": "0.0.0.0:1",
             "CARREL_EXECUTION_LIMITS__RUNS": "7",
