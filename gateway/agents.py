@@ -6,6 +6,7 @@ from typing import Any
 
 from grpc import aio
 
+from carrel.doctor_names import DOCTOR_AGENT, DOCTOR_PERMISSION
 from carrel.v1 import agent_instance_pb2
 from carrel.v1.agent_instance_pb2_grpc import AgentInstanceServiceStub
 from gateway.login import Login
@@ -23,7 +24,10 @@ class Agents:
         self._desk = desk
 
     async def list(self, login: Login) -> dict[str, Any]:
-        """The registry as JSON."""
+        """The registry as JSON; the doctor's agent is shown to the doctor alone."""
         request = agent_instance_pb2.ListAgentsRequest(context=self._desk.session(login))
         response = await self._stub.ListAgents(request)
-        return {"agents": [agent_json(agent) for agent in response.agents], "digest": response.registry_digest}
+        shown = [
+            agent for agent in response.agents if agent.name != DOCTOR_AGENT or DOCTOR_PERMISSION in login.permissions
+        ]
+        return {"agents": [agent_json(agent) for agent in shown], "digest": response.registry_digest}

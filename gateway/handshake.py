@@ -16,6 +16,7 @@ from carrel.errors import CarrelError, DrainingError, FrameError, PermissionDeni
 from carrel.ids import check_minted_id, new_id
 from gateway.accept import Detached, accepted_of
 from gateway.close_codes import CloseCode, close_code_for
+from gateway.doctor_users import acting
 from gateway.frames import Connect, connect_options
 from gateway.held import Held
 from gateway.jitter import retry_ms, window_ms
@@ -107,7 +108,7 @@ class Handshake:
 
     def _login_of(self, request: web.Request) -> Login | None:
         token = bearer_token(request.headers.get(hdrs.AUTHORIZATION))
-        return self._parts.logins.verify(token) if token else None
+        return acting(self._parts.logins.verify(token), request, self._parts.logins) if token else None
 
     async def _serve(self, arrival: _Arrival, login: Login | None) -> None:
         """From the upgrade to the session, which then holds what the arrival holds."""

@@ -23,6 +23,7 @@ from carrel.wire import context_to_proto
 from gateway.login import Login
 from gateway.requests import Answer, ExecuteRequest
 from gateway.tickets import TicketDesk
+from servicekit.layers import layer_contract
 from servicekit.rpc.channel import responses
 
 __all__ = ["TERMINAL", "UNENDED", "Runs"]
@@ -61,6 +62,7 @@ class Runs:
     def __init__(self, channel: aio.Channel, desk: TicketDesk) -> None:
         self._stub = ExecutionServiceStub(channel)
         self._desk = desk
+        self.contract = layer_contract("gateway")
 
     async def execute(
         self, login: Login, request: ExecuteRequest, *, connection_id: str = "", audit: Mapping[str, Any] | None = None
@@ -81,7 +83,8 @@ class Runs:
             client_ref=request.client_ref,
             bound_to_caller=request.bound,
         )
-        response = await self._stub.ExecutePipeline(message, timeout=_EXECUTE_S)
+        with self.contract.timed("execute"):
+            response = await self._stub.ExecutePipeline(message, timeout=_EXECUTE_S)
         return response.run, response.existing
 
     def _under_ticket(self, login: Login, context: UserExecutionContext) -> context_pb2.UserExecutionContext:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from typing import Any, Final
 from carrel.errors import CarrelError, InternalError, InvalidRequestError
 
 __all__ = ["PHASES", "AppStateContract", "Clause", "FactoryLayerContract", "Phase"]
+
+
+# Timings kept of each operation.
+_LATEST: Final = 1000
 
 
 class Phase(enum.Enum):
@@ -83,8 +88,8 @@ class FactoryLayerContract:
     """What one layer of the factory chain asks for, gives, may raise, and how quick it is.
 
     Args:
-        name: The layer, as in the metrics' breakdown: ``execution_engine``, ``agent_instance``, ``websocket_emitter``,
-            ``bridge_integration``.
+        name: The layer: ``gateway``, or as in the metrics' breakdown ``execution_engine``, ``agent_instance``,
+            ``websocket_emitter``, ``bridge_integration``.
         input_requirements: What a caller must bring.
         output_guarantees: What holds for a result.
         error_conditions: The errors that a caller has to expect.
@@ -97,6 +102,8 @@ class FactoryLayerContract:
     error_conditions: tuple[type[CarrelError], ...]
     performance_bounds: Mapping[str, float]
     exceeded: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    measured: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    _latest: dict[str, deque[float]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (self.input_requirements and self.output_guarantees and self.performance_bounds):
@@ -129,10 +136,31 @@ class FactoryLayerContract:
             yield
         finally:
             elapsed = (time.perf_counter() - began) * 1000
+            self.measured[operation] = self.measured.get(operation, 0) + 1
+            self._latest.setdefault(operation, deque(maxlen=_LATEST)).append(elapsed)
             if elapsed > bound:
                 self.exceeded[operation] = self.exceeded.get(operation, 0) + 1
             if took is not None:
                 took(elapsed)
+
+    def percentile(self, operation: str, share: float) -> float:
+        """Milliseconds below which ``share`` of the latest thousand of an operation lie; 0 when there were none."""
+        ordered = sorted(self._latest.get(operation, ()))
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it says, and how its bounds were kept in this process, as JSON values."""
+        return {
+            "name": self.name,
+            "input_requirements": [clause.text for clause in self.input_requirements],
+            "output_guarantees": [clause.text for clause in self.output_guarantees],
+            "error_conditions": [error.code for error in self.error_conditions],
+            "performance_bounds_ms": dict(self.performance_bounds),
+            "measured": dict(self.measured),
+            "exceeded": dict(self.exceeded),
+            "p50_ms": {operation: round(self.percentile(operation, 0.5), 3) for operation in self.measured},
+            "p95_ms": {operation: round(self.percentile(operation, 0.95), 3) for operation in self.measured},
+        }
 
 
 def _broken(clauses: tuple[Clause, ...], value: object) -> Iterator[Clause]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from carrel.cli.doctor_command import add_doctor
 from carrel.cli.options import (
     STATE,
     STRATEGIES,
@@ -339,6 +340,9 @@ def version() -> None:
     import carrel
 
     typer.echo(f"carrel {carrel.__version__} (Python {platform.python_version()})")
+
+
+add_doctor(app)
 
 
 def run() -> None:

@@ -4,6 +4,7 @@ isort:skip_file
 agent_instance: agent classes, isolated instances of them, tools and model access. Keeps no run's state."""
 
 from carrel.v1 import context_pb2 as _context_pb2
+from carrel.v1 import contracts_pb2 as _contracts_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -1289,6 +1290,7 @@ class GetPoolStatisticsResponse(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     CHILDREN_ACTIVE_FIELD_NUMBER: _builtins.int
+    CONTRACT_FIELD_NUMBER: _builtins.int
     created: _builtins.int
     """Parts made."""
     reused: _builtins.int
@@ -1325,6 +1327,10 @@ class GetPoolStatisticsResponse(_message.Message):
     def creation_p95(self) -> _duration_pb2.Duration:
         """95th percentile of the same."""
 
+    @_builtins.property
+    def contract(self) -> _contracts_pb2.LayerContract:
+        """The contract of this layer, and how it was kept."""
+
     def __init__(
         self,
         *,
@@ -1344,10 +1350,11 @@ class GetPoolStatisticsResponse(_message.Message):
         waiting: _builtins.int = ...,
         lost: _builtins.int = ...,
         children_active: _builtins.int = ...,
+        contract: _contracts_pb2.LayerContract | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["creation_p50", b"creation_p50", "creation_p95", b"creation_p95"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "creation_p50", b"creation_p50", "creation_p95", b"creation_p95"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "capacity", b"capacity", "children_active", b"children_active", "created", b"created", "creation_p50", b"creation_p50", "creation_p95", b"creation_p95", "failed", b"failed", "fallbacks", b"fallbacks", "identity_mismatch_total", b"identity_mismatch_total", "idle", b"idle", "killed", b"killed", "lost", b"lost", "periodic_updates_active", b"periodic_updates_active", "reuse_rate", b"reuse_rate", "reused", b"reused", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "capacity", b"capacity", "children_active", b"children_active", "contract", b"contract", "created", b"created", "creation_p50", b"creation_p50", "creation_p95", b"creation_p95", "failed", b"failed", "fallbacks", b"fallbacks", "identity_mismatch_total", b"identity_mismatch_total", "idle", b"idle", "killed", b"killed", "lost", b"lost", "periodic_updates_active", b"periodic_updates_active", "reuse_rate", b"reuse_rate", "reused", b"reused", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

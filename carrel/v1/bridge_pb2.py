@@ -24,12 +24,13 @@ _sym_db = _symbol_database.Default()
 
 from carrel.v1 import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from carrel.v1 import context_pb2 as carrel_dot_v1_dot_context__pb2
+from carrel.v1 import contracts_pb2 as carrel_dot_v1_dot_contracts__pb2
 from carrel.v1 import events_pb2 as carrel_dot_v1_dot_events__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x61rrel/v1/bridge.proto\x12\tcarrel.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x63\x61rrel/v1/context.proto\x1a\x16\x63\x61rrel/v1/events.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"E\n\x0ePublishRequest\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32\x19.carrel.v1.ProducerEventsB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"7\n\x0fPublishResponse\x12$\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x16.carrel.v1.ProducerAck\"\xd7\x01\n\rAttachRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12\'\n\x05hello\x18\x02 \x01(\x0b\x32\x16.carrel.v1.AttachHelloH\x00\x12)\n\tsubscribe\x18\x03 \x01(\x0b\x32\x14.carrel.v1.SubscribeH\x00\x12-\n\x0bunsubscribe\x18\x04 \x01(\x0b\x32\x16.carrel.v1.UnsubscribeH\x00\x42\t\n\x07message\";\n\x0b\x41ttachHello\x12,\n\ngateway_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\"d\n\tSubscribe\x12\x1b\n\ngeneration\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\x12\x13\n\x0b\x63onnections\x18\x03 \x01(\r\"!\n\x0bUnsubscribe\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"6\n\x0e\x41ttachResponse\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.carrel.v1.AttachItem\"\xf3\x01\n\nAttachItem\x12+\n\nsubscribed\x18\x01 \x01(\x0b\x32\x15.carrel.v1.SubscribedH\x00\x12)\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x16.carrel.v1.UserEntriesH\x00\x12-\n\x05reset\x18\x03 \x01(\x0b\x32\x1c.carrel.v1.SubscriptionResetH\x00\x12\x31\n\x07refused\x18\x04 \x01(\x0b\x32\x1e.carrel.v1.SubscriptionRefusedH\x00\x12#\n\x03\x62ye\x18\x05 \x01(\x0b\x32\x14.carrel.v1.AttachByeH\x00\x42\x06\n\x04item\"}\n\nSubscribed\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12 \n\x03top\x18\x03 \x01(\x0b\x32\x13.carrel.v1.Position\x12\x15\n\roldest_offset\x18\x04 \x01(\x04\x12\x11\n\trecovered\x18\x05 \x01(\x08\"g\n\x0bUserEntries\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12$\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x13.carrel.v1.LogEntry\"Y\n\x11SubscriptionReset\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x1f\n\x05reset\x18\x03 \x01(\x0b\x32\x10.carrel.v1.Reset\"a\n\x13SubscriptionRefused\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.carrel.v1.ErrorDetail\"K\n\tAttachBye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xea\x01\n\x11ReadEventsRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\x12(\n\x06run_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{0,128}$\x12+\n\tthread_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{0,128}$\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\x12\r\n\x05limit\x18\x06 \x01(\r\"\x92\x01\n\x12ReadEventsResponse\x12)\n\x07\x65ntries\x18\x01 \x01(\x0b\x32\x16.carrel.v1.UserEntriesH\x00\x12!\n\x05reset\x18\x02 \x01(\x0b\x32\x10.carrel.v1.ResetH\x00\x12&\n\x07through\x18\x03 \x01(\x0b\x32\x13.carrel.v1.PositionH\x00\x42\x06\n\x04item\"w\n\x11ResolveRunRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12(\n\x06run_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\"\xa5\x01\n\x12ResolveRunResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x04\x12\x13\n\x0blast_offset\x18\x04 \x01(\x04\x12\x0e\n\x06sealed\x18\x05 \x01(\x08\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\x04\x12\r\n\x05\x65poch\x18\x07 \x01(\t\x12\x13\n\x0b\x63onnections\x18\x08 \x01(\r\"K\n\x0fGetStateRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\"\xd1\x02\n\x10GetStateResponse\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.carrel.v1.IntegrationState\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11recovery_attempts\x18\x03 \x01(\r\x12\x12\n\nlast_error\x18\x04 \x01(\t\x12\x10\n\x08gateways\x18\x05 \x01(\r\x12\x15\n\rsubscriptions\x18\x06 \x01(\x04\x12\x13\n\x0b\x63onnections\x18\x07 \x01(\x04\x12\x17\n\x0f\x65vents_appended\x18\x08 \x01(\x04\x12\x18\n\x10\x65vents_duplicate\x18\t \x01(\x04\x12\x0f\n\x07\x63ommits\x18\n \x01(\x04\x12\x14\n\x0cusers_behind\x18\x0b \x01(\x04\x12\x1f\n\x17identity_mismatch_total\x18\x0c \x01(\x04*\xda\x01\n\x10IntegrationState\x12!\n\x1dINTEGRATION_STATE_UNSPECIFIED\x10\x00\x12#\n\x1fINTEGRATION_STATE_UNINITIALIZED\x10\x01\x12\"\n\x1eINTEGRATION_STATE_INITIALIZING\x10\x02\x12\x1c\n\x18INTEGRATION_STATE_ACTIVE\x10\x03\x12\x1e\n\x1aINTEGRATION_STATE_DEGRADED\x10\x04\x12\x1c\n\x18INTEGRATION_STATE_FAILED\x10\x05\x32\xf5\x02\n\rBridgeService\x12\x44\n\x07Publish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse(\x01\x30\x01\x12\x41\n\x06\x41ttach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse(\x01\x30\x01\x12K\n\nReadEvents\x12\x1c.carrel.v1.ReadEventsRequest\x1a\x1d.carrel.v1.ReadEventsResponse0\x01\x12I\n\nResolveRun\x12\x1c.carrel.v1.ResolveRunRequest\x1a\x1d.carrel.v1.ResolveRunResponse\x12\x43\n\x08GetState\x12\x1a.carrel.v1.GetStateRequest\x1a\x1b.carrel.v1.GetStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x61rrel/v1/bridge.proto\x12\tcarrel.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x63\x61rrel/v1/context.proto\x1a\x19\x63\x61rrel/v1/contracts.proto\x1a\x16\x63\x61rrel/v1/events.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"E\n\x0ePublishRequest\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32\x19.carrel.v1.ProducerEventsB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"7\n\x0fPublishResponse\x12$\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x16.carrel.v1.ProducerAck\"\xd7\x01\n\rAttachRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12\'\n\x05hello\x18\x02 \x01(\x0b\x32\x16.carrel.v1.AttachHelloH\x00\x12)\n\tsubscribe\x18\x03 \x01(\x0b\x32\x14.carrel.v1.SubscribeH\x00\x12-\n\x0bunsubscribe\x18\x04 \x01(\x0b\x32\x16.carrel.v1.UnsubscribeH\x00\x42\t\n\x07message\";\n\x0b\x41ttachHello\x12,\n\ngateway_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\"d\n\tSubscribe\x12\x1b\n\ngeneration\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\x12\x13\n\x0b\x63onnections\x18\x03 \x01(\r\"!\n\x0bUnsubscribe\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"6\n\x0e\x41ttachResponse\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.carrel.v1.AttachItem\"\xf3\x01\n\nAttachItem\x12+\n\nsubscribed\x18\x01 \x01(\x0b\x32\x15.carrel.v1.SubscribedH\x00\x12)\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x16.carrel.v1.UserEntriesH\x00\x12-\n\x05reset\x18\x03 \x01(\x0b\x32\x1c.carrel.v1.SubscriptionResetH\x00\x12\x31\n\x07refused\x18\x04 \x01(\x0b\x32\x1e.carrel.v1.SubscriptionRefusedH\x00\x12#\n\x03\x62ye\x18\x05 \x01(\x0b\x32\x14.carrel.v1.AttachByeH\x00\x42\x06\n\x04item\"}\n\nSubscribed\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12 \n\x03top\x18\x03 \x01(\x0b\x32\x13.carrel.v1.Position\x12\x15\n\roldest_offset\x18\x04 \x01(\x04\x12\x11\n\trecovered\x18\x05 \x01(\x08\"g\n\x0bUserEntries\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12$\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x13.carrel.v1.LogEntry\"Y\n\x11SubscriptionReset\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x1f\n\x05reset\x18\x03 \x01(\x0b\x32\x10.carrel.v1.Reset\"a\n\x13SubscriptionRefused\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.carrel.v1.ErrorDetail\"K\n\tAttachBye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xea\x01\n\x11ReadEventsRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\x12(\n\x06run_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{0,128}$\x12+\n\tthread_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{0,128}$\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\x12\r\n\x05limit\x18\x06 \x01(\r\"\x92\x01\n\x12ReadEventsResponse\x12)\n\x07\x65ntries\x18\x01 \x01(\x0b\x32\x16.carrel.v1.UserEntriesH\x00\x12!\n\x05reset\x18\x02 \x01(\x0b\x32\x10.carrel.v1.ResetH\x00\x12&\n\x07through\x18\x03 \x01(\x0b\x32\x13.carrel.v1.PositionH\x00\x42\x06\n\x04item\"w\n\x11ResolveRunRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12(\n\x06run_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\"\xa5\x01\n\x12ResolveRunResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x04\x12\x13\n\x0blast_offset\x18\x04 \x01(\x04\x12\x0e\n\x06sealed\x18\x05 \x01(\x08\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\x04\x12\r\n\x05\x65poch\x18\x07 \x01(\t\x12\x13\n\x0b\x63onnections\x18\x08 \x01(\r\"K\n\x0fGetStateRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\"\xfd\x02\n\x10GetStateResponse\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.carrel.v1.IntegrationState\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11recovery_attempts\x18\x03 \x01(\r\x12\x12\n\nlast_error\x18\x04 \x01(\t\x12\x10\n\x08gateways\x18\x05 \x01(\r\x12\x15\n\rsubscriptions\x18\x06 \x01(\x04\x12\x13\n\x0b\x63onnections\x18\x07 \x01(\x04\x12\x17\n\x0f\x65vents_appended\x18\x08 \x01(\x04\x12\x18\n\x10\x65vents_duplicate\x18\t \x01(\x04\x12\x0f\n\x07\x63ommits\x18\n \x01(\x04\x12\x14\n\x0cusers_behind\x18\x0b \x01(\x04\x12\x1f\n\x17identity_mismatch_total\x18\x0c \x01(\x04\x12*\n\x08\x63ontract\x18( \x01(\x0b\x32\x18.carrel.v1.LayerContract*\xda\x01\n\x10IntegrationState\x12!\n\x1dINTEGRATION_STATE_UNSPECIFIED\x10\x00\x12#\n\x1fINTEGRATION_STATE_UNINITIALIZED\x10\x01\x12\"\n\x1eINTEGRATION_STATE_INITIALIZING\x10\x02\x12\x1c\n\x18INTEGRATION_STATE_ACTIVE\x10\x03\x12\x1e\n\x1aINTEGRATION_STATE_DEGRADED\x10\x04\x12\x1c\n\x18INTEGRATION_STATE_FAILED\x10\x05\x32\xf5\x02\n\rBridgeService\x12\x44\n\x07Publish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse(\x01\x30\x01\x12\x41\n\x06\x41ttach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse(\x01\x30\x01\x12K\n\nReadEvents\x12\x1c.carrel.v1.ReadEventsRequest\x1a\x1d.carrel.v1.ReadEventsResponse0\x01\x12I\n\nResolveRun\x12\x1c.carrel.v1.ResolveRunRequest\x1a\x1d.carrel.v1.ResolveRunResponse\x12\x43\n\x08GetState\x12\x1a.carrel.v1.GetStateRequest\x1a\x1b.carrel.v1.GetStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,46 +57,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVERUNREQUEST'].fields_by_name['run_id']._serialized_options = b'\272H\025r\0232\021^[!-.0-~]{1,128}$'
   _globals['_GETSTATEREQUEST'].fields_by_name['context']._loaded_options = None
   _globals['_GETSTATEREQUEST'].fields_by_name['context']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_INTEGRATIONSTATE']._serialized_start=2618
-  _globals['_INTEGRATIONSTATE']._serialized_end=2836
-  _globals['_PUBLISHREQUEST']._serialized_start=180
-  _globals['_PUBLISHREQUEST']._serialized_end=249
-  _globals['_PUBLISHRESPONSE']._serialized_start=251
-  _globals['_PUBLISHRESPONSE']._serialized_end=306
-  _globals['_ATTACHREQUEST']._serialized_start=309
-  _globals['_ATTACHREQUEST']._serialized_end=524
-  _globals['_ATTACHHELLO']._serialized_start=526
-  _globals['_ATTACHHELLO']._serialized_end=585
-  _globals['_SUBSCRIBE']._serialized_start=587
-  _globals['_SUBSCRIBE']._serialized_end=687
-  _globals['_UNSUBSCRIBE']._serialized_start=689
-  _globals['_UNSUBSCRIBE']._serialized_end=722
-  _globals['_ATTACHRESPONSE']._serialized_start=724
-  _globals['_ATTACHRESPONSE']._serialized_end=778
-  _globals['_ATTACHITEM']._serialized_start=781
-  _globals['_ATTACHITEM']._serialized_end=1024
-  _globals['_SUBSCRIBED']._serialized_start=1026
-  _globals['_SUBSCRIBED']._serialized_end=1151
-  _globals['_USERENTRIES']._serialized_start=1153
-  _globals['_USERENTRIES']._serialized_end=1256
-  _globals['_SUBSCRIPTIONRESET']._serialized_start=1258
-  _globals['_SUBSCRIPTIONRESET']._serialized_end=1347
-  _globals['_SUBSCRIPTIONREFUSED']._serialized_start=1349
-  _globals['_SUBSCRIPTIONREFUSED']._serialized_end=1446
-  _globals['_ATTACHBYE']._serialized_start=1448
-  _globals['_ATTACHBYE']._serialized_end=1523
-  _globals['_READEVENTSREQUEST']._serialized_start=1526
-  _globals['_READEVENTSREQUEST']._serialized_end=1760
-  _globals['_READEVENTSRESPONSE']._serialized_start=1763
-  _globals['_READEVENTSRESPONSE']._serialized_end=1909
-  _globals['_RESOLVERUNREQUEST']._serialized_start=1911
-  _globals['_RESOLVERUNREQUEST']._serialized_end=2030
-  _globals['_RESOLVERUNRESPONSE']._serialized_start=2033
-  _globals['_RESOLVERUNRESPONSE']._serialized_end=2198
-  _globals['_GETSTATEREQUEST']._serialized_start=2200
-  _globals['_GETSTATEREQUEST']._serialized_end=2275
-  _globals['_GETSTATERESPONSE']._serialized_start=2278
-  _globals['_GETSTATERESPONSE']._serialized_end=2615
-  _globals['_BRIDGESERVICE']._serialized_start=2839
-  _globals['_BRIDGESERVICE']._serialized_end=3212
+  _globals['_INTEGRATIONSTATE']._serialized_start=2689
+  _globals['_INTEGRATIONSTATE']._serialized_end=2907
+  _globals['_PUBLISHREQUEST']._serialized_start=207
+  _globals['_PUBLISHREQUEST']._serialized_end=276
+  _globals['_PUBLISHRESPONSE']._serialized_start=278
+  _globals['_PUBLISHRESPONSE']._serialized_end=333
+  _globals['_ATTACHREQUEST']._serialized_start=336
+  _globals['_ATTACHREQUEST']._serialized_end=551
+  _globals['_ATTACHHELLO']._serialized_start=553
+  _globals['_ATTACHHELLO']._serialized_end=612
+  _globals['_SUBSCRIBE']._serialized_start=614
+  _globals['_SUBSCRIBE']._serialized_end=714
+  _globals['_UNSUBSCRIBE']._serialized_start=716
+  _globals['_UNSUBSCRIBE']._serialized_end=749
+  _globals['_ATTACHRESPONSE']._serialized_start=751
+  _globals['_ATTACHRESPONSE']._serialized_end=805
+  _globals['_ATTACHITEM']._serialized_start=808
+  _globals['_ATTACHITEM']._serialized_end=1051
+  _globals['_SUBSCRIBED']._serialized_start=1053
+  _globals['_SUBSCRIBED']._serialized_end=1178
+  _globals['_USERENTRIES']._serialized_start=1180
+  _globals['_USERENTRIES']._serialized_end=1283
+  _globals['_SUBSCRIPTIONRESET']._serialized_start=1285
+  _globals['_SUBSCRIPTIONRESET']._serialized_end=1374
+  _globals['_SUBSCRIPTIONREFUSED']._serialized_start=1376
+  _globals['_SUBSCRIPTIONREFUSED']._serialized_end=1473
+  _globals['_ATTACHBYE']._serialized_start=1475
+  _globals['_ATTACHBYE']._serialized_end=1550
+  _globals['_READEVENTSREQUEST']._serialized_start=1553
+  _globals['_READEVENTSREQUEST']._serialized_end=1787
+  _globals['_READEVENTSRESPONSE']._serialized_start=1790
+  _globals['_READEVENTSRESPONSE']._serialized_end=1936
+  _globals['_RESOLVERUNREQUEST']._serialized_start=1938
+  _globals['_RESOLVERUNREQUEST']._serialized_end=2057
+  _globals['_RESOLVERUNRESPONSE']._serialized_start=2060
+  _globals['_RESOLVERUNRESPONSE']._serialized_end=2225
+  _globals['_GETSTATEREQUEST']._serialized_start=2227
+  _globals['_GETSTATEREQUEST']._serialized_end=2302
+  _globals['_GETSTATERESPONSE']._serialized_start=2305
+  _globals['_GETSTATERESPONSE']._serialized_end=2686
+  _globals['_BRIDGESERVICE']._serialized_start=2910
+  _globals['_BRIDGESERVICE']._serialized_end=3283
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 The bridge: each user's event log, the map of runs to threads, and the fan-out to gateways."""
 
 from carrel.v1 import context_pb2 as _context_pb2
+from carrel.v1 import contracts_pb2 as _contracts_pb2
 from carrel.v1 import events_pb2 as _events_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -679,6 +680,7 @@ class GetStateResponse(_message.Message):
     COMMITS_FIELD_NUMBER: _builtins.int
     USERS_BEHIND_FIELD_NUMBER: _builtins.int
     IDENTITY_MISMATCH_TOTAL_FIELD_NUMBER: _builtins.int
+    CONTRACT_FIELD_NUMBER: _builtins.int
     state: Global___IntegrationState.ValueType
     """The integration state."""
     recovery_attempts: _builtins.int
@@ -705,6 +707,10 @@ class GetStateResponse(_message.Message):
     def since(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
 
+    @_builtins.property
+    def contract(self) -> _contracts_pb2.LayerContract:
+        """The contract of this layer, and how it was kept."""
+
     def __init__(
         self,
         *,
@@ -720,10 +726,11 @@ class GetStateResponse(_message.Message):
         commits: _builtins.int = ...,
         users_behind: _builtins.int = ...,
         identity_mismatch_total: _builtins.int = ...,
+        contract: _contracts_pb2.LayerContract | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "connections", b"connections", "events_appended", b"events_appended", "events_duplicate", b"events_duplicate", "gateways", b"gateways", "identity_mismatch_total", b"identity_mismatch_total", "last_error", b"last_error", "recovery_attempts", b"recovery_attempts", "since", b"since", "state", b"state", "subscriptions", b"subscriptions", "users_behind", b"users_behind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "connections", b"connections", "contract", b"contract", "events_appended", b"events_appended", "events_duplicate", b"events_duplicate", "gateways", b"gateways", "identity_mismatch_total", b"identity_mismatch_total", "last_error", b"last_error", "recovery_attempts", b"recovery_attempts", "since", b"since", "state", b"state", "subscriptions", b"subscriptions", "users_behind", b"users_behind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from carrel.v1 import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from carrel.v1 import context_pb2 as carrel_dot_v1_dot_context__pb2
+from carrel.v1 import contracts_pb2 as carrel_dot_v1_dot_contracts__pb2
 from carrel.v1 import events_pb2 as carrel_dot_v1_dot_events__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63\x61rrel/v1/emitter.proto\x12\tcarrel.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x63\x61rrel/v1/context.proto\x1a\x16\x63\x61rrel/v1/events.proto\x1a\x1egoogle/protobuf/duration.proto\"B\n\x0b\x45mitRequest\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32\x19.carrel.v1.ProducerEventsB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"4\n\x0c\x45mitResponse\x12$\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x16.carrel.v1.ProducerAck\"\xfa\x01\n\rNotifyRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x0fidempotency_key\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\x12\x31\n\nevent_type\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x12\x1c\n\nagent_name\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\tdata_json\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x10\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\x04\"I\n\x0eNotifyResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\"W\n\x1bGetEmitterStatisticsRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\"\xe1\x03\n\x1cGetEmitterStatisticsResponse\x12\x17\n\x0f\x65mitters_active\x18\x01 \x01(\x04\x12\x18\n\x10\x65mitters_created\x18\x02 \x01(\x04\x12\x13\n\x0b\x65vents_sent\x18\x03 \x01(\x04\x12\x17\n\x0f\x65vents_rejected\x18\x04 \x01(\x04\x12P\n\ritems_refused\x18\x05 \x03(\x0b\x32\x39.carrel.v1.GetEmitterStatisticsResponse.ItemsRefusedEntry\x12\x0f\n\x07\x62\x61tches\x18\x06 \x01(\x04\x12\x15\n\rqueued_events\x18\x07 \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\x08 \x01(\x04\x12/\n\x0c\x64\x65livery_p50\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x64\x65livery_p95\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x17identity_mismatch_total\x18\x0b \x01(\x04\x12\x18\n\x10\x64\x65livery_retries\x18\x0c \x01(\x04\x1a\x33\n\x11ItemsRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xf5\x01\n\x0e\x45mitterService\x12;\n\x04\x45mit\x12\x16.carrel.v1.EmitRequest\x1a\x17.carrel.v1.EmitResponse(\x01\x30\x01\x12=\n\x06Notify\x12\x18.carrel.v1.NotifyRequest\x1a\x19.carrel.v1.NotifyResponse\x12g\n\x14GetEmitterStatistics\x12&.carrel.v1.GetEmitterStatisticsRequest\x1a\'.carrel.v1.GetEmitterStatisticsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63\x61rrel/v1/emitter.proto\x12\tcarrel.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x63\x61rrel/v1/context.proto\x1a\x19\x63\x61rrel/v1/contracts.proto\x1a\x16\x63\x61rrel/v1/events.proto\x1a\x1egoogle/protobuf/duration.proto\"B\n\x0b\x45mitRequest\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32\x19.carrel.v1.ProducerEventsB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"4\n\x0c\x45mitResponse\x12$\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x16.carrel.v1.ProducerAck\"\xfa\x01\n\rNotifyRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x0fidempotency_key\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[!-.0-~]{1,128}$\x12\x31\n\nevent_type\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x12\x1c\n\nagent_name\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\tdata_json\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x10\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\x04\"I\n\x0eNotifyResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12%\n\x08position\x18\x02 \x01(\x0b\x32\x13.carrel.v1.Position\"W\n\x1bGetEmitterStatisticsRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.carrel.v1.UserExecutionContextB\x06\xbaH\x03\xc8\x01\x01\"\x8d\x04\n\x1cGetEmitterStatisticsResponse\x12\x17\n\x0f\x65mitters_active\x18\x01 \x01(\x04\x12\x18\n\x10\x65mitters_created\x18\x02 \x01(\x04\x12\x13\n\x0b\x65vents_sent\x18\x03 \x01(\x04\x12\x17\n\x0f\x65vents_rejected\x18\x04 \x01(\x04\x12P\n\ritems_refused\x18\x05 \x03(\x0b\x32\x39.carrel.v1.GetEmitterStatisticsResponse.ItemsRefusedEntry\x12\x0f\n\x07\x62\x61tches\x18\x06 \x01(\x04\x12\x15\n\rqueued_events\x18\x07 \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\x08 \x01(\x04\x12/\n\x0c\x64\x65livery_p50\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x64\x65livery_p95\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x17identity_mismatch_total\x18\x0b \x01(\x04\x12\x18\n\x10\x64\x65livery_retries\x18\x0c \x01(\x04\x12*\n\x08\x63ontract\x18( \x01(\x0b\x32\x18.carrel.v1.LayerContract\x1a\x33\n\x11ItemsRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xf5\x01\n\x0e\x45mitterService\x12;\n\x04\x45mit\x12\x16.carrel.v1.EmitRequest\x1a\x17.carrel.v1.EmitResponse(\x01\x30\x01\x12=\n\x06Notify\x12\x18.carrel.v1.NotifyRequest\x1a\x19.carrel.v1.NotifyResponse\x12g\n\x14GetEmitterStatistics\x12&.carrel.v1.GetEmitterStatisticsRequest\x1a\'.carrel.v1.GetEmitterStatisticsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,20 +52,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETEMITTERSTATISTICSREQUEST'].fields_by_name['context']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GETEMITTERSTATISTICSRESPONSE_ITEMSREFUSEDENTRY']._loaded_options = None
   _globals['_GETEMITTERSTATISTICSRESPONSE_ITEMSREFUSEDENTRY']._serialized_options = b'8\001'
-  _globals['_EMITREQUEST']._serialized_start=148
-  _globals['_EMITREQUEST']._serialized_end=214
-  _globals['_EMITRESPONSE']._serialized_start=216
-  _globals['_EMITRESPONSE']._serialized_end=268
-  _globals['_NOTIFYREQUEST']._serialized_start=271
-  _globals['_NOTIFYREQUEST']._serialized_end=521
-  _globals['_NOTIFYRESPONSE']._serialized_start=523
-  _globals['_NOTIFYRESPONSE']._serialized_end=596
-  _globals['_GETEMITTERSTATISTICSREQUEST']._serialized_start=598
-  _globals['_GETEMITTERSTATISTICSREQUEST']._serialized_end=685
-  _globals['_GETEMITTERSTATISTICSRESPONSE']._serialized_start=688
-  _globals['_GETEMITTERSTATISTICSRESPONSE']._serialized_end=1169
-  _globals['_GETEMITTERSTATISTICSRESPONSE_ITEMSREFUSEDENTRY']._serialized_start=1118
-  _globals['_GETEMITTERSTATISTICSRESPONSE_ITEMSREFUSEDENTRY']._serialized_end=1169
-  _globals['_EMITTERSERVICE']._serialized_start=1172
-  _globals['_EMITTERSERVICE']._serialized_end=1417
+  _globals['_EMITREQUEST']._serialized_start=175
+  _globals['_EMITREQUEST']._serialized_end=241
+  _globals['_EMITRESPONSE']._serialized_start=243
+  _globals['_EMITRESPONSE']._serialized_end=295
+  _globals['_NOTIFYREQUEST']._serialized_start=298
+  _globals['_NOTIFYREQUEST']._serialized_end=548
+  _globals['_NOTIFYRESPONSE']._serialized_start=550
+  _globals['_NOTIFYRESPONSE']._serialized_end=623
+  _globals['_GETEMITTERSTATISTICSREQUEST']._serialized_start=625
+  _globals['_GETEMITTERSTATISTICSREQUEST']._serialized_end=712
+  _globals['_GETEMITTERSTATISTICSRESPONSE']._serialized_start=715
+  _globals['_GETEMITTERSTATISTICSRESPONSE']._serialized_end=1240
+  _globals['_GETEMITTERSTATISTICSRESPONSE_ITEMSREFUSEDENTRY']._serialized_start=1189
+  _globals['_GETEMITTERSTATISTICSRESPONSE_ITEMSREFUSEDENTRY']._serialized_end=1240
+  _globals['_EMITTERSERVICE']._serialized_start=1243
+  _globals['_EMITTERSERVICE']._serialized_end=1488
 # @@protoc_insertion_point(module_scope)

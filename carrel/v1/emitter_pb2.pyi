@@ -4,6 +4,7 @@ isort:skip_file
 The emitter: checks and sanitizes events, keeps users from delaying each other, and hands events to the bridge's log."""
 
 from carrel.v1 import context_pb2 as _context_pb2
+from carrel.v1 import contracts_pb2 as _contracts_pb2
 from carrel.v1 import events_pb2 as _events_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -205,6 +206,7 @@ class GetEmitterStatisticsResponse(_message.Message):
     DELIVERY_P95_FIELD_NUMBER: _builtins.int
     IDENTITY_MISMATCH_TOTAL_FIELD_NUMBER: _builtins.int
     DELIVERY_RETRIES_FIELD_NUMBER: _builtins.int
+    CONTRACT_FIELD_NUMBER: _builtins.int
     emitters_active: _builtins.int
     """Users with something queued or unacknowledged now."""
     emitters_created: _builtins.int
@@ -235,6 +237,10 @@ class GetEmitterStatisticsResponse(_message.Message):
     def delivery_p95(self) -> _duration_pb2.Duration:
         """95th percentile of the same."""
 
+    @_builtins.property
+    def contract(self) -> _contracts_pb2.LayerContract:
+        """The contract of this layer, and how it was kept."""
+
     def __init__(
         self,
         *,
@@ -250,10 +256,11 @@ class GetEmitterStatisticsResponse(_message.Message):
         delivery_p95: _duration_pb2.Duration | None = ...,
         identity_mismatch_total: _builtins.int = ...,
         delivery_retries: _builtins.int = ...,
+        contract: _contracts_pb2.LayerContract | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery_p50", b"delivery_p50", "delivery_p95", b"delivery_p95"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "delivery_p50", b"delivery_p50", "delivery_p95", b"delivery_p95"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "delivery_p50", b"delivery_p50", "delivery_p95", b"delivery_p95", "delivery_retries", b"delivery_retries", "emitters_active", b"emitters_active", "emitters_created", b"emitters_created", "events_rejected", b"events_rejected", "events_sent", b"events_sent", "identity_mismatch_total", b"identity_mismatch_total", "items_refused", b"items_refused", "queued_bytes", b"queued_bytes", "queued_events", b"queued_events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "contract", b"contract", "delivery_p50", b"delivery_p50", "delivery_p95", b"delivery_p95", "delivery_retries", b"delivery_retries", "emitters_active", b"emitters_active", "emitters_created", b"emitters_created", "events_rejected", b"events_rejected", "events_sent", b"events_sent", "identity_mismatch_total", b"identity_mismatch_total", "items_refused", b"items_refused", "queued_bytes", b"queued_bytes", "queued_events", b"queued_events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

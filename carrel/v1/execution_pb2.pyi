@@ -6,6 +6,7 @@ execution: engines, runs, threads, limits, pipelines, artifacts and audit. Owns 
 from carrel.v1 import agent_instance_pb2 as _agent_instance_pb2
 from carrel.v1 import bridge_pb2 as _bridge_pb2
 from carrel.v1 import context_pb2 as _context_pb2
+from carrel.v1 import contracts_pb2 as _contracts_pb2
 from carrel.v1 import events_pb2 as _events_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -1373,6 +1374,7 @@ class GetFactoryMetricsResponse(_message.Message):
     RUNS_WAITING_FIELD_NUMBER: _builtins.int
     RUNS_RESUMED_FIELD_NUMBER: _builtins.int
     ATTEMPTS_LOST_FIELD_NUMBER: _builtins.int
+    CONTRACT_FIELD_NUMBER: _builtins.int
     engines_created: _builtins.int
     """Engines made."""
     engines_active: _builtins.int
@@ -1429,6 +1431,10 @@ class GetFactoryMetricsResponse(_message.Message):
     def cpu_time(self) -> _duration_pb2.Duration:
         """CPU time of this process."""
 
+    @_builtins.property
+    def contract(self) -> _contracts_pb2.LayerContract:
+        """The contract of this layer, and how it was kept."""
+
     def __init__(
         self,
         *,
@@ -1454,10 +1460,11 @@ class GetFactoryMetricsResponse(_message.Message):
         runs_waiting: _builtins.int = ...,
         runs_resumed: _builtins.int = ...,
         attempts_lost: _builtins.int = ...,
+        contract: _contracts_pb2.LayerContract | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "cpu_time", b"cpu_time", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_lost", b"attempts_lost", "concurrent_peak", b"concurrent_peak", "contexts_cleaned", b"contexts_cleaned", "contexts_created", b"contexts_created", "cpu_time", b"cpu_time", "engines_active", b"engines_active", "engines_cleaned", b"engines_cleaned", "engines_created", b"engines_created", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95", "factory_chain_metrics", b"factory_chain_metrics", "identity_mismatch_total", b"identity_mismatch_total", "memory_bytes", b"memory_bytes", "refusals", b"refusals", "runs_failed", b"runs_failed", "runs_queued", b"runs_queued", "runs_resumed", b"runs_resumed", "runs_successful", b"runs_successful", "runs_total", b"runs_total", "runs_waiting", b"runs_waiting", "timeouts", b"timeouts", "total_users", b"total_users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_lost", b"attempts_lost", "concurrent_peak", b"concurrent_peak", "contexts_cleaned", b"contexts_cleaned", "contexts_created", b"contexts_created", "contract", b"contract", "cpu_time", b"cpu_time", "engines_active", b"engines_active", "engines_cleaned", b"engines_cleaned", "engines_created", b"engines_created", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95", "factory_chain_metrics", b"factory_chain_metrics", "identity_mismatch_total", b"identity_mismatch_total", "memory_bytes", b"memory_bytes", "refusals", b"refusals", "runs_failed", b"runs_failed", "runs_queued", b"runs_queued", "runs_resumed", b"runs_resumed", "runs_successful", b"runs_successful", "runs_total", b"runs_total", "runs_waiting", b"runs_waiting", "timeouts", b"timeouts", "total_users", b"total_users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,7 @@ from carrel.ids import check_id, check_minted_id, new_id
 from carrel.v1 import execution_pb2
 from gateway.accept import upgraded
 from gateway.close_codes import close_code_for
+from gateway.doctor_users import acting
 from gateway.handshake import HandshakeOptions
 from gateway.hub import Feed
 from gateway.limits import client_address
@@ -113,7 +114,7 @@ class EventHandlers:
     async def _login_of(self, request: web.Request) -> Login:
         token = bearer_token(request.headers.get(hdrs.AUTHORIZATION))
         if token:
-            return self._parts.logins.verify(token)
+            return acting(self._parts.logins.verify(token), request, self._parts.logins)
         single_use = request.query.get(_TOKEN, "")
         if not single_use:
             raise TokenError(

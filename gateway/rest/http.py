@@ -23,6 +23,7 @@ from carrel.errors import (
     http_status,
 )
 from carrel.ids import new_id
+from gateway.doctor_users import acting
 from gateway.login import Login, LoginVerifier, bearer_token
 from gateway.origins import Origins
 from servicekit.logs import get_logger
@@ -99,7 +100,8 @@ def authenticated(handler: LoginHandler, logins: LoginVerifier) -> Handler:
     """A handler that gets the login of the request's token; without one, nothing of the request is looked at."""
 
     async def checked(request: web.Request) -> web.StreamResponse:
-        return await handler(request, logins.verify(bearer_token(request.headers.get(hdrs.AUTHORIZATION))))
+        login = logins.verify(bearer_token(request.headers.get(hdrs.AUTHORIZATION)))
+        return await handler(request, acting(login, request, logins))
 
     return checked
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
+from carrel import __version__
 from carrel.errors import PermissionDeniedError
 from gateway.login import Login
 from gateway.parts import Parts
@@ -30,4 +31,5 @@ class OperatorHandlers:
         """``GET /api/operator/gateway``: this gateway's connections and what it has counted since its start."""
         if OPERATOR_READ not in login.permissions:
             raise PermissionDeniedError("only operators may read this", advice=_ADVICE)
-        return json_response(self._parts.statistics().to_json())
+        contract = {"version": __version__, **self._parts.runs.contract.to_dict()}
+        return json_response({**self._parts.statistics().to_json(), "contract": contract})

@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from carrel.context import UserExecutionContext
+from carrel.doctor_names import DOCTOR_AGENT
 from carrel.v1.agent_instance_pb2_grpc import add_AgentInstanceServiceServicer_to_server
 from servicekit.delivery import Outlet, ProducerStream
 from servicekit.identity.keys import KeySet
@@ -191,7 +192,9 @@ def _producers(outlet: Outlet) -> MakeProducer:
 async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[RpcServer]:
     """The service, ready to be started; leaving it ends every attempt and closes what it opened, in reverse."""
     async with start.phase(Phase.CONFIGURATION, needs="agent classes that can be loaded, and the ticket keys"):
-        registry = AgentClassRegistry.load(settings.agents, {} if settings.mcp is None else settings.mcp.fingerprints())
+        registry = AgentClassRegistry.load(
+            settings.sources, {} if settings.mcp is None else settings.mcp.fingerprints()
+        )
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
         tls = Tls.of(settings, "agent_instance")
     dependencies = dependency_checker(settings)
@@ -199,7 +202,8 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
         async with start.phase(Phase.CONFIGURATION, needs="a language model's endpoint that can be used"):
             models = await stack.enter_async_context(open_models(settings.models))
         workers: ExecutorFactory | None = None
-        if any(entry.isolation == "process" for entry in registry.values()):
+        # The doctor's agent follows the others: a deployment of tasks gets no zygote for its sake.
+        if any(entry.isolation == "process" for entry in registry.values() if entry.name != DOCTOR_AGENT):
             async with start.phase(Phase.INTEGRATION, needs="worker processes for the agents"):
                 workers = await stack.enter_async_context(open_workers(settings, registry))
         servers: ToolServers | None = None

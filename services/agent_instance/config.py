@@ -8,6 +8,7 @@ from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSetti
 from services.agent_instance.config_mcp import McpServers
 from services.agent_instance.config_models import ModelSettings
 from services.agent_instance.config_workers import WorkerSettings
+from services.agent_instance.domain.loading import ENTRY_POINTS
 
 __all__ = ["AgentInstanceSettings", "TimeSettings", "ToolSettings"]
 
@@ -43,6 +44,9 @@ class AgentInstanceSettings(SharedSettings):
     agents: tuple[str, ...] = Field(
         (), description="modules, module:attribute, .py files, or entry-points; empty means entry-points"
     )
+    doctor: bool = Field(
+        True, description="load the agent of `carrel doctor`, which serves nobody without its permission"
+    )
     database: bool = Field(False, description="whether a database that agents may depend on can be reached from here")
     max_workers: int = Field(50, ge=1, le=10_000, description="instances at once")
     max_workers_per_user: int = Field(10, ge=1, le=10_000, description="instances of one user at once")
@@ -54,3 +58,9 @@ class AgentInstanceSettings(SharedSettings):
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
     models: ModelSettings = Field(default_factory=ModelSettings)
     mcp: McpServers | None = Field(None, description="MCP servers by name, as JSON, or the path of a file with it")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where all agents come from: those that are set, the packaged ones where none are, and the doctor's."""
+        named = self.agents or (ENTRY_POINTS,)
+        return (*named, "carrel.doctor_agent") if self.doctor else named

@@ -15,6 +15,7 @@ from carrel.v1 import agent_instance_pb2_grpc as pb_grpc
 from servicekit.identity.principals import Principal, RunPrincipal, Scope
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.rpc.context import current_principal
+from servicekit.rpc.contracts import contract_to_proto
 from services.agent_instance import convert
 from services.agent_instance.domain.stage import StageServices
 from services.agent_instance.domain.validation import DependencyChecker
@@ -87,7 +88,9 @@ class AgentInstanceServicer(pb_grpc.AgentInstanceServiceServicer):
     ) -> pb.GetPoolStatisticsResponse:
         """The pool's counts."""
         counts = self._core.statistics(periodic_updates_active=self._services.periodic.active)
-        return convert.pool_statistics(counts, self._verifier.identity_mismatch_total)
+        response = convert.pool_statistics(counts, self._verifier.identity_mismatch_total)
+        response.contract.CopyFrom(contract_to_proto(self._core.contract))
+        return response
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: _Context) -> pb.GetLoadResponse:
         """How much room there is."""

@@ -16,6 +16,7 @@ from servicekit.identity.principals import RunPrincipal, Scope, may_see_run, use
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.logs import get_logger
 from servicekit.rpc.context import current_principal
+from servicekit.rpc.contracts import contract_to_proto
 from services.bridge import convert
 from services.bridge.domain.bridge import Bridge
 from services.bridge.domain.links import GatewayLink
@@ -200,7 +201,9 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
 
     async def GetState(self, request: bridge_pb2.GetStateRequest, context: _Context) -> bridge_pb2.GetStateResponse:
         """The integration state and counts."""
-        return convert.state_response(self._bridge, self._verifier.identity_mismatch_total)
+        response = convert.state_response(self._bridge, self._verifier.identity_mismatch_total)
+        response.contract.CopyFrom(contract_to_proto(self._bridge.hub.contract))
+        return response
 
 
 class _Pipeline:

@@ -8,6 +8,7 @@ from typing import Final
 from carrel.errors import CarrelError
 from carrel.v1 import emitter_pb2, events_pb2
 from servicekit.delivery import reason_of, refusal_of
+from servicekit.rpc.contracts import contract_to_proto
 from services.emitter.domain.ledger import Ledger
 from services.emitter.domain.statistics import Statistics
 from services.emitter.models import ProducerState, Refused
@@ -108,6 +109,7 @@ def statistics_response(
         identity_mismatch_total=mismatches,
         delivery_retries=retries,
     )
+    response.contract.CopyFrom(contract_to_proto(ledger.contract))
     response.delivery_p50.FromNanoseconds(int(statistics.delay(0.5) * 1e9))
     response.delivery_p95.FromNanoseconds(int(statistics.delay(0.95) * 1e9))
     return response

@@ -21,6 +21,7 @@ from carrel.v1 import execution_pb2_grpc as pb_grpc
 from servicekit.identity.principals import Principal, RunPrincipal, ServicePrincipal, SessionPrincipal, may_see_run
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.rpc.context import current_principal
+from servicekit.rpc.contracts import contract_to_proto
 from services.execution import convert
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.paging import decode_token, encode_token
@@ -183,6 +184,7 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
         response.memory_bytes = self._process.memory_info().rss
         response.cpu_time.CopyFrom(convert.seconds_to_proto(time.process_time()))
         response.identity_mismatch_total = self._verifier.identity_mismatch_total
+        response.contract.CopyFrom(contract_to_proto(self._factory.contract))
         return response
 
     def _lets_go(self, run: RunRecord) -> bool:

@@ -102,6 +102,7 @@ class AgentExecutionCore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
+        self.contract = AGENT_INSTANCE
         self._pool = pool
         self._dependencies = dependencies
         self._limits = limits = limits or CoreLimits()

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from carrel.agents import Agent, Isolation, declaration_problems
+from carrel.doctor_names import DOCTOR_AGENT
 from carrel.errors import CarrelError, StartupError, UnknownAgentError
 from carrel.tools import Tool
 from services.agent_instance.domain.loading import Found, LoadedClass, Problem, load_classes
@@ -136,7 +137,7 @@ def _judged(found: Found, servers: tuple[str, ...]) -> tuple[dict[str, AgentEntr
         else:
             entries.setdefault(item.cls.name, _entry(item, servers))
     problems += [Problem(text) for text in _name_problems(found.classes)]
-    if not found.classes and not problems:
+    if not problems and not any(name != DOCTOR_AGENT for name in entries):
         problems.append(
             Problem("no agent is registered", "install one, or name a file or module in the setting `agents`")
         )

@@ -139,7 +139,7 @@ def _setup(settings: AgentInstanceSettings, registry: AgentClassRegistry, limits
     chosen = settings.workers
     preload = dict.fromkeys((*chosen.preload, *(name for entry in registry.values() for name in entry.preload)))
     return Setup(
-        sources=tuple(_expanded(settings.agents or (ENTRY_POINTS,))),
+        sources=tuple(_expanded(settings.sources)),
         lazy=(),
         preload=tuple(preload),
         read_paths=(*_folders(registry), *chosen.read_paths),

@@ -1,17 +1,9 @@
-"""What the emitter's layer of the chain asks for, promises, may raise, and how quick it means to be."""
+"""What decides the clauses of the emitter layer's contract; its text is in ``servicekit.layers``."""
 
 from __future__ import annotations
 
-from carrel.errors import (
-    EventGapError,
-    IdentityMismatchError,
-    InvalidEventError,
-    QueueFullError,
-    SealedLogError,
-    StaleFenceError,
-    TicketError,
-)
-from servicekit.contracts import Clause, FactoryLayerContract
+from servicekit.contracts import FactoryLayerContract
+from servicekit.layers import layer_contract
 from services.emitter.models import Offer, ProducerState
 
 __all__ = ["emitter_contract"]
@@ -31,27 +23,5 @@ def _is_fresh(producer: ProducerState) -> bool:
 
 def emitter_contract() -> FactoryLayerContract:
     """The contract, with counts of its own; bounds in milliseconds."""
-    return FactoryLayerContract(
-        name="websocket_emitter",
-        input_requirements=(
-            Clause("an item is of a verified run and names its producer", _is_of_a_run),
-            Clause("its numbers are consecutive, from 1", _is_consecutive),
-            Clause("its events are of kinds that a producer may write; others are replaced by event_rejected"),
-        ),
-        output_guarantees=(
-            Clause("a producer met for the first time shares nothing with another", _is_fresh),
-            Clause("an event is acknowledged only when the log has it"),
-            Clause("no secret that is known by its form leaves"),
-            Clause("no user waits for another's flood longer than for a few hundred events"),
-        ),
-        error_conditions=(
-            TicketError,
-            IdentityMismatchError,
-            InvalidEventError,
-            QueueFullError,
-            EventGapError,
-            StaleFenceError,
-            SealedLogError,
-        ),
-        performance_bounds={"create_emitter": 1.0},
-    )
+    holds = {"needs.run": _is_of_a_run, "needs.numbers": _is_consecutive}
+    return layer_contract("websocket_emitter", {**holds, "gives.fresh": _is_fresh})

@@ -40,7 +40,7 @@ class ExecutionEngineFactory:
 
     def __init__(self, services: RunServices) -> None:
         self._services = services
-        self._contract = engine_contract()
+        self.contract = engine_contract()
         self._roster = Roster(self, services.metrics)
         self.holdings = Holdings(services, self._roster)
         self._hurry = asyncio.Event()
@@ -100,16 +100,16 @@ class ExecutionEngineFactory:
             StoreUnavailableError: It can't be recorded; nothing has begun.
         """
         self._check_open()
-        self._contract.check_input(request)
+        self.contract.check_input(request)
         took = partial(self._services.metrics.layer, "execution_engine")
-        with self._counting_refusals(), self._contract.timed("execute", took):
+        with self._counting_refusals(), self.contract.timed("execute", took):
             admission = await self._plan(request)
             # In a task of its own: a caller that goes away in this moment must not leave a run that nobody drives.
             task = self._services.start(self._admit(admission), "admission")
             admitted = await asyncio.shield(task)
             if isinstance(admitted, CarrelError):
                 raise admitted
-        self._contract.check_output(admitted)
+        self.contract.check_output(admitted)
         return admitted
 
     async def cancel(self, user: UserKey, run_id: str, reason: str) -> RunRecord:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from carrel.doctor_names import DOCTOR_AGENT
 from carrel.errors import CyclicPlanError, PlanError, UnknownAgentError, UnknownStageError, UnmetRequirementError
 
 __all__ = ["MAX_STAGES", "AgentFacts", "Catalogue", "default_agent", "order_pipeline", "order_plan"]
@@ -38,13 +39,17 @@ class Catalogue:
 
     def known(self) -> str:
         """The names, for an error's advice."""
-        return ", ".join(sorted(self.agents)) or "(none is registered)"
+        return ", ".join(sorted(self.offered())) or "(none is registered)"
+
+    def offered(self) -> tuple[str, ...]:
+        """The names without that of the doctor's agent, which is there for nobody else."""
+        return tuple(name for name in self.agents if name != DOCTOR_AGENT)
 
 
 def default_agent(name: str, catalogue: Catalogue) -> str:
     """The agent of a request that names none: the deployment's default, or the only one that there is."""
-    if name not in catalogue and len(catalogue.agents) == 1:
-        return next(iter(catalogue.agents))
+    if name not in catalogue and len(catalogue.offered()) == 1:
+        return catalogue.offered()[0]
     return name
 
 
