@@ -1,6 +1,6 @@
 # Everything a developer does here; `make` lists it. Needs make and one Python 3.11-3.13 (tools/environment.sh says which).
 # Variables: PYTHON=interpreter for the virtual environment, VENV=its folder, ARGS=more arguments for pytest,
-# ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n (each target says which it reads).
+# ONCE=1, K8S=folder, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n (each target says which it reads).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,6 +17,7 @@ MINUTES ?=
 SEED ?=
 CELLS ?=
 REPEATS ?=
+K8S ?=
 
 BIN := $(VENV)/bin
 # -P keeps a folder of the caller's called `services` from hiding ours.
@@ -26,7 +27,7 @@ WRITTEN := $(wildcard carrel servicekit services gateway examples tests benchmar
 
 .PHONY: help
 help: ## what there is to make (this list)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: setup
 setup: $(STAMP) ## makes .venv from the hashed constraints.txt; quick when nothing changed
@@ -88,6 +89,23 @@ soak: setup ## random runs of 200 users under kills, with canaries; MINUTES=2 SE
 .PHONY: bench
 bench: setup ## measures; CASES="events first_event" OUT=file.json
 	$(RUN) -m benchmarks $(if $(CASES),--cases "$(CASES)") $(if $(OUT),--out "$(OUT)")
+
+CHECKOV := $(VENV)-checkov
+
+.PHONY: k8s-check
+k8s-check: setup $(CHECKOV)/.complete ## every overlay and set of components: schemas, checkov, our own rules; K8S=FOLDER for an overlay of yours
+	TESTS_NEED=kubectl $(RUN) -m pytest -q tests/k8s
+	$(RUN) -m tools.k8s_check --checkov $(CHECKOV)/bin/checkov $(K8S)
+
+# checkov's dependencies and ours exclude each other.
+$(CHECKOV)/.complete: tools/checkov/requirements.txt tools/environment.sh
+	@python="$$(tools/environment.sh $(PYTHON))"; "$$python" -m venv --clear $(CHECKOV)
+	$(CHECKOV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tools/checkov/requirements.txt
+	@touch $@
+
+tools/checkov/requirements.txt: tools/checkov/requirements.in
+	UV_CUSTOM_COMPILE_COMMAND="make $@" $(BIN)/uv pip compile $< --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --quiet --output-file $@
 
 .PHONY: lock
 lock: setup ## brings constraints.txt in line with pyproject.toml; ARGS=--upgrade for newer versions (needs the network)

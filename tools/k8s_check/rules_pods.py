@@ -72,7 +72,7 @@ def _confined(manifests: Manifests, workload: Workload) -> Iterator[str]:
 
 def _volumes(pod: Mapping[str, Any], container: Mapping[str, Any]) -> Iterator[str]:
     writable = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
-    room = quantity(container["resources"]["limits"]["ephemeral-storage"])
+    room = quantity(container.get("resources", {}).get("limits", {}).get("ephemeral-storage", 0))
     for volume in pod["volumes"]:
         if "emptyDir" in volume:
             limit = volume["emptyDir"].get("sizeLimit")

@@ -91,7 +91,10 @@ def _items(volume: Mapping[str, Any]) -> set[str]:
 
 
 def _fits(workload: Workload, settings: Any) -> Iterator[str]:
-    memory = quantity(workload.container["resources"]["limits"]["memory"])
+    limit = workload.container["resources"]["limits"].get("memory")
+    if limit is None:
+        return  # told by the rules for pods
+    memory = quantity(limit)
     if workload.app == "agent-instance":
         try:
             check_memory(settings, int(memory))

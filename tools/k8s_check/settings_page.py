@@ -28,7 +28,7 @@ _HEAD: Final = f"""# Settings
 
 Every setting of every process, made from the code by `{_COMMAND}`; a test compares.
 A process reads its settings from the environment, once, at its start. A name that begins with `CARREL_` and is no
-setting of this or another service is refused, with all that is wrong beside it. `carrel config` shows what takes effect.
+setting of this or another service is refused, with all that is wrong. `carrel config` shows what takes effect.
 
 An empty value counts as not set. Lists are written with commas, or as JSON; `none` unsets what may be unset. Paths
 below `.carrel` follow `CARREL_STATE_DIR`. Durations are in seconds and sizes in bytes, where nothing else is said.
