@@ -105,7 +105,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         "Service bridge is not headless",
     ),
     "a metrics port is another": (
-        lambda m: container(m, "bridge")["ports"][2].update(containerPort=51055),
+        lambda m: container(m, "bridge")["ports"].append({"name": "metrics", "containerPort": 51055}),
         "its metrics' port is 51055, and the code's is 51054",
     ),
     "a probe is dropped": (lambda m: container(m, "bridge").pop("startupProbe"), "bridge: it has no startupProbe"),

@@ -17,6 +17,8 @@ __all__ = ["FOLDER", "KustomizeError", "build", "combinations", "combine", "kust
 FOLDER: Final = Path(__file__).resolve().parents[2] / "k8s"
 _BUILD_S: Final = 60.0
 
+_TOGETHER: Final = ("pod-monitor", "otlp", "keda", "models", "mcp", "sandbox-runtime", "internal-clients")
+
 # What an operator may add to the overlay for production, or take in place of something in it: (added, taken away).
 _VARIANTS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
     (("stores-by-namespace",), ("stores-by-cidr",)),
@@ -28,11 +30,13 @@ _VARIANTS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
     (("mcp",), ()),
     (("sandbox-runtime",), ()),
     (("internal-clients",), ()),
+    (("oidc",), ()),
+    (("encryption",), ()),
     (("gateway-api",), ("ingress-nginx",)),
     ((), ("cert-manager",)),
     ((), ("telemetry",)),
     ((), ("migration", "doctor", "doctor-mtls")),
-    (("pod-monitor", "otlp", "keda", "models", "mcp", "sandbox-runtime", "internal-clients"), ()),
+    ((*_TOGETHER, "oidc", "encryption"), ()),
 )
 # A component works on what those before it brought; images comes last, since it names all images.
 _LAST: Final = "images"

@@ -19,6 +19,7 @@ _OUTSIDE: Final = {
     # Model endpoints and MCP servers: over HTTPS outside, at the usual port of their servers inside.
     "agent-instance": {443, 8000},
 }
+_HTTPS: Final = 443
 # Internal services of the operator's own.
 _CALLED_BY_CLIENTS: Final = ("execution", "emitter", "bridge")
 
@@ -55,7 +56,8 @@ def _deny_all(manifests: Manifests) -> Iterator[str]:
 
 
 def _leaving(manifests: Manifests, ours: set[str]) -> Iterator[str]:
-    with_telemetry = _collects(manifests)
+    with_telemetry = _is_set(manifests, "CARREL_TELEMETRY__OTLP_ENDPOINT")
+    with_issuer = _is_set(manifests, "CARREL_GATEWAY_LOGIN__DISCOVERY")
     resolving = set()
     for edge in sorted(manifests.egress()):
         if edge.target in ours:
@@ -63,14 +65,18 @@ def _leaving(manifests: Manifests, ours: set[str]) -> Iterator[str]:
         if edge.port == _DNS and edge.target in ("namespace kube-system", "network 169.254.20.10/32"):
             resolving.add(edge.source)
             continue
-        allowed = _OUTSIDE.get(edge.source, set()) | ({_OTLP} if with_telemetry and edge.source in SETTINGS else set())
+        allowed = set(_OUTSIDE.get(edge.source, ()))
+        if with_telemetry and edge.source in SETTINGS:
+            allowed.add(_OTLP)
+        if with_issuer and edge.source == "gateway":
+            allowed.add(_HTTPS)
         if edge.port not in allowed:
             yield f"egress leads out of the chain: {edge}"
     yield from (f"{app} cannot ask DNS" for app in sorted(ours - resolving))
 
 
-def _collects(manifests: Manifests) -> bool:
-    return any("CARREL_TELEMETRY__OTLP_ENDPOINT" in found.get("data", {}) for found in manifests.of("ConfigMap"))
+def _is_set(manifests: Manifests, name: str) -> bool:
+    return any(name in found.get("data", {}) for found in manifests.of("ConfigMap"))
 
 
 def _arriving(manifests: Manifests, ours: set[str]) -> Iterator[str]:
