@@ -34,6 +34,7 @@ _VARIANTS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
     (("encryption",), ()),
     (("gateway-api",), ("ingress-nginx",)),
     ((), ("cert-manager",)),
+    (("mesh",), ("mtls", "cert-manager", "doctor-mtls")),
     ((), ("telemetry",)),
     ((), ("migration", "doctor", "doctor-mtls")),
     ((*_TOGETHER, "oidc", "encryption"), ()),
