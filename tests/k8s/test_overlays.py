@@ -92,6 +92,17 @@ def test_changed_setting_changes_the_name_that_pods_refer_to(tmp_path: Path, bui
     assert before[1] != after[1]
 
 
+def test_overlay_of_an_operator_may_name_digests_and_images_of_its_own(built: Build) -> None:
+    manifests = Manifests(built())
+    manifests.workload("agent-instance").container["image"] = "mine.example.com/agents:7"
+    manifests.workload("bridge").container["image"] = "mine.example.com/carrel-bridge@sha256:" + "a" * 64
+    assert len(list(problems(manifests.documents))) == 2
+    assert list(problems(manifests.documents, ours=False)) == []
+    manifests.workload("emitter").container["image"] = "registry/carrel-emitter:tag"
+    (placeholder,) = problems(manifests.documents, ours=False)
+    assert "component images must be the last" in placeholder
+
+
 def test_what_kustomize_refuses_is_told(tmp_path: Path, built: Build) -> None:
     built()
     (tmp_path / "kustomization.yaml").write_text("resources: [missing.yaml]\n")

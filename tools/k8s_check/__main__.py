@@ -29,11 +29,12 @@ def main() -> int:
     except KustomizeError as error:
         say(f"not built: {error}")
         return 1
-    wrong = sum(_check(name, documents) for name, documents in builds)
+    ours = not given.folders
+    wrong = sum(_check(name, documents, ours) for name, documents in builds)
     if given.checkov is None:
         say("checkov: left out, since --checkov names no program")
     else:
-        wrong += _checkov(given.checkov, builds)
+        wrong += _checkov(given.checkov, builds, ours)
     say(f"{len(builds)} builds against Kubernetes {' and '.join(VERSIONS)}: {wrong} problems")
     return 1 if wrong else 0
 
@@ -48,9 +49,9 @@ def _ours() -> Iterator[tuple[str, list[Object]]]:
         raise KustomizeError(f"no combination has the component {', '.join(sorted(unused))}: name it in build.py")
 
 
-def _check(name: str, documents: list[Object]) -> int:
+def _check(name: str, documents: list[Object], ours: bool) -> int:
     began = time.monotonic()
-    found = [*problems(documents)]
+    found = [*problems(documents, ours=ours)]
     for version in VERSIONS:
         found += schema_problems(documents, version)
     say(f"{'ok  ' if not found else 'FAIL'} {name}: {len(documents)} objects, {time.monotonic() - began:.1f} s")
@@ -59,11 +60,11 @@ def _check(name: str, documents: list[Object]) -> int:
     return len(found)
 
 
-def _checkov(program: Path, builds: list[tuple[str, list[Object]]]) -> int:
+def _checkov(program: Path, builds: list[tuple[str, list[Object]]], ours: bool) -> int:
     """Over all objects of all builds, those that are alike once: each start of the program takes ten seconds."""
     alike = {repr(found): found for _, documents in builds for found in documents}
     try:
-        found = list(checkov_problems(failed_checks(program, list(alike.values())), reasons()))
+        found = list(checkov_problems(failed_checks(program, list(alike.values())), reasons(), ours=ours))
     except (RuntimeError, OSError) as error:
         found = [str(error)]
     say(f"{'ok  ' if not found else 'FAIL'} checkov: {len(alike)} different objects, {len(reasons())} checks excused")
