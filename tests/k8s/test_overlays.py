@@ -177,3 +177,23 @@ def test_files_hold_one_service_each_and_one_policy_each() -> None:
 def _names(file: Path) -> set[str]:
     lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
     return {line.partition("=")[0] for line in lines if line and not line.startswith("#")}
+
+
+def test_readme_has_every_component_and_every_secret(built: Build) -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert [name for name in all_components() if f"`{name}`" not in text] == []
+    secrets = {name for overlay, more in OVERLAYS for name in _secrets(built(overlay, *more))}
+    assert "carrel-ticket-jwks" in secrets
+    missing = [name for name in sorted(secrets) if f"`{name}`" not in text and not name.startswith("carrel-tls-")]
+    assert missing == []
+
+
+def _secrets(value: object) -> set[str]:
+    if isinstance(value, list):
+        return {name for part in value for name in _secrets(part)}
+    if not isinstance(value, dict):
+        return set()
+    found = {name for part in value.values() for name in _secrets(part)}
+    if isinstance(source := value.get("secret"), dict):
+        found.add(source.get("secretName") or source.get("name"))
+    return found
