@@ -195,5 +195,5 @@ def _secrets(value: object) -> set[str]:
         return set()
     found = {name for part in value.values() for name in _secrets(part)}
     if isinstance(source := value.get("secret"), dict):
-        found.add(source.get("secretName") or source.get("name"))
+        found.add(str(source.get("secretName") or source["name"]))
     return found
