@@ -1,7 +1,7 @@
 # Everything a developer does here; `make` lists it. Needs make and one Python 3.11-3.13 (tools/environment.sh says which).
 # Variables: PYTHON=interpreter for the virtual environment, VENV=its folder, ARGS=more arguments for pytest,
 # TESTS_WHOLE=1, ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n, IMAGE_PREFIX=, TAG=, IMAGES=,
-# DOCKER=, BUILD_ARGS= (each target says which it reads).
+# DOCKER=, BUILD_ARGS=, K8S=folder (each target says which it reads).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,6 +25,7 @@ IMAGE_PREFIX ?= carrel-
 TAG ?= dev
 IMAGES ?=
 BUILD_ARGS ?=
+K8S ?=
 
 BIN := $(VENV)/bin
 # -P keeps a folder of the caller's called `services` from hiding ours.
@@ -34,7 +35,7 @@ WRITTEN := $(wildcard carrel servicekit services gateway examples tests benchmar
 
 .PHONY: help
 help: ## what there is to make (this list)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: setup
 setup: $(STAMP) ## makes .venv from the hashed constraints.txt; quick when nothing changed
@@ -110,12 +111,26 @@ release: setup ## wheel, sdist, SBOM, NOTICE, descriptor set and sums into dist/
 .PHONY: images
 images: ## builds the container images; IMAGE_PREFIX=registry/carrel- TAG=tag IMAGES="names" DOCKER=command BUILD_ARGS="--network host"
 	@DOCKER="$(DOCKER)" IMAGE_PREFIX="$(IMAGE_PREFIX)" TAG="$(TAG)" BUILD_ARGS="$(BUILD_ARGS)" images/build.sh $(IMAGES)
+CHECKOV := $(VENV)-checkov
+
+.PHONY: k8s-check
+k8s-check: setup $(CHECKOV)/.complete ## every overlay and set of components: schemas, checkov, our own rules; K8S=FOLDER for an overlay of yours
+	TESTS_NEED=kubectl $(RUN) -m pytest -q tests/k8s
+	$(RUN) -m tools.k8s_check --checkov $(CHECKOV)/bin/checkov $(K8S)
+
+# checkov's dependencies and ours exclude each other.
+$(CHECKOV)/.complete: tools/checkov/requirements.txt tools/environment.sh
+	@python="$$(tools/environment.sh $(PYTHON))"; "$$python" -m venv --clear $(CHECKOV)
+	$(CHECKOV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tools/checkov/requirements.txt
+	@touch $@
 
 .PHONY: lock
 lock: setup ## brings constraints.txt in line with pyproject.toml; ARGS=--upgrade for newer versions (needs the network)
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --quiet --output-file constraints.txt $(ARGS)
 	$(RUN) -m tools.image_requirements
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile tools/checkov/requirements.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --quiet --output-file tools/checkov/requirements.txt $(ARGS)
 
 .PHONY: clean
 clean: ## removes caches, build results and the development state; keeps .venv

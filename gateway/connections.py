@@ -19,9 +19,9 @@ from servicekit.tasks import TaskOwner
 
 __all__ = ["Connections", "Cuttable", "Endable"]
 
-_SPREAD_S_PER_CONNECTION: Final = 0.002
+SPREAD_S_PER_CONNECTION: Final = 0.002
 # Of the time that a drain has; the rest is for closing.
-_SPREAD_SHARE: Final = 0.5
+SPREAD_SHARE: Final = 0.5
 _TICK_S: Final = 0.02
 _CUT_S: Final = 1.0
 # Another gateway takes over at once, so few need not wait long.
@@ -103,7 +103,7 @@ class Connections:
         self.drain_begun.set()
         try:
             async with asyncio.timeout(within_s):
-                await self._tell_all(within_s * _SPREAD_SHARE)
+                await self._tell_all(within_s * SPREAD_SHARE)
                 await self._gone.wait()
         except TimeoutError:
             self.cut()
@@ -111,7 +111,7 @@ class Connections:
     async def _tell_all(self, most_s: float) -> None:
         """Not all at once: closing ten thousand would stall those that are served, and fall on the next gateway."""
         sessions = list(self._sessions)
-        spread_s = min(most_s, _SPREAD_S_PER_CONNECTION * len(sessions))
+        spread_s = min(most_s, SPREAD_S_PER_CONNECTION * len(sessions))
         self._spread_ms = window_ms(len(sessions), _LEAST_MS)
         at_once = max(1, int(len(sessions) * _TICK_S / spread_s)) if spread_s else len(sessions)
         for number, session in enumerate(sessions, 1):

@@ -57,8 +57,12 @@ class ExecutionSettings(SharedSettings):
         None, description="migrate an older run store at the start; by default outside production only"
     )
     default_agent: str = Field("supervisor", min_length=1, description="agent of a request that names none")
-    max_engines_per_user: Annotated[int, Field(ge=1), alias_env("MAX_ENGINES_PER_USER")] = 2
-    max_unended_runs_per_user: Annotated[int, Field(ge=1)] = 5
+    max_engines_per_user: Annotated[
+        int, Field(ge=1, description="runs of one user that are under way at once"), alias_env("MAX_ENGINES_PER_USER")
+    ] = 2
+    max_unended_runs_per_user: Annotated[
+        int, Field(ge=1, description="runs of one user that have not ended: under way, queued or waiting for a person")
+    ] = 5
     runs_per_minute_per_user: float = Field(600.0, ge=0, description="runs that a user may begin; 0 for no such limit")
     runs_burst_per_user: int = Field(100, ge=1, description="runs that a user may begin at once after a quiet time")
     max_active_runs: int = Field(500, ge=1, description="runs of all users that hold an engine")
@@ -70,8 +74,16 @@ class ExecutionSettings(SharedSettings):
         86_400.0, ge=1, description="after which a user's tokens are whole again"
     )
     model_concurrency_per_user: int = Field(4, ge=1, description="calls of models that a user may have at once")
-    engine_timeout_seconds: Annotated[float, Field(gt=0), alias_env("ENGINE_TIMEOUT_SECONDS")] = 300.0
-    cleanup_interval: Annotated[float, Field(gt=0), alias_env("CLEANUP_INTERVAL")] = 60.0
+    engine_timeout_seconds: Annotated[
+        float,
+        Field(gt=0, description="how long a run may take while it is under way"),
+        alias_env("ENGINE_TIMEOUT_SECONDS"),
+    ] = 300.0
+    cleanup_interval: Annotated[
+        float,
+        Field(gt=0, description="how often what has ended or timed out is cleaned up"),
+        alias_env("CLEANUP_INTERVAL"),
+    ] = 60.0
     lease_seconds: float = Field(
         5.0, ge=1, description="how long a run stays a process's that stopped renewing, which it does every third of it"
     )

@@ -1,6 +1,6 @@
-"""What becomes of a test whose server can't be had: it is skipped, or fails where the server must be there.
+"""What becomes of a test whose server or program can't be had: it is skipped, or fails where that must be there.
 
-``TESTS_NEED="redis postgres docker"`` names the servers that must be: continuous integration sets it, so that nothing
+``TESTS_NEED="redis postgres docker kubectl"`` names the servers that must be: continuous integration sets it, so that nothing
 of what it is to show goes by as skipped. The name is not one of ours, whose leftovers tests are kept from.
 """
 
@@ -13,7 +13,7 @@ import pytest
 
 __all__ = ["unavailable"]
 
-Server = Literal["redis", "postgres", "docker"]
+Server = Literal["redis", "postgres", "docker", "kubectl"]
 _ENV: Final = "TESTS_NEED"
 
 
