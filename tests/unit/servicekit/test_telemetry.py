@@ -54,13 +54,13 @@ class Kept:
         return next(span for span in self.spans() if span.name == name)
 
 
-def kept(ratio: float = 1.0, *, trust: bool = False) -> Kept:
+def kept(ratio: float = 1.0, *, trust: bool = False, **options: Any) -> Kept:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
     exporter = InMemorySpanExporter()
     resource = Resource({"service.name": "carrel-test"})
-    return Kept(OtelTracing(resource, SimpleSpanProcessor(exporter), ratio, trust_incoming=trust), exporter)
+    return Kept(OtelTracing(resource, SimpleSpanProcessor(exporter), ratio, trust_incoming=trust, **options), exporter)
 
 
 # Texts.
@@ -154,7 +154,7 @@ def test_batch_of_one_trace_is_a_part_of_it_and_of_several_is_linked_to_each() -
     made.tracing.batch("one", ["", first, UNKEPT, second, first]).end()
     assert (made.one("one").trace_id, made.one("one").parent_id) == (first[3:35], first[36:52])
     assert made.one("one").links == ((second[3:35], second[36:52]),)
-    made.tracing.batch("several", [first, other]).end()
+    made.tracing.batch("several", [first, other, second]).end()
     several = made.one("several")
     assert several.parent_id == ""
     assert several.trace_id not in {first[3:35], other[3:35]}
@@ -162,6 +162,24 @@ def test_batch_of_one_trace_is_a_part_of_it_and_of_several_is_linked_to_each() -
     assert "~ test: several" in render(
         [*made.spans(), TraceSpan("carrel-test", "root", first[3:35], first[36:52], "", 1, 2)], first[3:35]
     )
+
+
+def test_spans_of_events_have_a_bound_and_say_how_many_were_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("servicekit.telemetry.spans.time.monotonic", lambda: now)
+    counts = SpanCounts()
+    made = kept(event_spans_per_s=2, counts=counts)
+    for _ in range(20):
+        made.tracing.batch("event", [THEIRS]).end()
+    assert (len(made.spans()), counts.passed_over) == (8, 12)
+    # Those of runs have none.
+    made.tracing.span("run", parent=THEIRS).end()
+    now = 0.5
+    made.tracing.batch("again", [THEIRS]).end()
+    assert made.one("again").attributes["carrel.passed_over"] == 12
+    now = 1.0
+    made.tracing.batch("and again", [THEIRS]).end()
+    assert "carrel.passed_over" not in made.one("and again").attributes
 
 
 def test_batch_without_a_kept_trace_is_nothing_whatever_it_is_given() -> None:
