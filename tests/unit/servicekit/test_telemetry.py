@@ -218,6 +218,19 @@ async def test_cancellation_is_no_failure_and_tasks_of_an_owner_leave_the_span()
     assert made.one("cancelled").attributes["carrel.cancelled"] is True
 
 
+async def test_generator_that_the_loop_closes_in_another_context_ends_its_span() -> None:
+    made = kept()
+
+    async def serve() -> AsyncIterator[int]:
+        with made.tracing.begin("stream"):
+            yield 1
+
+    stream = serve()
+    await asyncio.create_task(anext(stream))  # type: ignore[arg-type]  # an awaitable, and a coroutine in fact
+    await asyncio.create_task(stream.aclose())  # type: ignore[attr-defined]  # a generator's
+    assert made.one("stream").attributes["carrel.cancelled"] is True
+
+
 # Log lines.
 
 
