@@ -7,6 +7,7 @@ it opens none. Not limits of connections, which each gateway keeps for itself.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -62,6 +63,15 @@ class Revocations:
         self._look_s = look_s
         self._not_before: dict[str, float] = {}
         self._as_of: Timestamp | None = None
+        self._looked = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._not_before)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since they were last learned."""
+        return time.monotonic() - self._looked
 
     def check(self, login: Login) -> None:
         """Raises:
@@ -86,6 +96,7 @@ class Revocations:
                 self._not_before[user_id] = not_before
                 self._revoke(user_id)
         self._as_of = answer.as_of
+        self._looked = time.monotonic()
 
     async def look_for_ever(self) -> None:
         """Look again and again, until cancelled."""

@@ -23,6 +23,8 @@ from servicekit import logs
 from servicekit.contracts import PHASES, Phase
 from servicekit.settings import SharedSettings, load_settings
 from servicekit.tasks import TaskOwner, failure_handler
+from servicekit.telemetry.meters import Meters
+from servicekit.telemetry.process import LOOP_LAG, observe_process
 from servicekit.watchdog import watch_loop
 
 __all__ = ["App", "Phase", "Running", "Starter", "run_service"]
@@ -69,6 +71,7 @@ class Starter:
 
     def __init__(self, service: str) -> None:
         self.service = service
+        self.meters = Meters(service)
         self.began = time.monotonic()
         # The settings have been read by now.
         self._phase = Phase.CONFIGURATION
@@ -167,6 +170,7 @@ class _Life:
 
     async def _serve(self) -> None:
         start = Starter(self._name)
+        observe_process(start.meters)
         async with contextlib.AsyncExitStack() as stack:
             try:
                 running = await stack.enter_async_context(self._open_app(start))
@@ -177,7 +181,7 @@ class _Life:
                 await running.start()
             self._running = running
             # From here on: a start may block its loop, since nobody is served yet.
-            _ = (await stack.enter_async_context(TaskOwner())).start(watch_loop(), "watch over the loop")
+            _ = (await stack.enter_async_context(TaskOwner())).start(watch_loop(lag=LOOP_LAG), "watch over the loop")
             self._tell_ready(running.address, time.monotonic() - start.began)
             await self._stop.wait()
             asyncio.get_running_loop().call_later(self._longest_end_s, self._cut_off)

@@ -19,10 +19,13 @@ from servicekit.lifecycle import Starter
 from servicekit.logs import get_logger
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.calls import observe_server, observe_serving
+from servicekit.telemetry.meters import Meters
 from services.bridge.config import BridgeSettings
 from services.bridge.domain.bridge import Bridge
 from services.bridge.models import IntegrationState
 from services.bridge.service import BridgeServicer
+from services.bridge.service_metrics import observe_bridge
 from services.bridge.store import EventLog
 from services.bridge.store_sqlite import SqliteEventLog, SqliteOptions
 
@@ -46,7 +49,7 @@ async def app(settings: BridgeSettings, start: Starter) -> AsyncIterator[RpcServ
         log = await (_open_sqlite(settings, start) if settings.log.url is None else _open_redis(settings, start))
         stack.push_async_callback(log.close)
         async with start.phase(Phase.INTEGRATION, needs="an event log that works"):
-            server = await stack.enter_async_context(serve_bridge(settings, log, verifier))
+            server = await stack.enter_async_context(serve_bridge(settings, log, verifier, start.meters))
         yield server
 
 
@@ -144,8 +147,11 @@ def _password(path: Path | None) -> str:
 
 
 @asynccontextmanager
-async def serve_bridge(settings: BridgeSettings, log: EventLog, verifier: TicketVerifier) -> AsyncIterator[RpcServer]:
+async def serve_bridge(
+    settings: BridgeSettings, log: EventLog, verifier: TicketVerifier, meters: Meters | None = None
+) -> AsyncIterator[RpcServer]:
     """The bridge over a log that is open, with a server that is not started yet."""
+    meters = meters or Meters("bridge")
     readiness = Readiness()
 
     def state_changed(state: IntegrationState) -> None:
@@ -170,7 +176,10 @@ async def serve_bridge(settings: BridgeSettings, log: EventLog, verifier: Ticket
             verifier,
             settings,
             readiness=readiness,
+            telemetry=observe_server(meters),
         )
+        observe_serving(meters, server)
+        observe_bridge(meters, bridge)
 
         async def end_streams() -> None:
             await server.draining.wait()

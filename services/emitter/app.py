@@ -25,6 +25,8 @@ from servicekit.rpc.copies import Copies, Rotation
 from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.calls import observe_server, observe_serving
+from servicekit.telemetry.meters import Meters
 from services.emitter.client_bridge import Publisher, fence_reader
 from services.emitter.config import EmitterSettings
 from services.emitter.convert import reason_name
@@ -35,6 +37,7 @@ from services.emitter.domain.sanitize import Sanitizer
 from services.emitter.domain.statistics import Statistics
 from services.emitter.domain.watch import Watch
 from services.emitter.service import EmitterServicer
+from services.emitter.service_metrics import observe_emitter
 
 __all__ = ["app", "serve_emitter"]
 
@@ -58,13 +61,17 @@ async def app(settings: EmitterSettings, start: Starter) -> AsyncIterator[RpcSer
             advice="start the bridge first, or set CARREL_EMITTER_BRIDGE to its address",
         ):
             await wait_ready(channel, f"the bridge at {settings.bridge}", settings.downstream_wait_seconds)
-        async with serve_emitter(settings, channel, bridges, verifier) as server:
+        async with serve_emitter(settings, channel, bridges, verifier, start.meters) as server:
             yield server
 
 
 @asynccontextmanager
 async def serve_emitter(
-    settings: EmitterSettings, channel: aio.Channel, bridges: Copies, verifier: TicketVerifier
+    settings: EmitterSettings,
+    channel: aio.Channel,
+    bridges: Copies,
+    verifier: TicketVerifier,
+    meters: Meters | None = None,
 ) -> AsyncIterator[RpcServer]:
     """The emitter, with a server that is not started yet.
 
@@ -72,6 +79,7 @@ async def serve_emitter(
         channel: To the bridge, whichever copy, for single calls.
         bridges: The copies, for the stream that goes from one to the next.
     """
+    meters = meters or Meters("emitter")
     statistics = Statistics()
     ledger = Ledger(settings.limits())
     guard = Guard(Sanitizer(settings.withheld_fields))
@@ -114,7 +122,10 @@ async def serve_emitter(
         verifier,
         settings,
         readiness=readiness,
+        telemetry=observe_server(meters),
     )
+    observe_serving(meters, server)
+    observe_emitter(meters, statistics, ledger, publisher, stream)
     async with TaskOwner() as tasks, stream:
         _ = tasks.start(_care(ledger, watch), "care")
         _ = tasks.start(_end_streams(server, servicer), "end of the streams on drain")

@@ -112,7 +112,7 @@ class ProducerState:
 class Batch:
     """Consecutive events of one producer as they go to the bridge; ``payload`` is opaque here."""
 
-    __slots__ = ("dropped", "first", "last", "payload", "producer", "received", "size")
+    __slots__ = ("dropped", "first", "happened", "last", "payload", "producer", "received", "size", "trace_id")
 
     def __init__(
         self, producer: ProducerState, first: int, last: int, size: int, payload: Any, received: float
@@ -124,6 +124,9 @@ class Batch:
         self.payload = payload
         self.received = received
         self.dropped = False
+        # When its first event happened, as Unix time, and the trace that is kept of it; for statistics.
+        self.happened = 0.0
+        self.trace_id = ""
 
     @property
     def count(self) -> int:

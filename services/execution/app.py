@@ -19,6 +19,8 @@ from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.calls import observe_server, observe_serving
+from servicekit.telemetry.meters import Meters
 from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_bridge import BridgeRunLog
 from services.execution.client_contexts import RunContexts
@@ -32,10 +34,12 @@ from services.execution.domain.ports import StageStart
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
+from services.execution.domain.timing import RunTimings
 from services.execution.domain.wakeups import HintedLooks
 from services.execution.domain.watch import Changes
 from services.execution.models import RunRef
 from services.execution.service import ExecutionServicer
+from services.execution.service_metrics import observe_execution
 from services.execution.store import RunStore
 from services.execution.store_open import open_stores
 
@@ -70,6 +74,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 await emitters.wait_for_start(wait_s)
             contexts = RunContexts(minter)
             host = GrpcAgentHost(agents, contexts, run_tasks, partial(_keep_place, store, run_tasks))
+            metrics = FactoryMetrics()
             services = RunServices(
                 store=store,
                 folder=stores.folder,
@@ -77,11 +82,12 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 sink=EmitterSink(outlet, contexts),
                 catalogue=AgentCatalogue(host, run_tasks),
                 tasks=run_tasks,
-                metrics=FactoryMetrics(),
+                metrics=metrics,
                 changes=Changes(stores.wakeups.changed),
                 clock=store.now,
                 options=settings.run_options(),
                 wakeups=stores.wakeups,
+                timings=RunTimings(metrics.run_ended),
             )
             factory = ExecutionEngineFactory(services)
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):
@@ -95,7 +101,8 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             _ = loops.start(revoked.look_for_ever(), "revocations")
             # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
             servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge), revoked=revoked)
-            server = _server(settings, services, servicer, verifier)
+            server = _server(settings, services, servicer, verifier, start.meters)
+            observe_execution(start.meters, factory, services, stores.times, revoked)
             yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
@@ -148,7 +155,11 @@ class _Execution:
 
 
 def _server(
-    settings: ExecutionSettings, services: RunServices, servicer: ExecutionServicer, verifier: TicketVerifier
+    settings: ExecutionSettings,
+    services: RunServices,
+    servicer: ExecutionServicer,
+    verifier: TicketVerifier,
+    meters: Meters,
 ) -> RpcServer:
     async def writable() -> bool:
         await services.store.probe()
@@ -163,7 +174,9 @@ def _server(
         verifier,
         settings,
         readiness=readiness,
+        telemetry=observe_server(meters),
     )
+    observe_serving(meters, server)
     servicer.draining = server.draining
     return server
 

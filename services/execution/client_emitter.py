@@ -36,6 +36,11 @@ class _Channel:
         data = orjson.dumps(dict(event.data))
         await self._producer.emit(event.event_type, data, agent_name=event.agent_name, row=row)
 
+    @property
+    def hops(self) -> tuple[float, float]:
+        """See ``OutboxChannel``."""
+        return self._producer.hops
+
     async def settled(self) -> None:
         """See ``OutboxChannel``."""
         await self._producer.flush()

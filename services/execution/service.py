@@ -82,7 +82,11 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
 
     async def GetRun(self, request: pb.GetRunRequest, context: _Context) -> pb.GetRunResponse:
         run = await self._run(_for_run(request.run_id), request.run_id)
-        return pb.GetRunResponse(run=convert.run_to_proto(run))
+        found = convert.run_to_proto(run)
+        clock = self._factory.timings.known(run.identity.user, run.identity.run_id)
+        if clock is not None:
+            found.timing.CopyFrom(convert.timing_to_proto(clock))
+        return pb.GetRunResponse(run=found)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: _Context) -> pb.ListRunsResponse:
         page = await self._store.list_runs(

@@ -8,6 +8,7 @@ before reads events at the bridge until it ends.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, Protocol
@@ -46,6 +47,12 @@ class RevokedUsers:
         self._runs = runs
         self._not_before: dict[UserKey, Micros] = {}
         self._as_of: Micros = 0
+        self._looked = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the record was last read."""
+        return time.monotonic() - self._looked
 
     @property
     def known(self) -> Mapping[UserKey, Micros]:
@@ -85,6 +92,7 @@ class RevokedUsers:
             if not first:
                 await self._end_runs(item.user, "")
         self._as_of = found.as_of
+        self._looked = time.monotonic()
 
     async def look_for_ever(self) -> None:
         """Look again and again, until cancelled."""

@@ -14,9 +14,10 @@ from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.limits import ModelLimits, RateLimits
 from services.execution.domain.metrics import FactoryMetrics
 from services.execution.domain.ports import AgentHost, EventSink, NoWakeups, Wakeups
+from services.execution.domain.timing import RunClock, RunTimings
 from services.execution.domain.uploads import ArtifactLimits
 from services.execution.domain.watch import Changes
-from services.execution.models import Micros
+from services.execution.models import Micros, RunRecord
 from services.execution.store import ArtifactFolder, RunStore
 
 __all__ = ["RunOptions", "RunServices"]
@@ -67,8 +68,17 @@ class RunServices:
     clock: Callable[[], Micros]
     options: RunOptions = field(default_factory=RunOptions)
     wakeups: Wakeups = field(default_factory=NoWakeups)
+    timings: RunTimings = field(default_factory=RunTimings)
     # Runs outlive the call that began them, so their tasks must not inherit its deadline and caller.
     home: Context = field(default_factory=copy_context)
+
+    def timing(self, run: RunRecord) -> RunClock:
+        """Where the run's time goes."""
+        identity = run.identity
+        known = self.timings.known(identity.user, identity.run_id)
+        return known or self.timings.of(
+            identity.user, identity.run_id, max(0.0, (self.clock() - run.created_at) / 1_000_000)
+        )
 
     def start(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
         """Run ``work`` as an owned task, outside of the call being served."""
