@@ -16,7 +16,15 @@ from pydantic import AfterValidator
 
 from carrel.errors import UnavailableError
 
-__all__ = ["ListenAddress", "PeerAddress", "TcpListenAddress", "addresses_of", "has_copies", "split_addresses"]
+__all__ = [
+    "ListenAddress",
+    "PeerAddress",
+    "TcpListenAddress",
+    "addresses_of",
+    "has_copies",
+    "split_addresses",
+    "tcp_listen",
+]
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _NUMBERS: Final = re.compile(r"[0-9.]+")
@@ -60,7 +68,12 @@ def _is_unix(address: str) -> bool:
     return 0 < len(path.encode()) <= _MAX_UNIX_PATH and "\0" not in path
 
 
-def _tcp_listen(address: str) -> str:
+def tcp_listen(address: str) -> str:
+    """The address, which is one to listen on; for validators.
+
+    Raises:
+        ValueError: It is not of the form host:port.
+    """
     if not _is_tcp(address, 0):
         raise ValueError("write host:port or [IPv6 address]:port, the port from 0 (any free one) to 65535")
     return address
@@ -134,7 +147,7 @@ async def addresses_of(target: str) -> list[str]:
     return [f"[{number}]:{port}" if ":" in number else f"{number}:{port}" for number in numbers]
 
 
-TcpListenAddress: TypeAlias = Annotated[str, AfterValidator(_tcp_listen)]
+TcpListenAddress: TypeAlias = Annotated[str, AfterValidator(tcp_listen)]
 """Where a server listens that takes no unix socket."""
 
 ListenAddress: TypeAlias = Annotated[str, AfterValidator(_listen)]

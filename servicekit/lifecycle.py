@@ -23,8 +23,9 @@ from servicekit import logs
 from servicekit.contracts import PHASES, Phase
 from servicekit.settings import SharedSettings, load_settings
 from servicekit.tasks import TaskOwner, failure_handler
-from servicekit.telemetry.meters import Meters
-from servicekit.telemetry.process import LOOP_LAG, observe_process
+from servicekit.telemetry.process import LOOP_LAG
+from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime
+from servicekit.telemetry.setup import end_s, telemetry
 from servicekit.watchdog import watch_loop
 
 __all__ = ["App", "Phase", "Running", "Starter", "run_service"]
@@ -67,11 +68,13 @@ class Starter:
 
     async with start.phase(Phase.INTEGRATION, needs="the bridge at 127.0.0.1:50054", advice="start it first"):
         await wait_ready(channel, "the bridge")
+
+    ``telemetry`` is what the service's parts tell of themselves with; it does nothing when it is off.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, telemetry: Runtime = TELEMETRY_OFF) -> None:
         self.service = service
-        self.meters = Meters(service)
+        self.telemetry = telemetry
         self.began = time.monotonic()
         # The settings have been read by now.
         self._phase = Phase.CONFIGURATION
@@ -146,7 +149,7 @@ class _Life:
         self._failed = False
         self._running: Running | None = None
         self._main: asyncio.Task[None] | None = None
-        self._longest_end_s = settings.drain_seconds + settings.close_seconds
+        self._longest_end_s = settings.drain_seconds + settings.close_seconds + end_s(settings.telemetry)
 
     async def live(self) -> int:
         """Start, serve until a signal or a failure, end in order; the exit code."""
@@ -170,9 +173,13 @@ class _Life:
 
     async def _serve(self) -> None:
         start = Starter(self._name)
-        observe_process(start.meters)
         async with contextlib.AsyncExitStack() as stack:
             try:
+                # Around everything, so that the end of the app is still seen. Not every service listens somewhere.
+                listen = str(getattr(self._settings, "listen", ""))
+                start.telemetry = await stack.enter_async_context(
+                    telemetry(self._settings.telemetry, self._name, listen=listen)
+                )
                 running = await stack.enter_async_context(self._open_app(start))
             except Exception as error:
                 raise start.failure(error) from error

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from servicekit.addresses import ListenAddress, PeerAddress, TcpListenAddress
+from servicekit.section import Section
+from servicekit.telemetry.settings import TelemetrySettings
 
 __all__ = [
     "DOCUMENTS_NAMES",
@@ -55,12 +57,6 @@ class alias_env:  # noqa: N801 -- reads as a mark on a field: Annotated[int, ali
         self.name = name
 
 
-class Section(BaseModel):
-    """Base of sub-models: frozen, and an unknown name is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
-
-
 def _keys_of(values: dict[str, Any]) -> Path:
     return Path(values.get("state_dir", ".carrel")) / "keys" / "tickets.jwks.json"
 
@@ -93,6 +89,7 @@ class SharedSettings(Section):
     max_connection_age_seconds: float | None = Field(
         None, gt=0, description="age at which a gRPC connection is renewed, so that clients see new replicas"
     )
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings, description="traces and metrics")
 
     @property
     def production(self) -> bool:

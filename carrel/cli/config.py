@@ -101,7 +101,7 @@ def _rows(service: str, chosen: Mapping[str, tuple[str, str]], environ: Mapping[
         source = f"environment ({setter})" if setter else "default"
         if name in chosen and chosen[name][0] != given.get(name):
             source = chosen[name][1]
-        rows.append(_Row(row.name, row.value, source, row.doc, name in shared))
+        rows.append(_Row(row.name, row.value, source, row.doc, name.partition("__")[0] in shared))
     return rows
 
 

@@ -40,6 +40,10 @@ DEFAULT_PORT: Final = 8080
 PACKAGED: Final = "entry-points"
 _LOG_FORMAT: Final = "CARREL_LOG_FORMAT"
 _DATA_DIR: Final = "LLM_COSTS_DATA_DIR"
+_METRICS: Final = " metrics"
+_TELEMETRY: Final = "CARREL_TELEMETRY__ENABLED"
+_YES: Final = frozenset({"1", "true", "yes", "on", "t", "y"})
+_METRICS_LISTEN: Final = "CARREL_TELEMETRY__METRICS_LISTEN"
 _WAIT: Final = "CARREL_DOWNSTREAM_WAIT_SECONDS"
 _START_S: Final = 60.0
 _START_OF_COPY_S: Final = 8.0
@@ -266,6 +270,9 @@ async def open_stack(
 def _choose_addresses(options: StackOptions) -> dict[str, str]:
     """One address for each process, free at this moment and kept across its restarts."""
     addresses: dict[str, str] = {}
+    given = {**os.environ, **options.environment}
+    # An address that is given is left: it says "off", or is meant for one process.
+    metrics = given.get(_TELEMETRY, "").strip().lower() in _YES and not given.get(_METRICS_LISTEN, "").strip()
     with Ports() as ports:
         for service, names in process_names(options.replicas).items():
             if service == "gateway":
@@ -273,6 +280,8 @@ def _choose_addresses(options: StackOptions) -> dict[str, str]:
             else:
                 chosen = [ports.internal() for _ in names]
             addresses.update(zip(names, chosen, strict=True))
+            if metrics:
+                addresses.update({name + _METRICS: ports.internal() for name in names})
     return addresses
 
 
@@ -354,10 +363,15 @@ def _own_environments(
         },
     }
     return {
-        name: {f"CARREL_{service.upper()}_LISTEN": addresses[name], **own[service]}
+        name: {f"CARREL_{service.upper()}_LISTEN": addresses[name], **own[service], **_metrics_of(name, addresses)}
         for service, names in copies.items()
         for name in names
     }
+
+
+def _metrics_of(process: str, addresses: Mapping[str, str]) -> dict[str, str]:
+    address = addresses.get(process + _METRICS)
+    return {_METRICS_LISTEN: address} if address else {}
 
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:

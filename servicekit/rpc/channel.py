@@ -24,6 +24,7 @@ from carrel.rpc_errors import from_rpc_error
 from servicekit.addresses import has_copies, split_addresses
 from servicekit.health import READINESS
 from servicekit.rpc.context import remaining_deadline_s
+from servicekit.rpc.tracing import with_trace
 
 __all__ = ["IDEMPOTENT", "MAX_MESSAGE_BYTES", "open_channel", "responses"]
 
@@ -232,13 +233,20 @@ class _Channel(aio.Channel):
         return _Unary(method, call, self._timeout_s, IDEMPOTENT.get(method))
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._inner.unary_stream(method, *args, **kwargs)
+        return _traced(self._inner.unary_stream(method, *args, **kwargs))
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return self._inner.stream_unary(method, *args, **kwargs)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._inner.stream_stream(method, *args, **kwargs)
+        return _traced(self._inner.stream_stream(method, *args, **kwargs))
+
+
+def _traced(call: Callable[..., Any]) -> Callable[..., Any]:
+    def begin(*args: Any, **options: Any) -> Any:
+        return call(*args, **with_trace(options))
+
+    return begin
 
 
 class _Unary:
@@ -257,7 +265,7 @@ class _Unary:
     def __call__(self, request: Any, *, timeout: float | None = None, **options: Any) -> Coroutine[Any, Any, Any]:
         own = self._timeout_s if timeout is None else timeout
         remaining = remaining_deadline_s()
-        return self._run(request, own if remaining is None else min(own, remaining), options)
+        return self._run(request, own if remaining is None else min(own, remaining), with_trace(options))
 
     async def _run(self, request: Any, timeout: float, options: Mapping[str, Any]) -> Any:
         loop = asyncio.get_running_loop()

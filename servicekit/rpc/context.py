@@ -10,6 +10,7 @@ from contextvars import ContextVar
 
 from carrel.errors import UnauthenticatedError
 from servicekit.identity.principals import Principal
+from servicekit.telemetry.tracing import leave_span
 
 __all__ = ["current_principal", "enter_call", "leave_call", "remaining_deadline_s"]
 
@@ -45,6 +46,7 @@ def enter_call(principal: Principal | None, remaining_s: float | None) -> None:
 
 
 def leave_call() -> None:
-    """Forget the call, for work that goes on after it (``TaskOwner`` does this for its tasks)."""
+    """Forget the call and its span, for work that goes on after it (``TaskOwner`` does this for its tasks)."""
+    leave_span()
     _principal.set(None)
     _deadline.set(None)

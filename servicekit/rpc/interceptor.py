@@ -30,7 +30,9 @@ from servicekit.identity.tickets import TicketVerifier
 from servicekit.rpc.context import enter_call
 from servicekit.rpc.edge import abort_with, as_carrel_error
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
+from servicekit.rpc.tracing import span_of_call
 from servicekit.rpc.validation import validate_message
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 
 __all__ = ["CallGate", "EdgeInterceptor", "is_open"]
 
@@ -86,6 +88,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
         telemetry: Told about each call.
         scopes: Method → scopes; a method that is not in it is refused.
         permissions: Method → permission that a service ticket must hold for it.
+        tracing: Makes a span of each call of a kept trace.
     """
 
     def __init__(
@@ -95,7 +98,9 @@ class EdgeInterceptor(aio.ServerInterceptor):
         telemetry: Telemetry = NO_TELEMETRY,
         scopes: Mapping[str, frozenset[Scope]] = METHOD_SCOPES,
         permissions: Mapping[str, str] = SERVICE_PERMISSIONS,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
+        self._tracing = tracing
         self._verifier = verifier
         self._gate = gate
         self._telemetry = telemetry
@@ -131,7 +136,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
 
     def _unary(self, method: str, handler: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
         admit = self._admission(method, needs_deadline=True)
-        gate, telemetry = self._gate, self._telemetry
+        gate, telemetry, tracing = self._gate, self._telemetry, self._tracing
 
         async def serve(request: Any, context: _Context) -> Any:
             began = time.perf_counter()
@@ -140,8 +145,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
             try:
                 gate.enter(stream=False)
                 entered = True
-                admit(request, context)
-                response = await handler(request, context)
+                # The caller's trace is known before the caller is: a refusal belongs to it, too.
+                with span_of_call(tracing, method, context):
+                    admit(request, context)
+                    response = await handler(request, context)
                 status = Status.OK
                 return response
             except aio.AbortError:
@@ -189,7 +196,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
         return self._stream(method, begin)
 
     def _stream(self, method: str, begin: Callable[[Any, _Context], AsyncIterator[Any]]) -> Any:
-        gate, telemetry = self._gate, self._telemetry
+        gate, telemetry, tracing = self._gate, self._telemetry, self._tracing
 
         async def serve(request: Any, context: _Context) -> AsyncIterator[Any]:
             began = time.perf_counter()
@@ -199,9 +206,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
                 gate.enter(stream=True)
                 entered = True
                 # Closed here and now when the client leaves, instead of by the garbage collector some time later.
-                async with aclosing(begin(request, context)) as responses:  # type: ignore[type-var]  # handlers are generators
-                    async for response in responses:
-                        yield response
+                with span_of_call(tracing, method, context):
+                    async with aclosing(begin(request, context)) as responses:  # type: ignore[type-var]  # handlers are generators
+                        async for response in responses:
+                            yield response
                 status = Status.OK
                 return
             except aio.AbortError:

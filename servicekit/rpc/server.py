@@ -23,6 +23,7 @@ from servicekit.rpc.interceptor import CallGate, EdgeInterceptor
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
 from servicekit.rpc.validation import warm
 from servicekit.settings import SharedSettings
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 
 __all__ = ["MIN_PING_INTERVAL_MS", "RpcServer", "Service"]
 
@@ -47,6 +48,7 @@ class RpcServer:
         settings: Bounds, environment and drain time.
         readiness: Checks that decide whether health says SERVING; its own, empty one when None.
         telemetry: Told about each call.
+        tracing: Makes a span of each call of a kept trace.
         interceptors: Further ones, outside ours.
         scopes: Method → scopes, for services that are not in the table (tests).
         permissions: Method → permission of a service ticket, likewise.
@@ -63,6 +65,7 @@ class RpcServer:
         *,
         readiness: Readiness | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
+        tracing: Tracing = NO_TRACING,
         interceptors: Sequence[aio.ServerInterceptor] = (),
         scopes: Mapping[str, frozenset[Scope]] = METHOD_SCOPES,
         permissions: Mapping[str, str] = SERVICE_PERMISSIONS,
@@ -74,7 +77,7 @@ class RpcServer:
         self.readiness = readiness or Readiness()
         self.draining = asyncio.Event()
         self.gate = CallGate(settings.max_concurrent_calls, self.draining)
-        edge = EdgeInterceptor(verifier, self.gate, telemetry, scopes, permissions)
+        edge = EdgeInterceptor(verifier, self.gate, telemetry, scopes, permissions, tracing)
         self._interceptors = [*interceptors, edge]
         self._health = HealthServicer()
         self._server: aio.Server | None = None

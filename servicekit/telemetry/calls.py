@@ -8,9 +8,11 @@ from typing import Final, Protocol
 from carrel.errors import Status
 from servicekit.health import Readiness
 from servicekit.identity.tickets import TicketVerifier
-from servicekit.telemetry.buckets import LATENCY_S, Buckets
-from servicekit.telemetry.meters import Meters
+from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
+from servicekit.telemetry.buckets import LATENCY_S, Buckets, sampled_trace
+from servicekit.telemetry.meters import NO_METERS, Meters
 from servicekit.telemetry.process import observe_readiness
+from servicekit.telemetry.tracing import current_span
 
 __all__ = ["CallMeter", "Serving", "observe_server", "observe_serving"]
 
@@ -74,11 +76,17 @@ class Gate(Protocol):
     def refused(self) -> int: ...
 
 
-def observe_server(meters: Meters, trace: Callable[[], str] = lambda: "") -> CallMeter:
-    """A meter for a server's calls, registered."""
-    meter = CallMeter(trace)
+def observe_server(meters: Meters) -> Telemetry:
+    """A meter for a server's calls, registered; where nobody reads metrics, nothing is counted."""
+    if meters is NO_METERS:
+        return NO_TELEMETRY
+    meter = CallMeter(_kept_trace)
     meter.observe(meters)
     return meter
+
+
+def _kept_trace() -> str:
+    return sampled_trace(current_span().traceparent)
 
 
 def observe_serving(meters: Meters, server: Serving) -> None:

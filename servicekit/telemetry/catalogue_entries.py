@@ -211,6 +211,7 @@ _PROCESS: Final[tuple[_Row, ...]] = (
     ("gauge carrel_service_ready", "all", "1 while the service says that it is ready."),
     ("gauge carrel_readiness_check{check}", "all", "1 for each readiness check that held at the last look, else 0."),
     ("gauge carrel_build_info{version}", "all", "Always 1; the version is in the label."),
+    ("counter carrel_spans_total{outcome}", "all", "Spans of kept traces: exported, dropped (no room), failed."),
     ("counter carrel_metrics_failures_total", "all", "Metrics that could not be read at a collection."),
 )
 

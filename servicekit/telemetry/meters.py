@@ -16,7 +16,7 @@ from servicekit.logs import get_logger
 from servicekit.telemetry.buckets import Buckets, BucketsRead
 from servicekit.telemetry.catalogue import CATALOGUE, Kind, Metric
 
-__all__ = ["Collected", "Family", "Labels", "Meters", "Reading"]
+__all__ = ["NO_METERS", "Collected", "Family", "Labels", "Meters", "Reading"]
 
 _log: Final = get_logger("servicekit.metrics")
 # A label's value beyond these is not shown, whatever has gone wrong that there are so many.
@@ -157,6 +157,22 @@ class Meters:
         if name in self._reads or name in self._histograms:
             raise ValueError(f"{name} is registered already")
         return metric
+
+
+class _NoMeters(Meters):
+    """What is registered here is not read: telemetry is off."""
+
+    def read(self, name: str, read: Callable[[], Reading]) -> None:
+        """See ``Meters``."""
+
+    def histogram(self, name: str, read: Callable[[], HistogramReading] | Buckets) -> None:
+        """See ``Meters``."""
+
+    def refresh(self, name: str, refresh: Callable[[], Awaitable[None]]) -> None:
+        """See ``Meters``."""
+
+
+NO_METERS: Final[Meters] = _NoMeters("")
 
 
 def _bounded(metric: Metric, found: Mapping[Any, _T]) -> dict[Labels, _T]:

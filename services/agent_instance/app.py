@@ -226,7 +226,11 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
         )
         # Readiness says nothing of the emitter: events wait here while it is away, and nothing is lost.
         server = RpcServer(
-            settings.listen, [(add_AgentInstanceServiceServicer_to_server, servicer, _SERVICE)], verifier, settings
+            settings.listen,
+            [(add_AgentInstanceServiceServicer_to_server, servicer, _SERVICE)],
+            verifier,
+            settings,
+            tracing=start.telemetry.tracing,
         )
         _ = tasks.start(_give_back(server, servicer, settings.drain_seconds), "end of the streams on drain")
         yield server

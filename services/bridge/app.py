@@ -20,7 +20,7 @@ from servicekit.logs import get_logger
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
 from servicekit.telemetry.calls import observe_server, observe_serving
-from servicekit.telemetry.meters import Meters
+from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime
 from services.bridge.config import BridgeSettings
 from services.bridge.domain.bridge import Bridge
 from services.bridge.models import IntegrationState
@@ -49,7 +49,7 @@ async def app(settings: BridgeSettings, start: Starter) -> AsyncIterator[RpcServ
         log = await (_open_sqlite(settings, start) if settings.log.url is None else _open_redis(settings, start))
         stack.push_async_callback(log.close)
         async with start.phase(Phase.INTEGRATION, needs="an event log that works"):
-            server = await stack.enter_async_context(serve_bridge(settings, log, verifier, start.meters))
+            server = await stack.enter_async_context(serve_bridge(settings, log, verifier, start.telemetry))
         yield server
 
 
@@ -148,10 +148,9 @@ def _password(path: Path | None) -> str:
 
 @asynccontextmanager
 async def serve_bridge(
-    settings: BridgeSettings, log: EventLog, verifier: TicketVerifier, meters: Meters | None = None
+    settings: BridgeSettings, log: EventLog, verifier: TicketVerifier, telemetry: Runtime = TELEMETRY_OFF
 ) -> AsyncIterator[RpcServer]:
     """The bridge over a log that is open, with a server that is not started yet."""
-    meters = meters or Meters("bridge")
     readiness = Readiness()
 
     def state_changed(state: IntegrationState) -> None:
@@ -176,10 +175,11 @@ async def serve_bridge(
             verifier,
             settings,
             readiness=readiness,
-            telemetry=observe_server(meters),
+            telemetry=observe_server(telemetry.meters),
+            tracing=telemetry.tracing,
         )
-        observe_serving(meters, server)
-        observe_bridge(meters, bridge)
+        observe_serving(telemetry.meters, server)
+        observe_bridge(telemetry.meters, bridge)
 
         async def end_streams() -> None:
             await server.draining.wait()

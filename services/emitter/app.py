@@ -26,7 +26,7 @@ from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from servicekit.telemetry.calls import observe_server, observe_serving
-from servicekit.telemetry.meters import Meters
+from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime
 from services.emitter.client_bridge import Publisher, fence_reader
 from services.emitter.config import EmitterSettings
 from services.emitter.convert import reason_name
@@ -61,7 +61,7 @@ async def app(settings: EmitterSettings, start: Starter) -> AsyncIterator[RpcSer
             advice="start the bridge first, or set CARREL_EMITTER_BRIDGE to its address",
         ):
             await wait_ready(channel, f"the bridge at {settings.bridge}", settings.downstream_wait_seconds)
-        async with serve_emitter(settings, channel, bridges, verifier, start.meters) as server:
+        async with serve_emitter(settings, channel, bridges, verifier, start.telemetry) as server:
             yield server
 
 
@@ -71,15 +71,15 @@ async def serve_emitter(
     channel: aio.Channel,
     bridges: Copies,
     verifier: TicketVerifier,
-    meters: Meters | None = None,
+    telemetry: Runtime = TELEMETRY_OFF,
 ) -> AsyncIterator[RpcServer]:
     """The emitter, with a server that is not started yet.
 
     Args:
         channel: To the bridge, whichever copy, for single calls.
         bridges: The copies, for the stream that goes from one to the next.
+        telemetry: What it tells of itself with.
     """
-    meters = meters or Meters("emitter")
     statistics = Statistics()
     ledger = Ledger(settings.limits())
     guard = Guard(Sanitizer(settings.withheld_fields))
@@ -122,10 +122,11 @@ async def serve_emitter(
         verifier,
         settings,
         readiness=readiness,
-        telemetry=observe_server(meters),
+        telemetry=observe_server(telemetry.meters),
+        tracing=telemetry.tracing,
     )
-    observe_serving(meters, server)
-    observe_emitter(meters, statistics, ledger, publisher, stream)
+    observe_serving(telemetry.meters, server)
+    observe_emitter(telemetry.meters, statistics, ledger, publisher, stream)
     async with TaskOwner() as tasks, stream:
         _ = tasks.start(_care(ledger, watch), "care")
         _ = tasks.start(_end_streams(server, servicer), "end of the streams on drain")

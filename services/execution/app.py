@@ -20,7 +20,7 @@ from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
 from servicekit.telemetry.calls import observe_server, observe_serving
-from servicekit.telemetry.meters import Meters
+from servicekit.telemetry.runtime import Runtime
 from services.execution.client_agent_instance import GrpcAgentHost
 from services.execution.client_bridge import BridgeRunLog
 from services.execution.client_contexts import RunContexts
@@ -101,8 +101,8 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             _ = loops.start(revoked.look_for_ever(), "revocations")
             # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
             servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge), revoked=revoked)
-            server = _server(settings, services, servicer, verifier, start.meters)
-            observe_execution(start.meters, factory, services, stores.times, revoked)
+            server = _server(settings, services, servicer, verifier, start.telemetry)
+            observe_execution(start.telemetry.meters, factory, services, stores.times, revoked)
             yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
@@ -159,7 +159,7 @@ def _server(
     services: RunServices,
     servicer: ExecutionServicer,
     verifier: TicketVerifier,
-    meters: Meters,
+    telemetry: Runtime,
 ) -> RpcServer:
     async def writable() -> bool:
         await services.store.probe()
@@ -174,9 +174,10 @@ def _server(
         verifier,
         settings,
         readiness=readiness,
-        telemetry=observe_server(meters),
+        telemetry=observe_server(telemetry.meters),
+        tracing=telemetry.tracing,
     )
-    observe_serving(meters, server)
+    observe_serving(telemetry.meters, server)
     servicer.draining = server.draining
     return server
 
