@@ -23,6 +23,7 @@ from gateway.limits import AcceptLimits, ConnectionLimits
 from gateway.log_reader import BridgeLogReader
 from gateway.login import LoginVerifier
 from gateway.login_keys import LoginKeys
+from gateway.metrics import RequestMeter, observe_gateway
 from gateway.origins import Origins
 from gateway.parts import Parts
 from gateway.positioning import Positioning
@@ -45,6 +46,7 @@ from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.process import observe_readiness
 
 __all__ = ["app", "web_application"]
 
@@ -80,8 +82,11 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
             await revocations.look()
         upstream = Upstream(Attachment(bridges, desk), parts.hub, desk, new_id("gw"), settings.upstream_options())
         readiness = _readiness(upstream, Downstream(bridge), Downstream(execution))
+        meter = RequestMeter()
+        observe_gateway(start.telemetry.meters, parts, upstream, revocations, meter)
+        observe_readiness(start.telemetry.meters, readiness)
         server = GatewayServer(
-            web_application(parts, readiness, settings),
+            web_application(parts, readiness, settings, requests=meter),
             settings.listen,
             parts.connections,
             readiness,
@@ -98,13 +103,16 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
             await server.drain()
 
 
-def web_application(parts: Parts, readiness: Readiness, settings: GatewaySettings) -> web.Application:
+def web_application(
+    parts: Parts, readiness: Readiness, settings: GatewaySettings, *, requests: RequestMeter | None = None
+) -> web.Application:
     """Routes, middleware and bounds over the parts."""
     positioning = Positioning(parts.log, settings.position_seconds)
     options = settings.handshake_options()
     handshake = Handshake(parts, positioning, options)
     events = EventHandlers(parts, positioning, options)
-    application = web.Application(middlewares=[edge(parts.origins)], client_max_size=MAX_BODY_BYTES)
+    counted = (requests or RequestMeter()).middleware()
+    application = web.Application(middlewares=[counted, edge(parts.origins)], client_max_size=MAX_BODY_BYTES)
     application.on_response_prepare.append(on_prepare(parts.origins))
     add_routes(application, parts, readiness, handshake.handle, events, settings.execute_wait_seconds)
     return application

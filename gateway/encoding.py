@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import orjson
 
 from servicekit.logs import get_logger, hash_user
+from servicekit.telemetry.buckets import sampled_trace
 
 __all__ = ["Frame", "control", "encode_entry", "event_batch", "iso_time", "packed_batch", "ws_text"]
 
@@ -40,7 +41,8 @@ _bad: set[tuple[str, str]] = set()
 class Frame(NamedTuple):
     """One log entry, ready to be sent: ``wire[head:]`` is its JSON, ``wire`` the whole WebSocket frame.
 
-    ``event_type`` and ``run_id`` are for readers of one run, who end with its terminal event.
+    ``event_type`` and ``run_id`` are for readers of one run, who end with its terminal event. ``happened`` is when, as
+    Unix time; ``trace_id`` names the trace that is kept of that moment.
     """
 
     offset: int
@@ -50,6 +52,8 @@ class Frame(NamedTuple):
     wire: bytes
     event_type: str = ""
     run_id: str = ""
+    happened: float = 0.0
+    trace_id: str = ""
 
 
 class TimestampLike(Protocol):
@@ -86,6 +90,8 @@ class EntryLike(Protocol):
     def timestamp(self) -> TimestampLike: ...
     @property
     def data(self) -> bytes: ...
+    @property
+    def traceparent(self) -> str: ...
 
 
 def ws_text(payload: bytes) -> bytes:
@@ -140,7 +146,8 @@ def _encode(user_id: str, entry: EntryLike) -> Frame:
         body["parent_request_id"] = parent
     payload = orjson.dumps(body)
     header = _header(len(payload))
-    return Frame(offset, event_id, thread_id, len(header), header + payload, event_type, run_id)
+    happened, trace_id = moment.seconds + moment.nanos / 1e9, sampled_trace(entry.traceparent)
+    return Frame(offset, event_id, thread_id, len(header), header + payload, event_type, run_id, happened, trace_id)
 
 
 class _Unreadable:
@@ -159,6 +166,7 @@ class _Unreadable:
         self.timestamp = self
         # As the timestamp: nobody knows when it happened.
         self.seconds = self.nanos = 0
+        self.traceparent = ""
         reason = "the entry in the log cannot be read"
         self.data = orjson.dumps({"event_type": entry.event_type, "reason": reason, "code": "INVALID_EVENT"})
 

@@ -8,6 +8,7 @@ the delivery timeout raises ``Stalled``. How a socket is written to without a ta
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -59,8 +60,8 @@ class Outflow:
     """
 
     __slots__ = (
-        "_controls", "_cursor", "_feed", "_flow", "_log", "_pipe", "_reading", "_rest", "_said", "_tally", "_window",
-        "_woken", "on_reset",
+        "_controls", "_cursor", "_feed", "_flow", "_level", "_log", "_pipe", "_reading", "_rest", "_said", "_tally",
+        "_window", "_woken", "on_reset",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +85,8 @@ class Outflow:
         self._controls: list[bytes] = []
         self._said: asyncio.Future[None] | None = None
         self._reading: _Reading | None = None
+        # Whether it has been up to date, and taken what it was sent, since it last was behind.
+        self._level = False
         self._rest: Rest | None = None
         self._woken: Waker = self._waker()
         self.on_reset: Callable[[], None] = nothing
@@ -235,11 +238,16 @@ class Outflow:
             self._woken.set()
             return self._reset("epoch_changed")
         if taken is Taken.READ_LOG:
+            self._level = False
             self._read_log()
+        elif taken is Taken.NOTHING_NEW:
+            self._level = True
         return ()
 
     def _count(self, items: Sequence[Frame | Place]) -> None:
         window = self._window
+        if self._level and items and isinstance(first := items[0], Frame):
+            self._tally.latency_s.add(time.time() - first.happened, len(items), first.trace_id)
         for item in items:
             if isinstance(item, Frame):
                 self._tally.events_sent += 1

@@ -172,7 +172,11 @@ _SOCKETS: Final[tuple[_Row, ...]] = (
     ("counter carrel_socket_gaps_total", "gateway", "Clients told of a hole."),
     ("gauge carrel_undelivered_events", "gateway", "Events in the log that have not been sent, of all connections."),
     ("gauge carrel_undelivered_events_max", "gateway", "The most of them that one connection is behind."),
-    ("gauge carrel_undelivered_age_seconds", "gateway", "For how long the connection longest behind has been behind."),
+    (
+        "gauge carrel_undelivered_age_seconds",
+        "gateway",
+        "For how long a connection that is behind has not moved, at most.",
+    ),
     ("gauge carrel_connections_stalled", "gateway", "Connections whose peer takes no more at the moment."),
     ("gauge carrel_connections_window_full", "gateway", "Connections that wait for their client's acknowledgements."),
     ("gauge carrel_unacknowledged_window_events", "gateway", "Events sent to acknowledging clients, not acknowledged."),

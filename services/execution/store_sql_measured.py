@@ -27,14 +27,14 @@ class MeasuredDatabase:
     """``Database`` over another one."""
 
     def __init__(self, database: Database, times: StoreTimes) -> None:
-        self._database = database
+        self.inner = database
         self._times = times
 
     async def write(self, operation: Operation[_T], key: str = "") -> _T:
         """See ``Database``."""
         began = time.perf_counter()
         try:
-            return await self._database.write(operation, key)
+            return await self.inner.write(operation, key)
         except StoreUnavailableError:
             self._times.errors["write"] += 1
             raise
@@ -45,7 +45,7 @@ class MeasuredDatabase:
         """See ``Database``."""
         began = time.perf_counter()
         try:
-            return await self._database.read(operation)
+            return await self.inner.read(operation)
         except StoreUnavailableError:
             self._times.errors["read"] += 1
             raise
@@ -54,4 +54,4 @@ class MeasuredDatabase:
 
     async def close(self) -> None:
         """See ``Database``."""
-        await self._database.close()
+        await self.inner.close()
