@@ -30,6 +30,7 @@ from gateway.positioning import Positioning
 from gateway.rest.events import EventHandlers
 from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
 from gateway.rest.routes import add_routes
+from gateway.rest.traces import traced
 from gateway.runs import Runs
 from gateway.server import GatewayServer
 from gateway.shared_state import Once, Revocations
@@ -47,6 +48,7 @@ from servicekit.rpc.copies import Copies
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
 from servicekit.telemetry.process import observe_readiness
+from servicekit.telemetry.tracing import Tracing
 
 __all__ = ["app", "web_application"]
 
@@ -75,7 +77,7 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         async with start.phase(Phase.INTEGRATION, needs=f"execution at {settings.execution}"):
             await wait_ready(execution, f"execution at {settings.execution}", wait_s)
         tokens = SignedSocketTokens(key, Once(execution, desk))
-        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents))
+        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents), start.telemetry.tracing)
         revocations = Revocations(execution, desk, parts.hub)
         logins.check = tokens.check = revocations.check
         async with start.phase(Phase.INTEGRATION, needs="the revoked users that execution knows"):
@@ -112,7 +114,9 @@ def web_application(
     handshake = Handshake(parts, positioning, options)
     events = EventHandlers(parts, positioning, options)
     counted = (requests or RequestMeter()).middleware()
-    application = web.Application(middlewares=[counted, edge(parts.origins)], client_max_size=MAX_BODY_BYTES)
+    application = web.Application(
+        middlewares=[counted, traced(parts.tracing), edge(parts.origins)], client_max_size=MAX_BODY_BYTES
+    )
     application.on_response_prepare.append(on_prepare(parts.origins))
     add_routes(application, parts, readiness, handshake.handle, events, settings.execute_wait_seconds)
     return application
@@ -137,6 +141,7 @@ def _parts(
     logins: LoginVerifier,
     socket_tokens: SocketTokens,
     channels: tuple[aio.Channel, aio.Channel, aio.Channel],
+    tracing: Tracing,
 ) -> Parts:
     bridge, execution, agents = channels
     limits = settings.limits
@@ -149,11 +154,12 @@ def _parts(
         desk=desk,
         connections=Connections(),
         tally=Tally(),
-        hub=Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes),
+        hub=Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes, tracing),
         log=log,
         run_log=log,
-        runs=Runs(execution, desk),
+        runs=Runs(execution, desk, tracing),
         agents=Agents(agents, desk),
+        tracing=tracing,
     )
 
 

@@ -16,6 +16,8 @@ from gateway.requests import Answer, ExecuteRequest
 from gateway.run_json import run_json, run_status
 from gateway.runs import TERMINAL, Runs
 from servicekit.logs import get_logger
+from servicekit.telemetry.names import of_run
+from servicekit.telemetry.tracing import Span
 
 __all__ = ["Commands"]
 
@@ -38,9 +40,10 @@ class Commands:
         out: Where answers go.
     """
 
-    __slots__ = ("_bound", "_connection_id", "_login", "_out", "_runs")
+    __slots__ = ("_bound", "_connection_id", "_login", "_out", "_runs", "_tracing")
 
     def __init__(self, runs: Runs, login: Callable[[], Login], connection_id: str, out: Says) -> None:
+        self._tracing = runs.tracing
         self._runs = runs
         self._login = login
         self._connection_id = connection_id
@@ -53,12 +56,18 @@ class Commands:
 
     async def execute(self, asked: ExecuteRequest) -> None:
         """Ask for a run."""
+        with self._tracing.begin("agent_execute", incoming=asked.traceparent) as span:
+            await self._execute(asked, span)
+
+    async def _execute(self, asked: ExecuteRequest, span: Span) -> None:
         with self._bound.place() if asked.bound else nullcontext() as keep:
             run, existing = await self._runs.execute(
                 self._login(), asked, connection_id=self._connection_id, audit={"source": "websocket"}
             )
             if keep is not None and run.state not in TERMINAL:
                 keep(run.run_id)
+        if span.recording:
+            span.set(of_run(self._login().user_id, run.run_id))
         self._out.say(
             "run_accepted",
             run_id=run.run_id,
@@ -72,12 +81,14 @@ class Commands:
 
     async def cancel(self, fields: dict[str, Any]) -> None:
         """Ask for a run's end."""
-        run = await self._runs.cancel(self._login(), fields["run_id"], fields.get("reason", ""))
+        with self._tracing.begin("agent_cancel"):
+            run = await self._runs.cancel(self._login(), fields["run_id"], fields.get("reason", ""))
         self._out.say("cancel_accepted", run_id=run.run_id, status=run_status(run), client_ref=fields.get("client_ref"))
 
     async def provide(self, answer: Answer, client_ref: str | None) -> None:
         """Answer a run's question."""
-        run = await self._runs.provide_input(self._login(), answer)
+        with self._tracing.begin("input_provide"):
+            run = await self._runs.provide_input(self._login(), answer)
         self._out.say(
             "input_accepted", run_id=run.run_id, input_id=answer.input_id, status=run_status(run), client_ref=client_ref
         )

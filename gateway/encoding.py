@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import orjson
 
 from servicekit.logs import get_logger, hash_user
-from servicekit.telemetry.buckets import sampled_trace
+from servicekit.telemetry.tracing import is_sampled
 
 __all__ = ["Frame", "control", "encode_entry", "event_batch", "iso_time", "packed_batch", "ws_text"]
 
@@ -42,7 +42,7 @@ class Frame(NamedTuple):
     """One log entry, ready to be sent: ``wire[head:]`` is its JSON, ``wire`` the whole WebSocket frame.
 
     ``event_type`` and ``run_id`` are for readers of one run, who end with its terminal event. ``happened`` is when, as
-    Unix time; ``trace_id`` names the trace that is kept of that moment.
+    Unix time. ``trace`` is the kept trace that the entry is of, and when it came here (Unix time in ns).
     """
 
     offset: int
@@ -52,8 +52,8 @@ class Frame(NamedTuple):
     wire: bytes
     event_type: str = ""
     run_id: str = ""
+    trace: tuple[str, int] | None = None
     happened: float = 0.0
-    trace_id: str = ""
 
 
 class TimestampLike(Protocol):
@@ -146,8 +146,9 @@ def _encode(user_id: str, entry: EntryLike) -> Frame:
         body["parent_request_id"] = parent
     payload = orjson.dumps(body)
     header = _header(len(payload))
-    happened, trace_id = moment.seconds + moment.nanos / 1e9, sampled_trace(entry.traceparent)
-    return Frame(offset, event_id, thread_id, len(header), header + payload, event_type, run_id, happened, trace_id)
+    traceparent, happened = entry.traceparent, moment.seconds + moment.nanos / 1e9
+    trace = (traceparent, time.time_ns()) if is_sampled(traceparent) else None
+    return Frame(offset, event_id, thread_id, len(header), header + payload, event_type, run_id, trace, happened)
 
 
 class _Unreadable:
@@ -163,6 +164,7 @@ class _Unreadable:
         self.request_id = entry.request_id
         self.parent_request_id = entry.parent_request_id
         self.attempt = entry.attempt
+        self.traceparent = ""
         self.timestamp = self
         # As the timestamp: nobody knows when it happened.
         self.seconds = self.nanos = 0

@@ -17,6 +17,9 @@ from gateway.held import Taken
 from gateway.jitter import ALONE_MS, retry_ms, window_ms
 from gateway.login import Login
 from gateway.ring import Place, Ring
+from servicekit.logs import hash_user
+from servicekit.telemetry.names import EVENTS
+from servicekit.telemetry.tracing import NO_TRACING, Attribute, Kind, Tracing
 
 __all__ = ["Batch", "Feed", "Gate", "Hub", "Listener"]
 
@@ -88,9 +91,17 @@ class Feed:
     who joined: subscriptions are asked for in its name.
     """
 
-    __slots__ = ("_batches", "_budget", "_counted", "listeners", "login", "ready", "ring", "user_id")
+    __slots__ = ("_batches", "_budget", "_counted", "listeners", "login", "ready", "ring", "tracing", "user_id")
 
-    def __init__(self, login: Login, max_events: int, max_bytes: int, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        login: Login,
+        max_events: int,
+        max_bytes: int,
+        budget: Budget | None = None,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
+        self.tracing = tracing
         self._budget = budget or Budget(max_bytes)
         self._counted = 0
         self.user_id = login.user_id
@@ -170,6 +181,12 @@ class Feed:
     def _forget_batches(self) -> None:
         self._batches = None
 
+    def delivered(self, traces: Sequence[tuple[str, int]]) -> None:
+        """Entries of kept traces, each with when it came here, have been written to a connection."""
+        told: dict[str, Attribute] = {EVENTS: len(traces), "carrel.user": hash_user(self.user_id)}
+        since = min(at for _, at in traces)
+        self.tracing.batch("deliver", (text for text, _ in traces), told, kind=Kind.CONSUMER, since_ns=since).end()
+
     def wake(self) -> None:
         """Let every connection look."""
         for listener in self.listeners:
@@ -191,7 +208,14 @@ def _batch(frames: Sequence[Frame], *, compress: bool) -> Batch:
 class Hub:
     """All feeds. ``on_change(user_id)`` is told when a user's first connection comes or the last one goes."""
 
-    def __init__(self, max_events: int = 1000, max_bytes: int = 4 << 20, all_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        max_events: int = 1000,
+        max_bytes: int = 4 << 20,
+        all_bytes: int = 1 << 30,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
+        self._tracing = tracing
         self._budget = Budget(all_bytes)
         self._max_events = max_events
         self._max_bytes = max_bytes
@@ -203,7 +227,7 @@ class Hub:
         user_id = login.user_id
         feed = self._feeds.get(user_id)
         if feed is None:
-            feed = self._feeds[user_id] = Feed(login, self._max_events, self._max_bytes, self._budget)
+            feed = self._feeds[user_id] = Feed(login, self._max_events, self._max_bytes, self._budget, self._tracing)
             self.on_change(user_id)
         feed.renew(login)
         feed.listeners.add(listener)

@@ -61,6 +61,7 @@ class Outflow:
 
     __slots__ = (
         "_controls", "_cursor", "_feed", "_flow", "_level", "_log", "_pipe", "_reading", "_rest", "_said", "_tally",
+        "_traced",
         "_window", "_woken", "on_reset",
     )  # fmt: skip
 
@@ -88,6 +89,8 @@ class Outflow:
         # Whether it has been up to date, and taken what it was sent, since it last was behind.
         self._level = False
         self._rest: Rest | None = None
+        # Entries of kept traces that are about to be written.
+        self._traced: list[tuple[str, int]] | None = None
         self._woken: Waker = self._waker()
         self.on_reset: Callable[[], None] = nothing
 
@@ -167,6 +170,7 @@ class Outflow:
                 woken.clear()
                 if parts := self._parts():
                     self._pipe.write(parts[0] if len(parts) == 1 else b"".join(parts))
+                    self._trace()
                     if self._pipe.get_write_buffer_size() > self._flow.full_bytes:
                         await self._drained()
                 elif not woken.is_set():
@@ -247,12 +251,24 @@ class Outflow:
     def _count(self, items: Sequence[Frame | Place]) -> None:
         window = self._window
         if self._level and items and isinstance(first := items[0], Frame):
-            self._tally.latency_s.add(time.time() - first.happened, len(items), first.trace_id)
+            self._tally.latency_s.add(
+                time.time() - first.happened, len(items), "" if first.trace is None else first.trace[0][3:35]
+            )
         for item in items:
             if isinstance(item, Frame):
                 self._tally.events_sent += 1
+                if item.trace is not None:
+                    if self._traced is None:
+                        self._traced = []
+                    self._traced.append(item.trace)
                 if window is not None:
                     window.sent(item.offset, len(item.wire))
+
+    def _trace(self) -> None:
+        """What was about to be written has been."""
+        if self._traced is not None:
+            traced, self._traced = self._traced, None
+            self._feed.delivered(traced)
 
     def _wires(self, items: Sequence[Frame | Place]) -> list[bytes]:
         if not self._flow.batch:

@@ -15,6 +15,7 @@ from gateway.runs import Runs
 from gateway.socket_tokens import SocketTokens
 from gateway.tally import GatewayStatistics, Tally
 from gateway.tickets import TicketDesk
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 
 __all__ = ["Parts"]
 
@@ -35,6 +36,7 @@ class Parts:
     run_log: RunLog
     runs: Runs
     agents: Agents
+    tracing: Tracing = NO_TRACING
 
     def statistics(self) -> GatewayStatistics:
         """What operators may know of this moment."""

@@ -39,6 +39,7 @@ EXECUTE_RULES: Final[Mapping[str, Rule]] = {
     "strategy": Rule(str, choices=STRATEGIES),
     "client_ref": ID,
     "bound": Rule(bool),
+    "traceparent": Rule(str, longest=64),
 }
 
 
@@ -46,7 +47,7 @@ EXECUTE_RULES: Final[Mapping[str, Rule]] = {
 class ExecuteRequest:
     """A run that is asked for. An empty ``pipeline`` means the deployment's default agent.
 
-    A ``bound`` one ends when whoever asked for it goes away.
+    A ``bound`` one ends when whoever asked for it goes away. ``traceparent`` is the asker's own trace (W3C).
     """
 
     message: str
@@ -56,6 +57,7 @@ class ExecuteRequest:
     strategy: str = ""
     client_ref: str = ""
     bound: bool = False
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def execute_request(body: object, what: str, *, thread_id: str = "", client_ref:
         strategy=fields.get("strategy", ""),
         client_ref=check_id(ref, "client_ref") if ref else "",
         bound=fields.get("bound", False),
+        traceparent=fields.get("traceparent", ""),
     )
 
 

@@ -24,6 +24,7 @@ from gateway.login import Login
 from gateway.requests import Answer, ExecuteRequest
 from gateway.tickets import TicketDesk
 from servicekit.rpc.channel import responses
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 
 __all__ = ["TERMINAL", "UNENDED", "Runs"]
 
@@ -56,9 +57,13 @@ _ARTIFACT_S: Final = 120.0
 
 
 class Runs:
-    """Execution, as a login may use it. Every method raises the ``CarrelError`` that execution answers with."""
+    """Execution, as a login may use it. Every method raises the ``CarrelError`` that execution answers with.
 
-    def __init__(self, channel: aio.Channel, desk: TicketDesk) -> None:
+    ``tracing`` is for those who ask: a trace begins with what a client asks for.
+    """
+
+    def __init__(self, channel: aio.Channel, desk: TicketDesk, tracing: Tracing = NO_TRACING) -> None:
+        self.tracing = tracing
         self._stub = ExecutionServiceStub(channel)
         self._desk = desk
 

@@ -156,6 +156,7 @@ class SocketOutflow(Outflow):
                 self._socket.transport.writelines(parts)
             else:
                 self._pipe.write(b"".join(parts))
+            self._trace()
             if self._window is not None and self._window.full and self._watch is None:
                 self._hold_up()
 

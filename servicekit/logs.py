@@ -1,7 +1,8 @@
 """Logs: one JSON object per line on stderr (or a readable line in development), a fixed message, values in fields.
 
 Never a payload, a ticket, a token or a user's text: fields named like one are withheld. Libraries, and ``carrel``
-itself, log by the standard library, with their fields in ``extra``. Not metrics and not traces.
+itself, log by the standard library, with their fields in ``extra``. A line that is written within a span carries its
+ids. Not metrics and not traces.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final, TextIO
 import orjson
 
 from carrel.pseudonyms import hash_user
+from servicekit.telemetry.tracing import current_span
 
 __all__ = ["Logger", "bind", "configure", "get_logger", "hash_user"]
 
@@ -112,6 +114,10 @@ class _Formatter(logging.Formatter):
         if not isinstance(own, Mapping):  # of another library's making
             own = {"fields": own}
         fields = {name: _safe(name, value) for name, value in {**_bound.get(), **extra, **own}.items()}
+        span = current_span()
+        if span.traceparent:
+            # Of traces that are not kept as well: they join the lines that services write about one request.
+            fields["trace_id"], fields["span_id"] = span.trace_id, span.span_id
         if record.exc_info and record.exc_info[0] is not None:
             fields["error_type"] = record.exc_info[0].__name__
             fields["traceback"] = self.formatException(record.exc_info)[-_MAX_TRACEBACK:]

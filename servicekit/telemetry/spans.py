@@ -205,18 +205,19 @@ class OtelTracing:
         attributes: Mapping[str, Attribute] = _NOTHING,
         *,
         kind: Kind = Kind.INTERNAL,
+        since_ns: int = 0,
     ) -> Span:
         """See ``Tracing``."""
         # In their order, each once.
-        kept = dict.fromkeys(text for text in traceparents if is_sampled(text))
+        kept = dict.fromkeys(text for text in traceparents if is_sampled(text) and as_traceparent(text))
         if not kept:
             return NO_SPAN
         first, *others = kept
-        if all(text[3:35] == first[3:35] for text in others):
-            links = [Link(_context_of(text)) for text in others[:_MAX_LINKS]]
-            return _of(self._kept.start_span(name, _parent(first), _KINDS[kind], attributes, links))
-        links = [Link(_context_of(text)) for text in list(kept)[:_MAX_LINKS]]
-        return _of(self._kept.start_span(name, Context(), _KINDS[kind], attributes, links))
+        parent, linked = _parent(first), others
+        if any(text[3:35] != first[3:35] for text in others):
+            parent, linked = Context(), list(kept)
+        links = [Link(_context_of(text)) for text in linked[:_MAX_LINKS]]
+        return _of(self._kept.start_span(name, parent, _KINDS[kind], attributes, links, since_ns or None))
 
 
 class _OtelSpan(Span):

@@ -173,11 +173,19 @@ class Tracing(Protocol):
         attributes: Mapping[str, Attribute] = _NOTHING,
         *,
         kind: Kind = Kind.INTERNAL,
+        since_ns: int = 0,
     ) -> Span:
         """A span of work on several things at once, each of which came with a context of its own, or with "".
 
         ``NO_SPAN`` when no context is of a kept trace. Where all that are belong to one trace it is a part of that
         trace; where several meet it begins one of its own, linked to each.
+
+        Args:
+            name: Of a small set.
+            traceparents: What the things came with; may be anything.
+            attributes: See the module.
+            kind: Which side of a call.
+            since_ns: When it began, in Unix time; now when 0.
         """
 
 
@@ -207,6 +215,7 @@ class _NoTracing:
         attributes: Mapping[str, Attribute] = _NOTHING,
         *,
         kind: Kind = Kind.INTERNAL,
+        since_ns: int = 0,
     ) -> Span:
         return NO_SPAN
 

@@ -19,6 +19,7 @@ from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
 from servicekit.telemetry.calls import observe_server, observe_serving
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from services.agent_instance.client_emitter import StageProducer
 from services.agent_instance.client_mcp import open_servers
 from services.agent_instance.client_model import OpenAiEndpoint
@@ -75,6 +76,8 @@ def stage_services(
     workers: ExecutorFactory | None = None,
     models: ModelAccess | None = None,
     tool_servers: ToolServers | None = None,
+    *,
+    tracing: Tracing = NO_TRACING,
 ) -> StageServices:
     """What every attempt of the process uses, as the settings say.
 
@@ -82,6 +85,7 @@ def stage_services(
         workers: Makes worker processes; None to run every class as a task.
         models: The way to language models; None for none.
         tool_servers: MCP servers that agents get tools of.
+        tracing: Makes the spans of what agents do.
     """
     times, tools, chosen = settings.times, settings.tools, settings.workers
 
@@ -114,11 +118,12 @@ def stage_services(
         times=StageTimes(grace_s=times.grace, kill_s=times.kill, log_wait_s=times.log_wait),
         models=models,
         tool_servers=tool_servers,
+        tracing=tracing,
     )
 
 
 @asynccontextmanager
-async def open_models(settings: ModelSettings) -> AsyncIterator[ModelAccess | None]:
+async def open_models(settings: ModelSettings, *, tells_trace: bool = False) -> AsyncIterator[ModelAccess | None]:
     """The way to language models for the length of the block; None when none is configured.
 
     Raises:
@@ -128,7 +133,7 @@ async def open_models(settings: ModelSettings) -> AsyncIterator[ModelAccess | No
         yield None
         return
     async with AsyncExitStack() as stack:
-        endpoint = await stack.enter_async_context(OpenAiEndpoint(settings))
+        endpoint = await stack.enter_async_context(OpenAiEndpoint(settings, tells_trace=tells_trace))
         door: ModelProxy | None = None
         if settings.proxy:
             door = await stack.enter_async_context(ModelProxy(max_request_bytes=settings.max_request_bytes))
@@ -197,7 +202,9 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
     dependencies = dependency_checker(settings)
     async with AsyncExitStack() as stack:
         async with start.phase(Phase.CONFIGURATION, needs="a language model's endpoint that can be used"):
-            models = await stack.enter_async_context(open_models(settings.models))
+            models = await stack.enter_async_context(
+                open_models(settings.models, tells_trace=settings.telemetry.to_models)
+            )
         workers: Workers | None = None
         if any(entry.isolation == "process" for entry in registry.values()):
             async with start.phase(Phase.INTEGRATION, needs="worker processes for the agents"):
@@ -206,7 +213,9 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
         if settings.mcp is not None:
             async with start.phase(Phase.INTEGRATION, needs="the package that speaks with MCP servers"):
                 servers = await stack.enter_async_context(open_tool_servers(settings.mcp, registry))
-        services = stage_services(settings, registry, dependencies, workers, models, servers)
+        services = stage_services(
+            settings, registry, dependencies, workers, models, servers, tracing=start.telemetry.tracing
+        )
         _tell_isolation(services.core)
         emitters = await stack.enter_async_context(Copies(settings.emitter, "emitter"))
         async with start.phase(

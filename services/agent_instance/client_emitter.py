@@ -14,6 +14,7 @@ from carrel.errors import AlreadyExistsError, CarrelError
 from carrel.v1.context_pb2 import UserExecutionContext as ContextMessage
 from carrel.wire import context_to_proto
 from servicekit.delivery import Outlet, Producer
+from servicekit.telemetry.tracing import current_span, is_sampled
 
 __all__ = ["StageProducer"]
 
@@ -34,6 +35,8 @@ class StageProducer:
             raise AlreadyExistsError(
                 "this attempt of the stage is at work here already", advice="wait for its end, or raise the attempt"
             ) from None
+        # Of the attempt; what is current when an event is emitted may say it more closely.
+        self._traceparent = current_span().traceparent
         self._child: tuple[UserExecutionContext, ContextMessage] | None = None
 
     @property
@@ -61,7 +64,12 @@ class StageProducer:
     ) -> int:
         """Number an event and send it; waits while too many are unacknowledged."""
         message = None if context is None else self._message(context)
-        return await self._producer.emit(event_type, data, agent_name=agent_name, context=message)
+        traceparent = current_span().traceparent or self._traceparent
+        if not is_sampled(traceparent):
+            traceparent = ""
+        return await self._producer.emit(
+            event_type, data, agent_name=agent_name, context=message, traceparent=traceparent
+        )
 
     async def flush(self, timeout: float | None) -> int:
         """Wait until the log has everything."""

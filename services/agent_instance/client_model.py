@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from carrel.errors import CarrelError, ModelRefusedError, ModelUnavailableError, StartupError
+from servicekit.telemetry.tracing import METADATA_KEY, current_span
 from services.agent_instance.config_models import ModelSettings
 
 if TYPE_CHECKING:
@@ -31,11 +32,16 @@ _RAW: Final = {"X-Stainless-Raw-Response": "stream"}
 class OpenAiEndpoint:
     """``domain.model_endpoint.ModelEndpoint`` over HTTP; an async context manager that closes its connections.
 
+    Args:
+        settings: The endpoint.
+        tells_trace: Whether requests carry the traceparent of the call.
+
     Raises:
         StartupError: The SDK is not installed, or the key's file cannot be read.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, *, tells_trace: bool = False) -> None:
+        self._tells_trace = tells_trace
         sdk = _sdk()
         self._sdk = sdk
         self._key = settings.read_key()
@@ -62,7 +68,7 @@ class OpenAiEndpoint:
         """Send a request; leaving the block aborts what has not come yet."""
         try:
             raw: Any = await self._client.post(
-                "/" + path, cast_to=object, body=dict(body), options={"headers": dict(_RAW)}
+                "/" + path, cast_to=object, body=dict(body), options={"headers": self._headers()}
             )
         except self._sdk.OpenAIError as error:
             raise self._told(error) from None
@@ -70,6 +76,11 @@ class OpenAiEndpoint:
             yield _Answer(self._sdk, raw.http_response)
         finally:
             await raw.http_response.aclose()
+
+    def _headers(self) -> dict[str, str]:
+        # The endpoint is somebody else's as a rule, and a trace's id is ours.
+        traceparent = current_span().traceparent if self._tells_trace else ""
+        return {**_RAW, METADATA_KEY: traceparent} if traceparent else dict(_RAW)
 
     def _told(self, error: openai.OpenAIError) -> CarrelError:
         sdk = self._sdk

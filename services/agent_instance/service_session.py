@@ -24,6 +24,8 @@ from carrel.errors import (
 from carrel.v1 import agent_instance_pb2 as pb
 from servicekit.logs import bind, get_logger, hash_user
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.names import AGENT, ATTEMPT, STAGE, of_run
+from servicekit.telemetry.tracing import current_span
 from services.agent_instance import convert
 from services.agent_instance.domain.artifacts import ArtifactDesk
 from services.agent_instance.domain.core import Instance
@@ -76,6 +78,8 @@ class RunSession:
         make_producer: MakeProducer,
         limits: StreamLimits,
     ) -> None:
+        # The call's, which tasks do not inherit.
+        self._traceparent = current_span().traceparent
         self._caller = caller
         self._services = services
         self._core = services.core
@@ -163,9 +167,18 @@ class RunSession:
 
     async def _run(self) -> None:
         bind(run_id=self._caller.run_id, user=hash_user(self._caller.user_id))
+        with self._services.tracing.span("attempt", parent=self._traceparent) as span:
+            if span.recording:
+                start = self._start
+                span.set({AGENT: start.agent_name, STAGE: start.stage_index, ATTEMPT: start.attempt})
+                span.set(of_run(self._caller.user_id, self._caller.run_id))
+            await self._attempted()
+
+    async def _attempted(self) -> None:
         began = time.monotonic()
         try:
-            instance = await self._claimed()
+            with self._services.tracing.span("worker"):
+                instance = await self._claimed()
         except CarrelError as error:
             self._failed("the claim of an instance", error)
             return

@@ -168,7 +168,7 @@ async def serve_bridge(
     )
     readiness.add("event log", lambda: bridge.monitor.active)
     async with bridge, TaskOwner() as tasks:
-        servicer = BridgeServicer(bridge, verifier)
+        servicer = BridgeServicer(bridge, verifier, telemetry.tracing)
         server = RpcServer(
             settings.listen,
             [(add_BridgeServiceServicer_to_server, servicer, "carrel.v1.BridgeService")],

@@ -17,6 +17,8 @@ from servicekit.identity.principals import RunPrincipal, Scope, may_see_run, use
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.logs import get_logger
 from servicekit.rpc.context import current_principal
+from servicekit.telemetry.names import EVENTS
+from servicekit.telemetry.tracing import NO_SPAN, NO_TRACING, Kind, Tracing
 from services.bridge import convert
 from services.bridge.domain.bridge import Bridge
 from services.bridge.domain.links import GatewayLink
@@ -51,10 +53,12 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
     Args:
         bridge: What it serves.
         verifier: Verifies the contexts of streamed items; those of other requests the interceptor has verified.
+        tracing: Makes a span of a message's way into the log.
     """
 
-    def __init__(self, bridge: Bridge, verifier: TicketVerifier) -> None:
+    def __init__(self, bridge: Bridge, verifier: TicketVerifier, tracing: Tracing = NO_TRACING) -> None:
         self._bridge = bridge
+        self._tracing = tracing
         self._verifier = verifier
         self._publishers: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -112,10 +116,31 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
         if not appends:
             return _Batch(appends, None, refused)
         try:
-            return _Batch(appends, self._bridge.publish(appends), refused, arrived)
+            future = self._bridge.publish(appends)
+            if self._tracing is not NO_TRACING:
+                self._trace(request, appends, future)
+            return _Batch(appends, future, refused, arrived)
         except CarrelError as error:
             refused += (convert.refused_ack(append.user, append.producer_id, append.fence, error) for append in appends)
             return _Batch([], None, refused)
+
+    def _trace(
+        self, request: bridge_pb2.PublishRequest, appends: list[Append], future: asyncio.Future[list[AppendResult]]
+    ) -> None:
+        # An item is one producer's, and so one run's: its first event's trace is that of all.
+        texts = [item.events[0].traceparent for item in request.items if item.events]
+        span = self._tracing.batch("append", texts, kind=Kind.CONSUMER)
+        if span is NO_SPAN:
+            return
+        span.set({EVENTS: sum(len(append.events) for append in appends), "carrel.items": len(appends)})
+
+        def settled(done: asyncio.Future[list[AppendResult]]) -> None:
+            error = None if done.cancelled() else done.exception()
+            if error is not None:
+                span.fail(error.code if isinstance(error, CarrelError) else type(error).__name__)
+            span.end()
+
+        future.add_done_callback(settled)
 
     async def Attach(
         self, request_iterator: AsyncIterator[bridge_pb2.AttachRequest], context: _Context

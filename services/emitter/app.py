@@ -102,7 +102,7 @@ async def serve_emitter(
         on_state=lambda _up: readiness.poke(),
     )
     servicer = EmitterServicer(
-        Intake(_run_verifier(verifier), guard, ledger, statistics, reason_name, item_bytes),
+        Intake(_run_verifier(verifier), guard, ledger, statistics, reason_name, item_bytes, tracing=telemetry.tracing),
         guard,
         ledger,
         statistics,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from carrel.errors import CarrelError
+from servicekit.telemetry.tracing import NO_SPAN, Span
 
 __all__ = ["Batch", "Limits", "Listener", "Offer", "ProducerState", "Refused", "UserQueue", "Verdict", "VerdictKind"]
 
@@ -112,7 +113,7 @@ class ProducerState:
 class Batch:
     """Consecutive events of one producer as they go to the bridge; ``payload`` is opaque here."""
 
-    __slots__ = ("dropped", "first", "happened", "last", "payload", "producer", "received", "size", "trace_id")
+    __slots__ = ("dropped", "first", "happened", "last", "payload", "producer", "received", "size", "span", "trace_id")
 
     def __init__(
         self, producer: ProducerState, first: int, last: int, size: int, payload: Any, received: float
@@ -127,6 +128,8 @@ class Batch:
         # When its first event happened, as Unix time, and the trace that is kept of it; for statistics.
         self.happened = 0.0
         self.trace_id = ""
+        # Its way from here into the log, where its events are of a kept trace.
+        self.span: Span = NO_SPAN
 
     @property
     def count(self) -> int:

@@ -88,6 +88,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 options=settings.run_options(),
                 wakeups=stores.wakeups,
                 timings=RunTimings(metrics.run_ended),
+                tracing=start.telemetry.tracing,
             )
             factory = ExecutionEngineFactory(services)
             async with start.phase(Phase.INTEGRATION, needs="the agents of agent_instance"):

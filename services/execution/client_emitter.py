@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 
 from servicekit.delivery import Outlet, Producer, Row
+from servicekit.telemetry.tracing import is_sampled
 from services.execution.client_contexts import RunContexts
 from services.execution.models import Micros, OutboxEvent, RunIdentity
 
@@ -21,20 +22,25 @@ class EmitterSink:
     def outbox(self, identity: RunIdentity, fence: int, deadline_at: Micros) -> _Channel:
         """See ``EventSink``."""
         context = self._contexts.of(identity, deadline_at)
-        return _Channel(Producer(self._outlet, f"{identity.run_id}:outbox", context, fence=fence))
+        producer = Producer(self._outlet, f"{identity.run_id}:outbox", context, fence=fence)
+        return _Channel(producer, identity.traceparent if is_sampled(identity.traceparent) else "")
 
 
 class _Channel:
     """``OutboxChannel`` over one producer."""
 
-    def __init__(self, producer: Producer) -> None:
+    def __init__(self, producer: Producer, traceparent: str) -> None:
         self._producer = producer
+        # Events of a trace that is not kept need not carry it.
+        self._traceparent = traceparent
 
     async def emit(self, event: OutboxEvent) -> None:
         """See ``OutboxChannel``."""
         row = Row(event.number, event.event_id, event.created_at * 1000)
         data = orjson.dumps(dict(event.data))
-        await self._producer.emit(event.event_type, data, agent_name=event.agent_name, row=row)
+        await self._producer.emit(
+            event.event_type, data, agent_name=event.agent_name, traceparent=self._traceparent, row=row
+        )
 
     @property
     def hops(self) -> tuple[float, float]:

@@ -82,8 +82,10 @@ def user_key(principal: Principal) -> UserKey:
     return UserKey(user_of(principal).user_id)
 
 
-def pipeline_request(request: pb.ExecutePipelineRequest, principal: RunPrincipal) -> PipelineRequest:
-    """What is asked for, under the caller's verified identity.
+def pipeline_request(
+    request: pb.ExecutePipelineRequest, principal: RunPrincipal, traceparent: str = ""
+) -> PipelineRequest:
+    """What is asked for, under the caller's verified identity, in this trace.
 
     Raises:
         InvalidContextError: The context is no root request's, or an id is a placeholder.
@@ -107,6 +109,7 @@ def pipeline_request(request: pb.ExecutePipelineRequest, principal: RunPrincipal
         created_at=round(checked.created_at.timestamp() * 1_000_000),
         agent_context=checked.agent_context,
         audit_metadata=checked.audit_metadata,
+        traceparent=traceparent,
     )
     return PipelineRequest(
         identity=identity,

@@ -99,6 +99,8 @@ class RunIdentity:
     created_at: Micros = 0
     agent_context: Mapping[str, Any] = field(default_factory=dict)
     audit_metadata: Mapping[str, Any] = field(default_factory=dict)
+    traceparent: str = ""
+    """The trace that asked for it, in which it goes on wherever and whenever it does; "" for none."""
 
 
 @dataclass(frozen=True, slots=True)

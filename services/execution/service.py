@@ -21,6 +21,8 @@ from carrel.v1 import execution_pb2_grpc as pb_grpc
 from servicekit.identity.principals import Principal, RunPrincipal, ServicePrincipal, SessionPrincipal, may_see_run
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.rpc.context import current_principal
+from servicekit.telemetry.names import of_run
+from servicekit.telemetry.tracing import current_span
 from services.execution import convert
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.paging import decode_token, encode_token
@@ -68,7 +70,10 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
     ) -> pb.ExecutePipelineResponse:
         principal = current_principal()
         assert isinstance(principal, RunPrincipal), "the table of scopes says so"
-        admitted = await self._factory.execute(convert.pipeline_request(request, principal))
+        span = current_span()
+        if span.recording:
+            span.set(of_run(principal.user_id, principal.run_id))
+        admitted = await self._factory.execute(convert.pipeline_request(request, principal, span.traceparent))
         return pb.ExecutePipelineResponse(run=convert.run_to_proto(admitted.run), existing=admitted.existing)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: _Context) -> AsyncIterator[pb.WatchRunResponse]:

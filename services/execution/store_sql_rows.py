@@ -53,16 +53,17 @@ Row = Any
 
 def identity_json(identity: RunIdentity) -> bytes:
     """What tickets are minted from, without the ids, which are columns."""
-    return orjson.dumps(
-        {
-            "permissions": sorted(identity.permissions),
-            "limits": dict(identity.limits),
-            "websocket_client_id": identity.websocket_client_id,
-            "created_at": identity.created_at,
-            "agent_context": dict(identity.agent_context),
-            "audit_metadata": dict(identity.audit_metadata),
-        }
-    )
+    kept: dict[str, Any] = {
+        "permissions": sorted(identity.permissions),
+        "limits": dict(identity.limits),
+        "websocket_client_id": identity.websocket_client_id,
+        "created_at": identity.created_at,
+        "agent_context": dict(identity.agent_context),
+        "audit_metadata": dict(identity.audit_metadata),
+    }
+    if identity.traceparent:
+        kept["traceparent"] = identity.traceparent
+    return orjson.dumps(kept)
 
 
 def error_json(error: Mapping[str, Any] | None) -> bytes | None:
@@ -83,6 +84,8 @@ def _identity(row: Row) -> RunIdentity:
         created_at=kept["created_at"],
         agent_context=kept["agent_context"],
         audit_metadata=kept["audit_metadata"],
+        # Rows of older processes have none.
+        traceparent=kept.get("traceparent", ""),
     )
 
 

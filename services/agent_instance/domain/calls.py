@@ -15,6 +15,7 @@ from typing import Any
 
 from carrel.errors import CarrelError
 from carrel.tools import Tool
+from servicekit.telemetry.tracing import NO_SPAN, Span
 from services.agent_instance.domain.contexts import Scope
 from services.agent_instance.domain.questions import Pending, Work
 from services.agent_instance.models import JournalItem
@@ -79,6 +80,7 @@ class ToolCall:
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
     work: Work | None = field(default=None, repr=False)
     pending: Pending | None = field(default=None, repr=False)
+    span: Span = field(default=NO_SPAN, repr=False)
 
     @property
     def call_id(self) -> str:

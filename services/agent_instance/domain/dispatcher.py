@@ -28,6 +28,8 @@ from carrel.errors import (
     UnknownToolError,
 )
 from carrel.tools import Tool
+from servicekit.telemetry.gen_ai import tool_call
+from servicekit.telemetry.tracing import NO_TRACING, Tracing, carried
 from services.agent_instance.domain.activity import ActivityClock
 from services.agent_instance.domain.calls import Asked, CallLedger, ToolCall, hash_arguments, permits
 from services.agent_instance.domain.events import StageEvents
@@ -69,7 +71,7 @@ class TurnTools:
 
     ``declared``: names of the tools that the agent's class has, whether or not it was given them. ``away``: why a tool
     that there is not may be there later. ``whose``: "" for the stage's agent, a word for one that answers in its place
-    (``StageQuestions.ask_id``).
+    (``StageQuestions.ask_id``). ``traceparent``: the turn's, of which each call is a part.
     """
 
     agent_name: str
@@ -83,6 +85,8 @@ class TurnTools:
     declared: frozenset[str] = frozenset()
     away: Callable[[str], CarrelError | None] = lambda _name: None
     whose: str = ""
+    tracing: Tracing = NO_TRACING
+    traceparent: str = ""
 
 
 class UnifiedToolDispatcher:
@@ -154,8 +158,12 @@ class UnifiedToolDispatcher:
         if call.running:
             self._running -= not call.nested
             self._turn.clock.tool_ended(call_id)
+            if error is not None:
+                call.span.fail(error.code)
+            call.span.end()
             await self._turn.runner.finished(call)
-            await self._reports.completed(call, value, error)
+            with carried(call.span.traceparent):
+                await self._reports.completed(call, value, error)
         else:
             with suppress(ValueError):
                 self._waiting.remove(call)
@@ -195,6 +203,7 @@ class UnifiedToolDispatcher:
         """Forget what is open, without a word to anybody: the attempt is being killed."""
         self._closed = True
         for call in self._calls.values():
+            call.span.end()
             if call.timer is not None:
                 call.timer.cancel()
             if call.work is not None:
@@ -276,7 +285,12 @@ class UnifiedToolDispatcher:
         call.running = True
         self._running += not call.nested
         call.work = self._turn.questions.begin(call.scope.work, lambda held: self._hold(call, held))
-        await self._reports.executing(call)
+        turn = self._turn
+        if turn.traceparent:
+            name, attributes = tool_call(call.tool.name, call.call_id, turn.agent_name)
+            call.span = turn.tracing.span(name, attributes, parent=turn.traceparent)
+        with carried(call.span.traceparent):
+            await self._reports.executing(call)
         if call.call_id not in self._calls:
             return  # given up while its event waited for the log
         call.began, call.began_unix = time.monotonic(), time.time()

@@ -31,6 +31,8 @@ from carrel.errors import (
 )
 from servicekit.logs import get_logger
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.gen_ai import model_call, token_usage
+from servicekit.telemetry.tracing import Kind, Span, carried
 from services.agent_instance.domain.calls import hash_arguments, permits
 from services.agent_instance.domain.contexts import Scope
 from services.agent_instance.domain.dispatcher import TurnTools
@@ -172,13 +174,17 @@ class TurnModels:
         clock.tool_began(key, policy.wait_s + policy.timeout_s)
         meter, began, began_unix = Meter(), time.monotonic(), time.time()
         error: CarrelError | None = None
+        name, attributes = model_call(model, self._turn.agent_name)
+        span = self._turn.tracing.span(name, attributes, kind=Kind.CLIENT, parent=self._turn.traceparent)
         try:
             self.budget.require()
             async with self.desk.gates.turn(self.caller().user_id, self.budget.concurrency):
                 self.budget.require()  # others of the user's calls ended meanwhile
                 try:
-                    async with asyncio.timeout(policy.timeout_s):
-                        yield meter
+                    # As the current one it can go with the request, where the operator wants that.
+                    with carried(span.traceparent):
+                        async with asyncio.timeout(policy.timeout_s):
+                            yield meter
                 except TimeoutError:
                     raise ModelUnavailableError(
                         f"the model took longer than {policy.timeout_s:g} s", limit_s=policy.timeout_s, model=model
@@ -192,6 +198,7 @@ class TurnModels:
             raise
         finally:
             clock.tool_ended(key)
+            _end(span, meter, error)
             record = self.record(model, arguments_hash, context, error, began_unix, time.monotonic() - began)
             self.desk.statistics.call_ended(model, record.outcome.value, record.duration_s)
             await self._tell(meter, model, record, hurry=isinstance(error, CancelledRunError))
@@ -365,6 +372,15 @@ class _Voice:
         with turn.clock.stopped():
             await turn.events.emit(kind, data, turn.agent_name, self._scope.context)
         turn.clock.spoke()
+
+
+def _end(span: Span, meter: Meter, error: CarrelError | None) -> None:
+    if meter.sent and span.recording:
+        usage = meter.total()
+        span.set(token_usage(usage.input_tokens, usage.output_tokens))
+    if error is not None:
+        span.fail(error.code)
+    span.end()
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

@@ -15,6 +15,7 @@ from carrel.context import UserExecutionContext
 from carrel.errors import CarrelError, LimitExceededError
 from carrel.ids import ChildIds
 from carrel.tools import Tool
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from services.agent_instance.domain.activity import ActivityClock, TimeLimits, TimePolicy
 from services.agent_instance.domain.artifacts import ArtifactDesk
 from services.agent_instance.domain.calls import CallLedger
@@ -84,14 +85,15 @@ class StageTools:
     sub_agents: SubAgentCount = field(default_factory=SubAgentCount)
     grace_s: float = 0.5
     kill_s: float = 0.5
+    tracing: Tracing = NO_TRACING
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRole:
     """Whose turn it is: class, worker, context, request, tools and limits.
 
-    ``whose`` is as in ``TurnTools``. The last three are a sub-agent's: how deep it is (0: the stage's agent), the work
-    that it is, and the clock of the agent that it works for.
+    ``whose`` is as in ``TurnTools``. The next three are a sub-agent's: how deep it is (0: the stage's agent), the work
+    that it is, and the clock of the agent that it works for. ``traceparent`` is whose part the turn is in a trace.
     """
 
     entry: AgentEntry
@@ -107,6 +109,7 @@ class TurnRole:
     depth: int = 0
     work: Work | None = None
     outer: ActivityClock | None = None
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import orjson
 from carrel.errors import CancelledRunError, CarrelError, InternalError, StoreUnavailableError, WorkerLostError
 from carrel.ids import ChildIds
 from servicekit.logs import get_logger
+from servicekit.telemetry.tracing import NO_TRACING, Tracing, current_span
 from services.agent_instance.domain.activity import TimePolicy
 from services.agent_instance.domain.artifacts import ArtifactDesk
 from services.agent_instance.domain.calls import CallLedger
@@ -75,6 +76,7 @@ class StageServices:
     times: StageTimes
     models: ModelAccess | None = None
     tool_servers: ToolServers | None = None
+    tracing: Tracing = NO_TRACING
 
 
 class StageAttempt:
@@ -134,6 +136,7 @@ class StageAttempt:
             servers=self._servers,
             grace_s=services.times.grace_s,
             kill_s=services.times.kill_s,
+            tracing=services.tracing,
         )
         self._turn: AgentTurn | None = None
         self._cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -219,6 +222,7 @@ class StageAttempt:
             events=self._events,
             budget=self._budget,
             whose=whose,
+            traceparent=current_span().traceparent,
         )
         executor = self._instance.executor
         self._turn = AgentTurn(self._tools, role)

@@ -252,6 +252,7 @@ class SubAgents:
             depth=role.depth + 1,
             work=child.work,
             outer=self._clock,
+            traceparent=role.traceparent,
         )
 
     async def _ended(self, child: _Child, end: TurnEnd) -> DownMessage:

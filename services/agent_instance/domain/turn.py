@@ -26,6 +26,7 @@ from carrel.errors import (
 from carrel.llm import MODEL_VARIABLE
 from servicekit.logs import get_logger
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.gen_ai import agent_turn
 from services.agent_instance.domain.activity import ActivityClock
 from services.agent_instance.domain.bodies import HostBodies
 from services.agent_instance.domain.calls import ToolCall
@@ -55,6 +56,10 @@ class AgentTurn:
     """Runs one agent on one worker. ``run`` once; ``cancel`` at any time; cancelling ``run`` kills the worker."""
 
     def __init__(self, stage: StageTools, role: TurnRole) -> None:
+        name, attributes = agent_turn(role.entry.name)
+        self._span = stage.tracing.span(name, attributes, parent=role.traceparent)
+        # What the agent has others do is a part of its turn.
+        role = replace(role, traceparent=self._span.traceparent)
         self._stage = stage
         self._role = role
         self._entry = role.entry
@@ -74,6 +79,8 @@ class AgentTurn:
             declared=frozenset(stage.servers.tools(role.entry)),
             away=lambda name: stage.servers.missing(role.entry, name),
             whose=role.whose,
+            tracing=stage.tracing,
+            traceparent=role.traceparent,
         )
         self._dispatcher = stage.dispatchers.create(tools)
         self._tasks = TaskOwner(self._task_failed)
@@ -119,13 +126,17 @@ class AgentTurn:
     async def run(self) -> TurnEnd:
         """Serve the agent to its end. Errors of the agent's are in what it returns; nothing of the turn outlives it."""
         ended = _Ended(error=InternalError("the turn ended without an end"))
-        try:
-            ended = await self._run()
-        except CarrelError as error:
-            ended = _Ended(error=error, lost=isinstance(error, WorkerLostError))
-        finally:
-            await self._release()
-        return self._end(ended)
+        with self._span as span:
+            try:
+                ended = await self._run()
+            except CarrelError as error:
+                ended = _Ended(error=error, lost=isinstance(error, WorkerLostError))
+            finally:
+                await self._release()
+            end = self._end(ended)
+            if end.error is not None:
+                span.fail(end.error.code)
+        return end
 
     async def _run(self) -> _Ended:
         stage, role = self._stage, self._role

@@ -99,6 +99,7 @@ class FairQueue:
     def release(self, batch: Batch) -> None:
         """Hold a batch no longer: it is in the log, or given up."""
         user, count = batch.producer.user, batch.count
+        batch.span.end()
         user.events -= count
         user.bytes -= batch.size
         self.events -= count

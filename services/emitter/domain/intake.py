@@ -15,6 +15,8 @@ from servicekit.identity.principals import RunPrincipal
 from servicekit.identity.tickets import ContextMessage
 from servicekit.logs import get_logger
 from servicekit.telemetry.buckets import sampled_trace
+from servicekit.telemetry.names import EVENTS
+from servicekit.telemetry.tracing import NO_TRACING, Attribute, Kind, Tracing, is_sampled
 from services.emitter.domain.guard import EventFields, Guard
 from services.emitter.domain.ledger import Ledger
 from services.emitter.domain.statistics import Statistics
@@ -66,6 +68,7 @@ class Intake:
         statistics: Counts.
         reason: The RefusalReason's name for an error.
         max_item_bytes: Bound of an item as it comes.
+        tracing: Makes a span of an item's way into the log.
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class Intake:
         statistics: Statistics,
         reason: Callable[[CarrelError], str],
         max_item_bytes: int = MAX_ITEM_BYTES,
+        *,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._verify = verify
         self._guard = guard
@@ -83,6 +88,7 @@ class Intake:
         self._statistics = statistics
         self._reason = reason
         self._max_item_bytes = max_item_bytes
+        self._tracing = tracing
 
     def take(self, item: Item, listener: Listener, now: float, *, notified: bool = False) -> bool:
         """Take one item; False when it was refused, which the listener has been told.
@@ -139,6 +145,10 @@ class Intake:
         if not notified and self._guard_changes(item.events):
             batch.size = item.ByteSize()
             self._check_size(batch.size, 2 * self._max_item_bytes)
+        # All are of one producer, and so of one run: the first one's trace is that of all.
+        if self._tracing is not NO_TRACING and is_sampled(traceparent := item.events[0].traceparent):
+            told: dict[str, Attribute] = {EVENTS: batch.count}
+            batch.span = self._tracing.batch("emit", (traceparent,), told, kind=Kind.PRODUCER)
         self._ledger.queue_batch(batch)
 
     def _guard_changes(self, events: Events) -> bool:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 
 from carrel.errors import DrainingError, RunEndedError, WorkerLostError, WorkersBusyError
+from servicekit.telemetry.names import AGENT, ATTEMPT, FENCE, STAGE
 from services.execution.domain.budgets import Budgets
 from services.execution.domain.errors import AgentInstanceLostError
 from services.execution.domain.ports import StageFailure, StageResult, StageStart
@@ -52,8 +53,16 @@ class Attempts:
             if self._is_over():
                 raise RunEndedError("the run ended while it waited for a worker")
             session = self._session = StageSession(start, self._services, self._budgets)
+            span = self._services.tracing.span(
+                f"stage {start.agent_name}",
+                {AGENT: start.agent_name, STAGE: start.index, ATTEMPT: start.attempt, FENCE: start.fence},
+            )
             try:
-                return await session.run()
+                with span:
+                    result = await session.run()
+                    if isinstance(result.outcome, StageFailure):
+                        span.fail(str(result.outcome.error.get("code", "")))
+                    return result
             except AgentInstanceLostError:
                 if session.sent:
                     raise

@@ -108,6 +108,8 @@ class RunDriver:
         self._attempts = Attempts(services, owner.budgets, self._over.is_set)
         self._told = False
         self._timing = services.timing(run)
+        # How it ended here, where it did.
+        self.outcome: RunState | None = None
 
     async def drive(self) -> None:
         """Run stage after stage. Never raises but for cancellation: what goes wrong is the run's outcome."""
@@ -372,7 +374,7 @@ class RunDriver:
 
     def _tell_decided(self, outcome: RunState, ended_at: int) -> None:
         if not self._told:
-            self._told = True
+            self._told, self.outcome = True, outcome
             self._services.metrics.run_decided(outcome, (ended_at - self.run.created_at) / 1_000_000)
             self._owner.decided(self, outcome)
 

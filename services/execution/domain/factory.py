@@ -107,11 +107,13 @@ class ExecutionEngineFactory:
         took = partial(self._services.metrics.layer, "execution_engine")
         with self._counting_refusals(), self._contract.timed("execute", took):
             admission = await self._plan(request)
+            span = self._services.tracing.span("admission")
             # In a task of its own: a caller that goes away in this moment must not leave a run that nobody drives.
             task = self._services.start(self._admit(admission, began), "admission")
-            admitted = await asyncio.shield(task)
-            if isinstance(admitted, CarrelError):
-                raise admitted
+            with span:
+                admitted = await asyncio.shield(task)
+                if isinstance(admitted, CarrelError):
+                    raise admitted
         self._contract.check_output(admitted)
         return admitted
 

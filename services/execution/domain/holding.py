@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from carrel.errors import CancelledRunError, CarrelError, EngineTimeoutError, UnknownRunError
+from servicekit.telemetry.names import AGENT, FENCE, OUTCOME, QUEUED_S, of_run
 from services.execution.domain.bound import BoundRuns
 from services.execution.domain.bound_shared import SharedBoundRuns
 from services.execution.domain.budgets import Budgets
@@ -166,8 +167,21 @@ class Holdings:
         left_s = max(0.0, (run.deadline_at - self._services.clock()) / 1_000_000)
         self._timers[user, run_id] = asyncio.get_running_loop().call_later(left_s, self._timed_out, driver)
         self.idle.clear()
-        task = self._services.start(driver.drive(), f"run {run_id}")
+        task = self._services.start(self._in_its_trace(driver), f"run {run_id}")
         task.add_done_callback(partial(self._parted, driver))
+
+    async def _in_its_trace(self, driver: RunDriver) -> None:
+        run = driver.run
+        identity = run.identity
+        with self._services.tracing.span("run", parent=identity.traceparent) as span:
+            if span.recording:
+                queued_s = max(0, (run.started_at or run.created_at) - run.created_at) / 1_000_000
+                span.set(of_run(identity.user, identity.run_id))
+                span.set({AGENT: run.agent_name, FENCE: run.fence, QUEUED_S: queued_s})
+            await driver.drive()
+            span.set({OUTCOME: "left" if driver.outcome is None else driver.outcome.value})
+            if driver.outcome in {RunState.FAILED, RunState.TIMED_OUT}:
+                span.fail(driver.outcome.value)
 
     # Runs end
 

@@ -108,6 +108,13 @@ class OutboxRelay:
         if self._closing:
             return
         self._closing = True
+        identity = self._run.identity
+        with self._services.tracing.span("last events", parent=identity.traceparent):
+            await self._bring_to_end()
+        await self.retire()
+        self._services.changes.notify(self.ref.user, self.ref.run_id)
+
+    async def _bring_to_end(self) -> None:
         delay = self._services.options.retry_first_s
         began = time.perf_counter()
         while True:
@@ -131,8 +138,6 @@ class OutboxRelay:
                 await self.aclose()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, self._services.options.retry_max_s)
-        await self.retire()
-        self._services.changes.notify(self.ref.user, self.ref.run_id)
 
     async def retire(self) -> None:
         """Let go of the run."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.limits import ModelLimits, RateLimits
@@ -69,6 +70,7 @@ class RunServices:
     options: RunOptions = field(default_factory=RunOptions)
     wakeups: Wakeups = field(default_factory=NoWakeups)
     timings: RunTimings = field(default_factory=RunTimings)
+    tracing: Tracing = NO_TRACING
     # Runs outlive the call that began them, so their tasks must not inherit its deadline and caller.
     home: Context = field(default_factory=copy_context)
 
