@@ -22,6 +22,7 @@ from gateway.ring import Cursor, Place, Taken
 from gateway.tally import Tally
 from gateway.window import Window
 from servicekit.logs import get_logger
+from servicekit.telemetry.buckets import sampled_trace
 
 __all__ = ["Flow", "Outflow", "Pipe", "Stalled", "Waker", "nothing"]
 
@@ -61,8 +62,7 @@ class Outflow:
 
     __slots__ = (
         "_controls", "_cursor", "_feed", "_flow", "_level", "_log", "_pipe", "_reading", "_rest", "_said", "_tally",
-        "_traced",
-        "_window", "_woken", "on_reset",
+        "_traced", "_window", "_woken", "on_reset",
     )  # fmt: skip
 
     def __init__(
@@ -251,9 +251,8 @@ class Outflow:
     def _count(self, items: Sequence[Frame | Place]) -> None:
         window = self._window
         if self._level and items and isinstance(first := items[0], Frame):
-            self._tally.latency_s.add(
-                time.time() - first.happened, len(items), "" if first.trace is None else first.trace[0][3:35]
-            )
+            trace_id = "" if first.trace is None else sampled_trace(first.trace[0])
+            self._tally.latency_s.add(time.time() - first.happened, len(items), trace_id)
         for item in items:
             if isinstance(item, Frame):
                 self._tally.events_sent += 1

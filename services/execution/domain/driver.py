@@ -233,10 +233,9 @@ class RunDriver:
         async with self._stepping:
             if self._over.is_set():
                 return False
+            store = self._services.store
             with self._timing.spent(Part.CHECKPOINT):
-                step = await self._insist(
-                    lambda: self._services.store.begin_attempt(self.run.ref, index, why, lost=lost)
-                )
+                step = await self._insist(lambda: store.begin_attempt(self.run.ref, index, why, lost=lost))
             if step is not None:
                 self.run = step.run
         if step is None:
