@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from carrel.errors import Status
 from servicekit.health import Readiness
 from servicekit.identity.tickets import TicketVerifier
 from servicekit.rpc.telemetry import NO_TELEMETRY, Telemetry
-from servicekit.telemetry.buckets import LATENCY_S, Buckets, sampled_trace
+from servicekit.telemetry.buckets import LATENCY_S, Buckets
 from servicekit.telemetry.meters import NO_METERS, Meters
 from servicekit.telemetry.process import observe_readiness
-from servicekit.telemetry.tracing import current_span
 
 __all__ = ["CallMeter", "Serving", "observe_server", "observe_serving"]
 
@@ -24,13 +22,9 @@ class CallMeter:
     """A ``Telemetry``: per method, how many are open, how they ended, and how long single calls took.
 
     Methods are those that the service has: the interceptor tells of no other, so their number is bounded.
-
-    Args:
-        trace: The id of the trace that is kept of the present call; empty for none.
     """
 
-    def __init__(self, trace: Callable[[], str] = lambda: "") -> None:
-        self._trace = trace
+    def __init__(self) -> None:
         self._ended: dict[tuple[str, str], int] = {}
         self._open: dict[str, int] = {}
         self._seconds: dict[str, Buckets] = {}
@@ -49,7 +43,7 @@ class CallMeter:
             buckets = self._seconds.get(method)
             if buckets is None:
                 buckets = self._seconds[method] = Buckets(LATENCY_S)
-            buckets.add(seconds, 1, self._trace())
+            buckets.add(seconds)
 
     def observe(self, meters: Meters) -> None:
         """Register the metrics of calls."""
@@ -80,13 +74,9 @@ def observe_server(meters: Meters) -> Telemetry:
     """A meter for a server's calls, registered; where nobody reads metrics, nothing is counted."""
     if meters is NO_METERS:
         return NO_TELEMETRY
-    meter = CallMeter(_kept_trace)
+    meter = CallMeter()
     meter.observe(meters)
     return meter
-
-
-def _kept_trace() -> str:
-    return sampled_trace(current_span().traceparent)
 
 
 def observe_serving(meters: Meters, server: Serving) -> None:

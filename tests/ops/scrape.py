@@ -29,7 +29,9 @@ class Scraped:
     def value(self, name: str, **labels: str) -> float:
         """The sum of the samples of this name that have these labels."""
         found = [s for s in self.samples(name) if labels.items() <= s.labels.items()]
-        assert found, f"{name} {labels} is none of {sorted({s.name for f in self.families.values() for s in f.samples})}"
+        assert found, (
+            f"{name} {labels} is none of {sorted({s.name for f in self.families.values() for s in f.samples})}"
+        )
         return float(sum(sample.value for sample in found))
 
     def trace_ids(self) -> set[str]:
@@ -40,9 +42,10 @@ class Scraped:
 
 async def scrape(address: str) -> Scraped:
     """One look at a process."""
-    async with aiohttp.ClientSession() as http, http.get(
-        f"http://{address}/metrics", headers={"Accept": OPENMETRICS}
-    ) as response:
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(f"http://{address}/metrics", headers={"Accept": OPENMETRICS}) as response,
+    ):
         assert response.status == 200
         assert response.headers["Content-Type"].startswith("application/openmetrics-text")
         return Scraped({family.name: family for family in text_string_to_metric_families(await response.text())})

@@ -113,10 +113,10 @@ class FactoryMetrics:
         self.runs_total += 1
         self.contexts_created += 1
 
-    def run_decided(self, outcome: RunState, seconds: float) -> None:
-        """A run's outcome was decided."""
+    def run_decided(self, outcome: RunState, seconds: float, trace_id: str = "") -> None:
+        """A run's outcome was decided; ``trace_id`` names the trace that is kept of it."""
         self.contexts_cleaned += 1
-        self.execution_time.add(seconds)
+        self.execution_time.add(seconds, trace_id)
         if outcome is RunState.SUCCEEDED:
             self.runs_successful += 1
         else:

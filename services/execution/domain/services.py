@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.buckets import sampled_trace
 from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.catalogue import AgentCatalogue
@@ -18,7 +19,7 @@ from services.execution.domain.ports import AgentHost, EventSink, NoWakeups, Wak
 from services.execution.domain.timing import RunClock, RunTimings
 from services.execution.domain.uploads import ArtifactLimits
 from services.execution.domain.watch import Changes
-from services.execution.models import Micros, RunRecord
+from services.execution.models import Micros, RunRecord, RunState
 from services.execution.store import ArtifactFolder, RunStore
 
 __all__ = ["RunOptions", "RunServices"]
@@ -73,6 +74,11 @@ class RunServices:
     tracing: Tracing = NO_TRACING
     # Runs outlive the call that began them, so their tasks must not inherit its deadline and caller.
     home: Context = field(default_factory=copy_context)
+
+    def decided(self, run: RunRecord, outcome: RunState, ended_at: Micros) -> None:
+        """Count a run whose outcome is decided."""
+        seconds = (ended_at - run.created_at) / 1_000_000
+        self.metrics.run_decided(outcome, seconds, sampled_trace(run.identity.traceparent))
 
     def timing(self, run: RunRecord) -> RunClock:
         """Where the run's time goes."""
