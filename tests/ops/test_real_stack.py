@@ -53,13 +53,15 @@ async def test_every_metric_is_there_and_counts_what_was_run(
         events += len(await until_end(client, run.run_id))
 
         async def all_told() -> dict[str, Scraped] | None:
-            found = await scrape_all(measured_stack)
-            told = found["execution"]
+            scraped = await scrape_all(measured_stack)
+            told = scraped["execution"]
             timed = told.value("carrel_run_part_seconds_count", part="admission") == 4
             # The store is asked every five seconds.
-            return found if timed and not told.value("carrel_unended_runs") else None
+            return scraped if timed and not told.value("carrel_unended_runs") else None
 
-        found = await eventually(all_told, within=10, what="four runs in the metrics")
+        told_at_last = await eventually(all_told, within=10, what="four runs in the metrics")
+    assert told_at_last is not None
+    found: dict[str, Scraped] = told_at_last
 
     for service, scraped in found.items():
         assert scraped.names == {metric.name for metric in metrics_of(service)}, service

@@ -374,11 +374,7 @@ class RunDriver:
     def _tell_decided(self, outcome: RunState, ended_at: int) -> None:
         if not self._told:
             self._told, self.outcome = True, outcome
-            seconds, trace_id = (
-                (ended_at - self.run.created_at) / 1_000_000,
-                sampled_trace(self.run.identity.traceparent),
-            )
-            self._services.metrics.run_decided(outcome, seconds, trace_id)
+            self._services.decided(self.run, outcome, ended_at)
             self._owner.decided(self, outcome)
 
     def _tell_released(self) -> None:
