@@ -57,7 +57,7 @@ _CHAIN: Final[tuple[_Row, ...]] = (
     (
         "histogram carrel_factory_chain_metrics_milliseconds{layer}",
         "execution",
-        "What each layer took of each ended run: execution_engine, agent_instance, websocket_emitter, …",
+        "How long each layer of the chain took to be made for a run.",
         "layer breakdown (factory_chain_metrics)",
     ),
     (

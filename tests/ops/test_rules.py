@@ -1,4 +1,4 @@
-"""Dashboards, rules and alerts: they parse, and every metric that they name is one of the catalogue, used as what it is."""
+"""Dashboards, rules and alerts: they parse, and every metric that they name is one of the catalogue, rightly used."""
 
 from __future__ import annotations
 
@@ -184,11 +184,8 @@ def test_a_dashboard_is_one_that_grafana_can_show(name: str) -> None:
     for panel in page["panels"]:
         place = panel["gridPos"]
         assert 0 < place["w"] <= 24 - place["x"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
+        columns = range(place["x"], place["x"] + place["w"])
+        cells = {(x, y) for x in columns for y in range(place["y"], place["y"] + place["h"])}
         assert not cells & taken, f"{panel['title']} lies on another panel"
         taken |= cells
         assert panel["title"]
