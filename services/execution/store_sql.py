@@ -335,7 +335,7 @@ class SqlRunStore:
 
     async def backlog(self) -> Mapping[RunState, Unended]:
         """See ``RunStore``."""
-        return await self._database.read(read_backlog)
+        return await self._database.read(lambda c: read_backlog(c, self._clock()))
 
     async def probe(self) -> None:
         """See ``RunStore``."""

@@ -7,9 +7,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from services.execution.models import UNENDED_STATES, RunState
+from services.execution.models import UNENDED_STATES, Micros, RunState
 from services.execution.models_steps import Unended
-from services.execution.tables import DbNow, runs
+from services.execution.tables import runs
 
 __all__ = ["read_backlog"]
 
@@ -20,15 +20,15 @@ _SINCE: Final = sa.case(
     else_=runs.c.created_at,
 )
 _BACKLOG: Final = (
-    sa.select(runs.c.state, sa.func.count(), sa.func.min(_SINCE), DbNow())
+    sa.select(runs.c.state, sa.func.count(), sa.func.min(_SINCE))
     .where(runs.c.state.in_([state.value for state in UNENDED_STATES]))
     .group_by(runs.c.state)
 )
 
 
-def read_backlog(connection: sa.Connection) -> Mapping[RunState, Unended]:
+def read_backlog(connection: sa.Connection, now: Micros) -> Mapping[RunState, Unended]:
     """See ``RunStore.backlog``."""
     found = {state: Unended(0, 0.0) for state in UNENDED_STATES}
-    for state, count, since, now in connection.execute(_BACKLOG):
+    for state, count, since in connection.execute(_BACKLOG):
         found[RunState(state)] = Unended(count, max(0.0, (now - since) / 1_000_000))
     return found

@@ -249,6 +249,7 @@ class Holdings:
     def released(self, driver: RunDriver) -> None:
         """See ``RunOwner``."""
         run = driver.run
+        self._services.timings.forget(run.identity.user, run.identity.run_id)
         held = self._waiting.get((run.identity.user, run.identity.run_id))
         waited = held is not None and held.fence <= run.fence
         if waited:

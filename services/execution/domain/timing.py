@@ -138,6 +138,10 @@ class RunTimings:
         """The run's clock, if it is one of those kept."""
         return self._clocks.get((user, run_id))
 
+    def forget(self, user: UserKey, run_id: str) -> None:
+        """The run is another process's: what becomes of it is not known here."""
+        self._clocks.pop((user, run_id), None)
+
     def close(self, user: UserKey, run_id: str) -> None:
         """All of the run is done."""
         clock = self._clocks.get((user, run_id))
