@@ -137,10 +137,8 @@ async def serve_metrics(meters: Meters, listen: str, limits: EndpointLimits | No
     """The endpoint for the length of the block.
 
     Raises:
-        StartupError: The library is missing, or the address cannot be had.
+        StartupError: The address cannot be had.
     """
-    import prometheus_client  # noqa: F401 -- found missing now, and not at the first scrape
-
     endpoint = Endpoint(meters, limits)
     await endpoint.start(listen)
     _log.info("metrics can be read", address=endpoint.address)
