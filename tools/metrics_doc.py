@@ -59,9 +59,9 @@ thread in its labels. Latencies from "the moment an event happened" are measured
 reader's: clocks of several machines must agree for them. Delivery times need one clock only.
 """
 _PARTS_HEAD = """A run's clock always runs for one part, so the parts add up to the whole: from the request's
-arrival at execution to the terminal state. `carrel run --timing` shows them for one run, with what is left of the time
-that its user waited as `gateway and client`; `GetRun`, `GET /api/runs/{run_id}` and `GetFactoryMetrics` have them, too.
-Kept for the latest 2000 runs of a process, until it restarts.
+arrival at execution until the log has the terminal event. `carrel run --timing` shows them for one run, with what is
+left of the time that its user waited as `gateway and client`; `GetRun`, `GET /api/runs/{run_id}` and
+`GetFactoryMetrics` have them, too. Kept for the latest 2000 runs of a process, until it restarts.
 """
 
 

@@ -305,8 +305,8 @@ Global___Run: _TypeAlias = Run  # noqa: Y015
 
 @_typing.final
 class RunTiming(_message.Message):
-    """RunTiming says where a run's time went, from the arrival of its request at execution to its terminal state. The parts
-    add up to the whole.
+    """RunTiming says where a run's time went, from the arrival of its request at execution until the log had its terminal
+    event. The parts add up to the whole.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

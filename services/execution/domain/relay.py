@@ -121,8 +121,9 @@ class OutboxRelay:
             fence = self._run.fence
             try:
                 await self._settle()
+                # Its user has everything now; what is left is for the store.
+                self._services.timings.close(self.ref.user, self.ref.run_id)
                 if await self._services.store.close_run(self.ref):
-                    self._services.timings.close(self.ref.user, self.ref.run_id)
                     self._services.metrics.layer("bridge_integration", (time.perf_counter() - began) * 1000)
                     break
                 if fence == self._run.fence:
