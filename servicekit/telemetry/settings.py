@@ -42,7 +42,7 @@ class TelemetrySettings(Section):
         50,
         ge=0,
         le=100_000,
-        description="spans that one process makes of events on their way, at most; four times as many at once",
+        description="spans that one process makes of events on their way, at most; twice as many at once",
     )
     metrics_listen: Annotated[str, AfterValidator(_metrics)] | None = Field(
         None,

@@ -145,11 +145,11 @@ class _Counted(SpanExporter):
 
 
 class _Allowance:
-    """How many spans of events may be made: so many a second, and four times as many at once."""
+    """How many spans of events may be made: so many a second, and twice as many at once."""
 
     def __init__(self, per_s: int) -> None:
         self._per_s = per_s
-        self._left = self._most = 4.0 * per_s
+        self._left = self._most = 2.0 * per_s
         self._at = time.monotonic()
 
     def take(self) -> bool:
@@ -166,8 +166,8 @@ class _Allowance:
 class OtelTracing:
     """A ``Tracing`` over the SDK.
 
-    A span takes 50 µs and another 30 µs in the exporter's thread. That is nothing beside a run, and much beside an
-    event: so spans of events have a bound, by which the cost of tracing does not grow with the events.
+    A span takes 30 µs, with many links 80 µs, and another 30 µs in the exporter's thread. That is nothing beside a run,
+    and much beside an event: so spans of events have a bound, and the cost of tracing does not grow with the events.
 
     Args:
         resource: What the service is.

@@ -14,6 +14,7 @@ from carrel.v1 import emitter_pb2, events_pb2
 from carrel.v1.context_pb2 import UserExecutionContext
 from carrel.v1.emitter_pb2_grpc import EmitterServiceServicer
 from servicekit.delivery import refusal_error
+from servicekit.telemetry.tracing import current_span, is_sampled
 from services.emitter.convert import known_ack, merged_ack, notification, refused_ack, statistics_response
 from services.emitter.domain.guard import Guard, check_notifiable
 from services.emitter.domain.intake import Intake
@@ -181,7 +182,8 @@ class EmitterServicer(EmitterServiceServicer):
                 advice="leave fence out: the log knows the run's own",
                 field="fence",
             )
-        item = notification(request, data, request.fence or fence)
+        traceparent = current_span().traceparent
+        item = notification(request, data, request.fence or fence, traceparent if is_sampled(traceparent) else "")
         waiter = NotifyWaiter()
         try:
             self._intake.take(item, waiter, time.monotonic(), notified=True)
