@@ -25,6 +25,7 @@ from gateway.limits import AcceptLimits, ConnectionLimits
 from gateway.log_reader import BridgeLogReader
 from gateway.login import LoginVerifier
 from gateway.login_start import LoginSource
+from gateway.metrics import RequestMeter, observe_gateway
 from gateway.origins import Origins
 from gateway.parts import Parts
 from gateway.positioning import Positioning
@@ -50,6 +51,7 @@ from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.process import observe_readiness
 from servicekit.telemetry.tracing import Tracing
 from servicekit.tls.peers import Tls
 
@@ -92,8 +94,11 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
             await revocations.look()
         upstream = Upstream(Attachment(bridges, desk), parts.hub, desk, new_id("gw"), settings.upstream_options())
         readiness = _readiness(upstream, Downstream(bridge), Downstream(execution), source)
+        meter = RequestMeter()
+        observe_gateway(start.telemetry.meters, parts, upstream, revocations, meter)
+        observe_readiness(start.telemetry.meters, readiness)
         server = GatewayServer(
-            web_application(parts, readiness, settings, features),
+            web_application(parts, readiness, settings, features, requests=meter),
             settings.listen,
             parts.connections,
             readiness,
@@ -112,7 +117,12 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
 
 
 def web_application(
-    parts: Parts, readiness: Readiness, settings: GatewaySettings, features: Features | None = None
+    parts: Parts,
+    readiness: Readiness,
+    settings: GatewaySettings,
+    features: Features | None = None,
+    *,
+    requests: RequestMeter | None = None,
 ) -> web.Application:
     """Routes, middleware and bounds over the parts."""
     positioning = Positioning(parts.log, settings.position_seconds)
@@ -120,8 +130,9 @@ def web_application(
     options = replace(options, terms=replace(options.terms, features=features or Features()))
     handshake = Handshake(parts, positioning, options)
     events = EventHandlers(parts, positioning, options)
+    counted = (requests or RequestMeter()).middleware()
     application = web.Application(
-        middlewares=[traced(parts.tracing), edge(parts.origins)], client_max_size=MAX_BODY_BYTES
+        middlewares=[counted, traced(parts.tracing), edge(parts.origins)], client_max_size=MAX_BODY_BYTES
     )
     application.on_response_prepare.append(on_prepare(parts.origins))
     add_routes(application, parts, readiness, handshake.handle, events, settings.execute_wait_seconds)

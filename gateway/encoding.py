@@ -41,8 +41,8 @@ _bad: set[tuple[str, str]] = set()
 class Frame(NamedTuple):
     """One log entry, ready to be sent: ``wire[head:]`` is its JSON, ``wire`` the whole WebSocket frame.
 
-    ``event_type`` and ``run_id`` are for readers of one run, who end with its terminal event. ``trace`` is the kept
-    trace that the entry is of, and when it came here (Unix time in ns).
+    ``event_type`` and ``run_id`` are for readers of one run, who end with its terminal event. ``happened`` is when, as
+    Unix time. ``trace`` is the kept trace that the entry is of, and when it came here (Unix time in ns).
     """
 
     offset: int
@@ -53,6 +53,7 @@ class Frame(NamedTuple):
     event_type: str = ""
     run_id: str = ""
     trace: tuple[str, int] | None = None
+    happened: float = 0.0
 
 
 class TimestampLike(Protocol):
@@ -145,9 +146,9 @@ def _encode(user_id: str, entry: EntryLike) -> Frame:
         body["parent_request_id"] = parent
     payload = orjson.dumps(body)
     header = _header(len(payload))
-    traceparent = entry.traceparent
+    traceparent, happened = entry.traceparent, moment.seconds + moment.nanos / 1e9
     trace = (traceparent, time.time_ns()) if is_sampled(traceparent) else None
-    return Frame(offset, event_id, thread_id, len(header), header + payload, event_type, run_id, trace)
+    return Frame(offset, event_id, thread_id, len(header), header + payload, event_type, run_id, trace, happened)
 
 
 class _Unreadable:
@@ -167,6 +168,7 @@ class _Unreadable:
         self.timestamp = self
         # As the timestamp: nobody knows when it happened.
         self.seconds = self.nanos = 0
+        self.traceparent = ""
         reason = "the entry in the log cannot be read"
         self.data = orjson.dumps({"event_type": entry.event_type, "reason": reason, "code": "INVALID_EVENT"})
 

@@ -22,6 +22,7 @@ from gateway.ring import Cursor, Place, Taken
 from gateway.tally import Tally
 from gateway.window import Window
 from servicekit.logs import get_logger
+from servicekit.telemetry.buckets import sampled_trace
 
 __all__ = ["Flow", "Outflow", "Pipe", "Stalled", "Waker", "nothing"]
 
@@ -60,8 +61,8 @@ class Outflow:
     """
 
     __slots__ = (
-        "_began_ns", "_controls", "_cursor", "_feed", "_flow", "_log", "_pipe", "_reading", "_rest", "_said", "_tally",
-        "_traced", "_window", "_woken", "on_reset",
+        "_began_ns", "_controls", "_cursor", "_feed", "_flow", "_level", "_log", "_pipe", "_reading", "_rest", "_said",
+        "_tally", "_traced", "_window", "_woken", "on_reset",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +86,8 @@ class Outflow:
         self._controls: list[bytes] = []
         self._said: asyncio.Future[None] | None = None
         self._reading: _Reading | None = None
+        # Whether it has been up to date, and taken what it was sent, since it last was behind.
+        self._level = False
         self._rest: Rest | None = None
         # Entries of kept traces that are about to be written.
         self._traced: list[tuple[str, int]] | None = None
@@ -240,11 +243,17 @@ class Outflow:
             self._woken.set()
             return self._reset("epoch_changed")
         if taken is Taken.READ_LOG:
+            self._level = False
             self._read_log()
+        elif taken is Taken.NOTHING_NEW:
+            self._level = True
         return ()
 
     def _count(self, items: Sequence[Frame | Place]) -> None:
         window = self._window
+        if self._level and items and isinstance(first := items[0], Frame):
+            trace_id = "" if first.trace is None else sampled_trace(first.trace[0])
+            self._tally.latency_s.add(time.time() - first.happened, len(items), trace_id)
         for item in items:
             if isinstance(item, Frame):
                 self._tally.events_sent += 1

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 import orjson
+from google.protobuf.duration_pb2 import Duration
 
 from carrel.errors import CarrelError
 from carrel.v1 import agent_instance_pb2, execution_pb2
@@ -24,6 +25,7 @@ __all__ = [
     "run_json",
     "run_status",
     "thread_json",
+    "timing_json",
 ]
 
 
@@ -71,6 +73,23 @@ def run_json(run: execution_pb2.Run) -> dict[str, Any]:
         "artifacts": [artifact_json(artifact, run.run_id) for artifact in run.artifacts],
         "waiting_for": _question_json(run.waiting_for) if run.HasField("waiting_for") else None,
     }
+
+
+def timing_json(run: execution_pb2.Run) -> dict[str, Any]:
+    """Where its time went, if that is known: milliseconds by part, in the order of a run's way, and their sum."""
+    if not run.HasField("timing"):
+        return {}
+    timing = run.timing
+    told = {
+        "parts_ms": {part.name: _ms(part.time) for part in timing.parts},
+        "total_ms": _ms(timing.total),
+        "complete": timing.complete,
+    }
+    return {"timing": told}
+
+
+def _ms(duration: Duration) -> float:
+    return round(duration.ToNanoseconds() / 1e6, 3)
 
 
 def _question_json(question: agent_instance_pb2.InputRequired) -> dict[str, Any]:

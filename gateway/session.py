@@ -206,6 +206,7 @@ class Session:
         if not socket.full:
             # Of one whose transport is full the outflow knows better whether it lives.
             socket.heard = False
+            self._parts.tally.heartbeats += 1
             out.beat()
 
     def check(self) -> None:

@@ -91,6 +91,15 @@ class Revocations:
         self._signed_out: dict[str, float] = {}
         self._forgot = time.time()
         self._as_of: Timestamp | None = None
+        self._looked = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._not_before)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since they were last learned."""
+        return time.monotonic() - self._looked
 
     def check(self, login: Login) -> None:
         """Raises:
@@ -123,6 +132,7 @@ class Revocations:
                 break
             request.page_token = answer.next_page_token
         self._as_of = first
+        self._looked = time.monotonic()
         self._forget()
 
     async def sign_out(self, login: Login, *, everywhere: bool) -> int:

@@ -172,6 +172,7 @@ class SocketOutflow(Outflow):
         """The transport or the window is full: look now and then whether anything moves."""
         if self._closed:
             return
+        self._level = False
         loop = asyncio.get_running_loop()
         self._moved_at, self._last_size = loop.time(), self._pipe.get_write_buffer_size()
         if self._watch is None:

@@ -8,9 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+from gateway.ring import Place
+from servicekit.telemetry.buckets import Buckets
 
 __all__ = ["GatewayStatistics", "Lane", "Tally"]
+
+
+_NO_TOTALS: Final = frozenset({"ended", "latency_s"})
 
 
 class Lane(Protocol):
@@ -32,6 +38,10 @@ class Lane(Protocol):
     def window_full(self) -> bool:
         """Whether acknowledgements are waited for."""
 
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+
 
 @dataclass(slots=True)
 class Tally:
@@ -51,9 +61,12 @@ class Tally:
     gaps: int = 0
     acks: int = 0
     silent: int = 0
+    heartbeats: int = 0
     # By the name of the close code, "lost" for those that the peer or the network ended, "complete" for streams of runs
     # that have been read to their end: a fixed set of names.
     ended: Counter[str] = field(default_factory=Counter)
+    # Seconds from an event's happening to its writing to a connection that was up to date.
+    latency_s: Buckets = field(default_factory=Buckets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +110,7 @@ class GatewayStatistics:
             lag = lane.lag
             behind += lag
             most = max(most, lag)
-        totals = {f.name: getattr(tally, f.name) for f in fields(tally) if f.name != "ended"}
+        totals = {f.name: getattr(tally, f.name) for f in fields(tally) if f.name not in _NO_TOTALS}
         return cls(connections, users, window, full, stalled, behind, most, ring_bytes, totals, dict(tally.ended))
 
     def to_json(self) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class Readiness:
         self._checks[name] = check
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all checks."""
+        return tuple(self._checks)
+
+    @property
     def ready(self) -> bool:
         """The state as of the last look."""
         return self._open and not self._failing

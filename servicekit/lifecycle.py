@@ -23,6 +23,7 @@ from servicekit import logs
 from servicekit.contracts import PHASES, Phase
 from servicekit.settings import SharedSettings, load_settings
 from servicekit.tasks import TaskOwner, failure_handler
+from servicekit.telemetry.process import LOOP_LAG
 from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime
 from servicekit.telemetry.setup import end_s, telemetry
 from servicekit.watchdog import watch_loop
@@ -187,7 +188,7 @@ class _Life:
                 await running.start()
             self._running = running
             # From here on: a start may block its loop, since nobody is served yet.
-            _ = (await stack.enter_async_context(TaskOwner())).start(watch_loop(), "watch over the loop")
+            _ = (await stack.enter_async_context(TaskOwner())).start(watch_loop(lag=LOOP_LAG), "watch over the loop")
             self._tell_ready(running.address, time.monotonic() - start.began)
             await self._stop.wait()
             asyncio.get_running_loop().call_later(self._longest_end_s, self._cut_off)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn
 
 from servicekit.logs import get_logger
+from servicekit.telemetry.buckets import Buckets
 
 __all__ = ["watch_loop"]
 
@@ -25,16 +26,20 @@ async def watch_loop(
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
+    lag: Buckets | None = None,
 ) -> NoReturn:
     """Sleep a little again and again; a warning when a wake comes more than a second late.
 
     One line in ten seconds at most; ``times`` and the longest ``seconds`` are of everything since the line before.
+    ``lag`` gets how late each wake came, in seconds.
     """
     quiet_until, times, longest = 0.0, 0, 0.0
     while True:
         due = clock() + _LOOK_S
         await sleep(_LOOK_S)
         now = clock()
+        if lag is not None:
+            lag.add(now - due)
         if now - due > _HELD_UP_S:
             times, longest = times + 1, max(longest, now - due)
         if times and now >= quiet_until:

@@ -122,6 +122,7 @@ def run_command(
     save: Annotated[
         Path | None, typer.Option("--save", help="Folder for the artifacts; STATE/saved/RUN by default.", metavar="DIR")
     ] = None,
+    timing: Annotated[bool, typer.Option("--timing", help="Show where the run's time went, at its end.")] = False,
     url: UrlOption = "",
     token: TokenOption = "",
     user: UserOption = "alice",
@@ -146,7 +147,7 @@ def run_command(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--param") from None
     names = tuple(name.strip() for name in pipeline.split(",") if name.strip())
-    wish = Wish(message, params, agent, names, thread, save, strategy, bound)
+    wish = Wish(message, params, agent, names, thread, save, strategy, bound, timing)
     _finish(run_message(wish, _target(url, token, user, state), as_json=as_json))
 
 

@@ -25,6 +25,7 @@ from carrel.cli.result import Said, result_text
 from carrel.cli.saving import fetch_artifacts
 from carrel.cli.signals import Stop, on_signals
 from carrel.cli.target import Target
+from carrel.cli.timing import Timing, fetch_timing, timing_table
 from carrel.client import ConnectionState, Event, Notice, Phase, SocketClient
 from carrel.client.http import GatewayHttp
 from carrel.client.models import Artifact, Question
@@ -55,6 +56,7 @@ class Wish:
     save: Path | None = None
     strategy: str = ""
     bound: bool = False
+    timing: bool = False
 
 
 class Show:
@@ -135,6 +137,7 @@ async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
             GatewayHttp(target.url, target.token) as http,
             SocketClient(target.url, target.token, backoff=reconnect_backoff(), on_state=show.connection) as socket,
         ):
+            began = time.monotonic()
             accepted = await socket.execute(
                 wish.message,
                 params=wish.params,
@@ -144,6 +147,7 @@ async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
                 bound=wish.bound,
             )
             end = await _answered(socket, http, _Run(accepted.run_id, wish.bound, target), show, stop)
+            wall_s = time.monotonic() - began
         if isinstance(end, Question):
             return EXIT_WAITING
         if end is None:
@@ -153,6 +157,8 @@ async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
         async with GatewayHttp(target.url, target.token) as http:
             folder = wish.save or target.state / "saved" / accepted.run_id
             saved = await fetch_artifacts(http, accepted.run_id, folder, stop.requested)
+            if wish.timing:
+                _show_timing(accepted.run_id, await fetch_timing(http, accepted.run_id, wall_s), show)
         _show_saved(accepted.run_id, folder, saved, show, failed=not succeeded)
     if stop.requested.is_set():
         return EXIT_INTERRUPTED
@@ -245,6 +251,15 @@ def show_lost_end(socket: SocketClient, run_id: str, show: Show, status: str = "
     if not show.as_json:
         show.text(f"… the run has ended ({clean(status)}); its last events are not in the event log any more")
     return status
+
+
+def _show_timing(run_id: str, timing: Timing | None, show: Show) -> None:
+    if show.as_json:
+        show.json({"type": "timing", "run_id": run_id, **(timing.to_json() if timing is not None else {})})
+    elif timing is None:
+        show.text("where the time went is not known: the process that ran it has been restarted, or another one told")
+    else:
+        show.text("\n".join(("where the time went:", *timing_table(timing))))
 
 
 def _show_saved(run_id: str, folder: Path, saved: Sequence[tuple[Artifact, Path]], show: Show, *, failed: bool) -> None:

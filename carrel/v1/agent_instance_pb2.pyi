@@ -1151,6 +1151,8 @@ class StageResult(_message.Message):
     AGENT_TIME_FIELD_NUMBER: _builtins.int
     LOG_WAIT_FIELD_NUMBER: _builtins.int
     ANSWERED_BY_FIELD_NUMBER: _builtins.int
+    EMITTER_TIME_FIELD_NUMBER: _builtins.int
+    BRIDGE_TIME_FIELD_NUMBER: _builtins.int
     result_json: _builtins.bytes
     """The agent's result: a UTF-8 JSON object, at most 64 KiB (a larger one is an artifact and a reference to it)."""
     events_through: _builtins.int
@@ -1173,6 +1175,16 @@ class StageResult(_message.Message):
     def log_wait(self) -> _duration_pb2.Duration:
         """The wait for the log at the end."""
 
+    @_builtins.property
+    def emitter_time(self) -> _duration_pb2.Duration:
+        """Of the wait for the log, as far as the last acknowledgement tells: from the last events' arrival at the emitter to
+        the log's word being back there.
+        """
+
+    @_builtins.property
+    def bridge_time(self) -> _duration_pb2.Duration:
+        """The part of it that they were at the bridge, until they were durable."""
+
     def __init__(
         self,
         *,
@@ -1183,10 +1195,12 @@ class StageResult(_message.Message):
         agent_time: _duration_pb2.Duration | None = ...,
         log_wait: _duration_pb2.Duration | None = ...,
         answered_by: _builtins.str = ...,
+        emitter_time: _duration_pb2.Duration | None = ...,
+        bridge_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time", "error", b"error", "log_wait", b"log_wait", "outcome", b"outcome", "plan", b"plan", "result_json", b"result_json"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time", "bridge_time", b"bridge_time", "emitter_time", b"emitter_time", "error", b"error", "log_wait", b"log_wait", "outcome", b"outcome", "plan", b"plan", "result_json", b"result_json"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time", "answered_by", b"answered_by", "error", b"error", "events_through", b"events_through", "log_wait", b"log_wait", "outcome", b"outcome", "plan", b"plan", "result_json", b"result_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time", "answered_by", b"answered_by", "bridge_time", b"bridge_time", "emitter_time", b"emitter_time", "error", b"error", "events_through", b"events_through", "log_wait", b"log_wait", "outcome", b"outcome", "plan", b"plan", "result_json", b"result_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result_json", "plan", "error"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

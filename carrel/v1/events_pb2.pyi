@@ -211,6 +211,8 @@ class ProducerAck(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
+    LOG_MICROS_FIELD_NUMBER: _builtins.int
+    EMITTER_MICROS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user of the producer."""
     producer_id: _builtins.str
@@ -225,6 +227,10 @@ class ProducerAck(_message.Message):
     """The fence of the refused item, so that a former holder of the run is not taken for its successor under the same
     producer; 0 when nothing was refused.
     """
+    log_micros: _builtins.int
+    """Microseconds from the arrival of the latest of these events at the bridge to their being durable; 0 when unknown."""
+    emitter_micros: _builtins.int
+    """Microseconds from their arrival at the emitter to the log's word being back there; 0 when unknown."""
     @_builtins.property
     def refusal(self) -> Global___Refusal:
         """Set when events after `through` were refused."""
@@ -239,10 +245,12 @@ class ProducerAck(_message.Message):
         epoch: _builtins.str = ...,
         refusal: Global___Refusal | None = ...,
         fence: _builtins.int = ...,
+        log_micros: _builtins.int = ...,
+        emitter_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fence", b"fence", "offset", b"offset", "producer_id", b"producer_id", "refusal", b"refusal", "through", b"through", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emitter_micros", b"emitter_micros", "epoch", b"epoch", "fence", b"fence", "log_micros", b"log_micros", "offset", b"offset", "producer_id", b"producer_id", "refusal", b"refusal", "through", b"through", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -222,6 +222,7 @@ class Run(_message.Message):
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     AGENT_NAME_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     thread_id: _builtins.str
@@ -268,6 +269,12 @@ class Run(_message.Message):
     def waiting_for(self) -> _agent_instance_pb2.InputRequired:
         """The question that it waits on."""
 
+    @_builtins.property
+    def timing(self) -> Global___RunTiming:
+        """Where its time went. Set by GetRun while the process that has the run, or had it last, remembers: the latest 2000
+        runs, until it restarts.
+        """
+
     def __init__(
         self,
         *,
@@ -287,14 +294,82 @@ class Run(_message.Message):
         artifacts: _abc.Iterable[_agent_instance_pb2.Artifact] | None = ...,
         waiting_for: _agent_instance_pb2.InputRequired | None = ...,
         agent_name: _builtins.str = ...,
+        timing: Global___RunTiming | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "started_at", b"started_at", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "started_at", b"started_at", "timing", b"timing", "waiting_for", b"waiting_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_name", b"agent_name", "artifacts", b"artifacts", "client_ref", b"client_ref", "created_at", b"created_at", "ended_at", b"ended_at", "engine_id", b"engine_id", "error", b"error", "outcome", b"outcome", "request_id", b"request_id", "result_json", b"result_json", "run_id", b"run_id", "stages", b"stages", "started_at", b"started_at", "state", b"state", "thread_id", b"thread_id", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_name", b"agent_name", "artifacts", b"artifacts", "client_ref", b"client_ref", "created_at", b"created_at", "ended_at", b"ended_at", "engine_id", b"engine_id", "error", b"error", "outcome", b"outcome", "request_id", b"request_id", "result_json", b"result_json", "run_id", b"run_id", "stages", b"stages", "started_at", b"started_at", "state", b"state", "thread_id", b"thread_id", "timing", b"timing", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class RunTiming(_message.Message):
+    """RunTiming says where a run's time went, from the arrival of its request at execution until the log had its terminal
+    event. The parts add up to the whole.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """Whether the run has come to its end; until then the parts grow."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunTimingPart]:
+        """Each part, in the order of a run's way."""
+
+    @_builtins.property
+    def total(self) -> _duration_pb2.Duration:
+        """The sum of all parts."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___RunTimingPart] | None = ...,
+        total: _duration_pb2.Duration | None = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "parts", b"parts", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunTiming: _TypeAlias = RunTiming  # noqa: Y015
+
+@_typing.final
+class RunTimingPart(_message.Message):
+    """RunTimingPart is one part of a run's time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`earlier` (before the process that tells took it up), `admission`, `queue`, `waiting` (for a person),
+    `execution_engine`, `agent_instance` (the wait for a worker and its creation), `agent` (its own time),
+    `websocket_emitter`, `bridge_integration`, `delivery` (the way to the log and back), `checkpoint`, `lost_attempts`.
+    """
+    @_builtins.property
+    def time(self) -> _duration_pb2.Duration:
+        """How long."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        time: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunTimingPart: _TypeAlias = RunTimingPart  # noqa: Y015
 
 @_typing.final
 class Engine(_message.Message):
@@ -1374,6 +1449,8 @@ class GetFactoryMetricsResponse(_message.Message):
     RUNS_WAITING_FIELD_NUMBER: _builtins.int
     RUNS_RESUMED_FIELD_NUMBER: _builtins.int
     ATTEMPTS_LOST_FIELD_NUMBER: _builtins.int
+    RUN_PARTS_FIELD_NUMBER: _builtins.int
+    RUNS_TIMED_FIELD_NUMBER: _builtins.int
     CONTRACT_FIELD_NUMBER: _builtins.int
     engines_created: _builtins.int
     """Engines made."""
@@ -1409,6 +1486,8 @@ class GetFactoryMetricsResponse(_message.Message):
     """Runs taken over from another process, or from this one's former life."""
     attempts_lost: _builtins.int
     """Attempts that were lost and tried again."""
+    runs_timed: _builtins.int
+    """How many runs those are."""
     @_builtins.property
     def execution_time_average(self) -> _duration_pb2.Duration:
         """Average time from admission to the outcome."""
@@ -1430,6 +1509,10 @@ class GetFactoryMetricsResponse(_message.Message):
     @_builtins.property
     def cpu_time(self) -> _duration_pb2.Duration:
         """CPU time of this process."""
+
+    @_builtins.property
+    def run_parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunTimingPart]:
+        """Sums of the parts of RunTiming, over the runs that have ended here."""
 
     @_builtins.property
     def contract(self) -> _contracts_pb2.LayerContract:
@@ -1460,11 +1543,13 @@ class GetFactoryMetricsResponse(_message.Message):
         runs_waiting: _builtins.int = ...,
         runs_resumed: _builtins.int = ...,
         attempts_lost: _builtins.int = ...,
+        run_parts: _abc.Iterable[Global___RunTimingPart] | None = ...,
+        runs_timed: _builtins.int = ...,
         contract: _contracts_pb2.LayerContract | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "cpu_time", b"cpu_time", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_lost", b"attempts_lost", "concurrent_peak", b"concurrent_peak", "contexts_cleaned", b"contexts_cleaned", "contexts_created", b"contexts_created", "contract", b"contract", "cpu_time", b"cpu_time", "engines_active", b"engines_active", "engines_cleaned", b"engines_cleaned", "engines_created", b"engines_created", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95", "factory_chain_metrics", b"factory_chain_metrics", "identity_mismatch_total", b"identity_mismatch_total", "memory_bytes", b"memory_bytes", "refusals", b"refusals", "runs_failed", b"runs_failed", "runs_queued", b"runs_queued", "runs_resumed", b"runs_resumed", "runs_successful", b"runs_successful", "runs_total", b"runs_total", "runs_waiting", b"runs_waiting", "timeouts", b"timeouts", "total_users", b"total_users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_lost", b"attempts_lost", "concurrent_peak", b"concurrent_peak", "contexts_cleaned", b"contexts_cleaned", "contexts_created", b"contexts_created", "contract", b"contract", "cpu_time", b"cpu_time", "engines_active", b"engines_active", "engines_cleaned", b"engines_cleaned", "engines_created", b"engines_created", "execution_time_average", b"execution_time_average", "execution_time_p95", b"execution_time_p95", "factory_chain_metrics", b"factory_chain_metrics", "identity_mismatch_total", b"identity_mismatch_total", "memory_bytes", b"memory_bytes", "refusals", b"refusals", "run_parts", b"run_parts", "runs_failed", b"runs_failed", "runs_queued", b"runs_queued", "runs_resumed", b"runs_resumed", "runs_successful", b"runs_successful", "runs_timed", b"runs_timed", "runs_total", b"runs_total", "runs_waiting", b"runs_waiting", "timeouts", b"timeouts", "total_users", b"total_users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,7 +18,7 @@ from gateway.login import Login
 from gateway.parts import Parts
 from gateway.requests import answer_of, execute_request
 from gateway.rest.http import int_query, json_body, json_response, query
-from gateway.run_json import artifact_json, run_json
+from gateway.run_json import artifact_json, run_json, timing_json
 from gateway.runs import TERMINAL, UNENDED
 
 __all__ = ["RunHandlers"]
@@ -99,7 +99,8 @@ class RunHandlers:
 
     async def get(self, request: web.Request, login: Login) -> web.StreamResponse:
         """``GET /api/runs/{run_id}`` and its alias ``/api/agents/status/{run_id}``"""
-        return json_response(run_json(await self._parts.runs.get(login, _run_id(request))))
+        run = await self._parts.runs.get(login, _run_id(request))
+        return json_response({**run_json(run), **timing_json(run)})
 
     async def cancel(self, request: web.Request, login: Login) -> web.StreamResponse:
         """``POST /api/runs/{run_id}/cancel``; a body is optional."""

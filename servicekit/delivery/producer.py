@@ -97,6 +97,9 @@ class Producer:
         attempt: The stage's attempt, from 1; 0 for a run's own events.
         on_expired: Called when the ticket has expired and ``context`` has no newer one: answer with ``refresh``.
 
+    ``hops`` are the seconds that the last acknowledged events were at the emitter, until the log's word was there, and
+    at the bridge, until they were durable.
+
     ``dead`` is a future whose *result* is the error that ended the producer for good: a newer holder of the run
     (``StaleFenceError``), the run's end (``SealedLogError``), a malformed item or a refused identity.
     """
@@ -127,6 +130,7 @@ class Producer:
         self._failures = 0
         self._logins = 0
         self._position = Position("", 0)
+        self.hops = (0.0, 0.0)
         self._gate = asyncio.Lock()
         self._changed = asyncio.Event()
         self._pause: asyncio.TimerHandle | None = None
@@ -253,6 +257,7 @@ class Producer:
         if self._window.release(ack.through):
             self._failures = self._logins = 0
             self._position = Position(ack.epoch, ack.offset)
+            self.hops = (ack.emitter_micros / 1_000_000, ack.log_micros / 1_000_000)
             self._changed.set()
         # A refusal under another fence is for a former holder of the run, which writes under the same producer_id.
         if ack.HasField("refusal") and ack.fence in (0, self.fence) and not self.dead.done():

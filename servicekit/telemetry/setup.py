@@ -20,7 +20,7 @@ from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime, SpanCounts
 from servicekit.telemetry.settings import TelemetrySettings
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExporter
 
@@ -45,7 +45,7 @@ async def telemetry(
     *,
     listen: str = "",
     exporter: SpanExporter | None = None,
-    reader: MetricReader | None = None,
+    pushes: MetricExporter | None = None,
 ) -> AsyncIterator[Runtime]:
     """The telemetry of a service for the length of the block; ``TELEMETRY_OFF`` when the settings turn it off.
 
@@ -54,7 +54,7 @@ async def telemetry(
         service: Its name, as "agent_instance".
         listen: Where the service listens, from which the Prometheus endpoint's address follows.
         exporter: Gets the spans instead of the collector; for tests.
-        reader: Reads the metrics besides; for tests.
+        pushes: Gets the metrics instead of the collector; for tests.
 
     Raises:
         StartupError: What telemetry needs is not installed, or the Prometheus endpoint can't listen.
@@ -72,7 +72,7 @@ async def telemetry(
     counts = SpanCounts()
     resource = _resource(service)
     metrics = await start_metrics(
-        settings, resource, listen=settings.metrics_address(listen), spans=counts, reader=reader
+        settings, resource, service=service, listen=settings.metrics_address(listen), spans=counts, exporter=pushes
     )
     chosen = exporter or _collector(settings)
     spans = None if chosen is None else BoundedSpans(chosen, counts)

@@ -19,6 +19,7 @@ from servicekit.logs import get_logger
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.calls import observe_server, observe_serving
 from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from servicekit.tls.peers import Tls
 from services.agent_instance.client_emitter import StageProducer
@@ -43,8 +44,9 @@ from services.agent_instance.domain.stage import StageServices, StageTimes
 from services.agent_instance.domain.validation import DependencyChecker
 from services.agent_instance.proxy import ModelProxy
 from services.agent_instance.service import AgentInstanceServicer, MakeProducer, StreamLimits
+from services.agent_instance.service_metrics import observe_agent_instance
 from services.agent_instance.workers.in_loop import InLoopExecutor
-from services.agent_instance.workers.plant import open_workers
+from services.agent_instance.workers.plant import Workers, open_workers
 
 __all__ = ["app", "dependency_checker", "open_models", "open_tool_servers", "stage_services"]
 
@@ -208,7 +210,7 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
             models = await stack.enter_async_context(
                 open_models(settings.models, tells_trace=settings.telemetry.to_models)
             )
-        workers: ExecutorFactory | None = None
+        workers: Workers | None = None
         # The doctor's agent follows the others: a deployment of tasks gets no zygote for its sake.
         if any(entry.isolation == "process" for entry in registry.values() if entry.name != DOCTOR_AGENT):
             async with start.phase(Phase.INTEGRATION, needs="worker processes for the agents"):
@@ -245,8 +247,11 @@ async def app(settings: AgentInstanceSettings, start: Starter) -> AsyncIterator[
             [(add_AgentInstanceServiceServicer_to_server, servicer, _SERVICE)],
             verifier,
             settings,
+            telemetry=observe_server(start.telemetry.meters),
             tracing=start.telemetry.tracing,
         )
+        observe_serving(start.telemetry.meters, server)
+        observe_agent_instance(start.telemetry.meters, services, None if workers is None else workers.memory)
         _ = tasks.start(_give_back(server, servicer, settings.drain_seconds), "end of the streams on drain")
         yield server
 

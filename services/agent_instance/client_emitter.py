@@ -54,6 +54,11 @@ class StageProducer:
         """The number of the last event that the log has."""
         return self._producer.acknowledged
 
+    @property
+    def hops(self) -> tuple[float, float]:
+        """Seconds that the last acknowledged events were at the emitter, and at the bridge."""
+        return self._producer.hops
+
     async def emit(
         self, event_type: str, data: Mapping[str, Any], *, agent_name: str, context: UserExecutionContext | None
     ) -> int:

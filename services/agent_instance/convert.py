@@ -156,6 +156,8 @@ def stage_result(outcome: StageOutcome) -> pb.StageResult:
         agent_time=duration(outcome.agent_time_s),
         log_wait=duration(outcome.log_wait_s),
         answered_by=outcome.answered_by,
+        emitter_time=duration(outcome.emitter_s),
+        bridge_time=duration(outcome.bridge_s),
     )
     if outcome.error is not None:
         result.error.CopyFrom(error_to_proto(outcome.error))

@@ -122,6 +122,8 @@ class StageOutcome:
     events_through: int = 0
     agent_time_s: float = 0.0
     log_wait_s: float = 0.0
+    emitter_s: float = 0.0
+    bridge_s: float = 0.0
 
 
 class AuditOutcome(enum.Enum):

@@ -21,12 +21,14 @@ from servicekit.logs import get_logger
 from servicekit.rpc.server import RpcServer
 from servicekit.sealing import PLAIN
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.calls import observe_server, observe_serving
 from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime
 from servicekit.tls.peers import Tls
 from services.bridge.config import BridgeSettings
 from services.bridge.domain.bridge import Bridge
 from services.bridge.models import IntegrationState
 from services.bridge.service import BridgeServicer
+from services.bridge.service_metrics import observe_bridge
 from services.bridge.store import EventLog
 from services.bridge.store_sealed import SealedEventLog
 from services.bridge.store_sqlite import SqliteEventLog, SqliteOptions
@@ -182,8 +184,11 @@ async def serve_bridge(
             verifier,
             settings,
             readiness=readiness,
+            telemetry=observe_server(telemetry.meters),
             tracing=telemetry.tracing,
         )
+        observe_serving(telemetry.meters, server)
+        observe_bridge(telemetry.meters, bridge)
 
         revoked.on_change(server.guard.look)
 

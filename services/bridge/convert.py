@@ -227,8 +227,8 @@ def _gap_event(producer_id: str, first: int, shared: bytes) -> StoredEvent:
     return StoredEvent(event_id, shared + entry.SerializeToString())
 
 
-def ack_of(append: Append, result: AppendResult) -> events_pb2.ProducerAck:
-    """What the producer learns about an append."""
+def ack_of(append: Append, result: AppendResult, micros: int = 0) -> events_pb2.ProducerAck:
+    """What the producer learns about an append, which took so many microseconds."""
     events = result.events
     ack = events_pb2.ProducerAck(
         user_id=append.user,
@@ -236,6 +236,7 @@ def ack_of(append: Append, result: AppendResult) -> events_pb2.ProducerAck:
         through=result.through,
         offset=result.first_offset + len(events) - 1 if events else 0,
         epoch=result.epoch,
+        log_micros=micros,
     )
     if result.refusal is not None:
         ack.refusal.CopyFrom(refusal_of(_refusal_error(result.refusal), result.refusal.last_number))

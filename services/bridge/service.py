@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -38,6 +39,7 @@ _MESSAGE_BYTES: Final = 512 << 10
 
 _log = get_logger("services.bridge")
 _Context = aio.ServicerContext[Any, Any]
+_MAX_MICROS: Final = (1 << 32) - 1
 
 
 class _Batch(NamedTuple):
@@ -46,6 +48,7 @@ class _Batch(NamedTuple):
     appends: list[Append]
     future: asyncio.Future[list[AppendResult]] | None
     refused: list[events_pb2.ProducerAck]
+    arrived: float = 0.0
 
 
 class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
@@ -112,6 +115,7 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
             await pipeline.put(self._batch_of(request))
 
     def _batch_of(self, request: bridge_pb2.PublishRequest) -> _Batch:
+        arrived = time.perf_counter()
         appends: list[Append] = []
         refused: list[events_pb2.ProducerAck] = []
         verify = self._events.verify
@@ -132,7 +136,7 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServiceServicer):
             future = self._bridge.publish(appends)
             if self._tracing is not NO_TRACING:
                 self._trace(request, appends, future)
-            return _Batch(appends, future, refused)
+            return _Batch(appends, future, refused, arrived)
         except CarrelError as error:
             refused += (convert.refused_ack(append.user, append.producer_id, append.fence, error) for append in appends)
             return _Batch([], None, refused)
@@ -326,8 +330,9 @@ class _Acks:
             return
         error = batch.future.exception()
         if error is None:
+            micros = min(int((time.perf_counter() - batch.arrived) * 1_000_000), _MAX_MICROS)
             for append, result in zip(batch.appends, batch.future.result(), strict=True):
-                self._add(append.user, append.producer_id, convert.ack_of(append, result))
+                self._add(append.user, append.producer_id, convert.ack_of(append, result, micros))
             return
         if not isinstance(error, CarrelError):
             raise error

@@ -26,6 +26,7 @@ from servicekit.rpc.copies import Copies, Rotation
 from servicekit.rpc.server import RpcServer
 from servicekit.rpc.waiting import wait_ready
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.calls import observe_server, observe_serving
 from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime
 from servicekit.tls.peers import Tls
 from services.emitter.client_bridge import Publisher, fence_reader
@@ -38,6 +39,7 @@ from services.emitter.domain.sanitize import Sanitizer
 from services.emitter.domain.statistics import Statistics
 from services.emitter.domain.watch import Watch
 from services.emitter.service import EmitterServicer
+from services.emitter.service_metrics import observe_emitter
 
 __all__ = ["app", "serve_emitter"]
 
@@ -128,8 +130,11 @@ async def serve_emitter(
         verifier,
         settings,
         readiness=readiness,
+        telemetry=observe_server(telemetry.meters),
         tracing=telemetry.tracing,
     )
+    observe_serving(telemetry.meters, server)
+    observe_emitter(telemetry.meters, statistics, ledger, publisher, stream)
     async with TaskOwner() as tasks, stream:
         _ = tasks.start(_care(ledger, watch), "care")
         _ = tasks.start(_end_streams(server, servicer), "end of the streams on drain")

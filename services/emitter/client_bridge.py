@@ -21,6 +21,7 @@ from services.emitter.domain.statistics import Statistics
 __all__ = ["BridgeStream", "Publisher", "fence_reader"]
 
 _log: Final = get_logger("services.emitter")
+_MAX_MICROS: Final = (1 << 32) - 1
 
 BridgeStream: TypeAlias = ReliableStream[PublishRequest, PublishResponse]
 
@@ -76,13 +77,14 @@ class Publisher:
 
     def acknowledge(self, acks: Iterable[ProducerAck]) -> None:
         """What the log has, and what it refused."""
-        now = self._clock()
+        now, unix = self._clock(), time.time()
         ledger, statistics = self._ledger, self._statistics
         for ack in acks:
             user_id, producer_id = ack.user_id, ack.producer_id
             producer, done = ledger.acknowledged(user_id, producer_id, ack.through, ack.offset, ack.epoch)
             if done:
-                statistics.delivered(done, now)
+                statistics.delivered(done, now, unix)
+                ack.emitter_micros = min(int((now - done[-1].received) * 1_000_000), _MAX_MICROS)
             if producer is None:
                 continue
             if ack.HasField("refusal"):

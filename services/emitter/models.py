@@ -113,7 +113,7 @@ class ProducerState:
 class Batch:
     """Consecutive events of one producer as they go to the bridge; ``payload`` is opaque here."""
 
-    __slots__ = ("dropped", "first", "last", "payload", "producer", "received", "size", "span")
+    __slots__ = ("dropped", "first", "happened", "last", "payload", "producer", "received", "size", "span", "trace_id")
 
     def __init__(
         self, producer: ProducerState, first: int, last: int, size: int, payload: Any, received: float
@@ -125,6 +125,9 @@ class Batch:
         self.payload = payload
         self.received = received
         self.dropped = False
+        # When its first event happened, as Unix time, and the trace that is kept of it; for statistics.
+        self.happened = 0.0
+        self.trace_id = ""
         # Its way from here into the log, where its events are of a kept trace.
         self.span: Span = NO_SPAN
 

@@ -21,6 +21,7 @@ from servicekit.rpc.channel import open_channel
 from servicekit.rpc.copies import Copies
 from servicekit.rpc.server import RpcServer
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.calls import observe_server, observe_serving
 from servicekit.telemetry.runtime import Runtime
 from servicekit.tls.peers import Tls
 from services.execution.client_agent_instance import GrpcAgentHost
@@ -38,10 +39,12 @@ from services.execution.domain.ports import StageStart
 from services.execution.domain.queue import DecisionWatch, promote_for_ever, watch_decisions
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
+from services.execution.domain.timing import RunTimings
 from services.execution.domain.wakeups import HintedLooks
 from services.execution.domain.watch import Changes
 from services.execution.models import RunRef
 from services.execution.service import ExecutionServicer
+from services.execution.service_metrics import observe_execution
 from services.execution.store import RunStore
 from services.execution.store_open import open_stores
 
@@ -77,6 +80,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 await agents.wait_for_start(wait_s)
             async with start.phase(Phase.INTEGRATION, needs=f"the emitter at {settings.emitter}"):
                 await emitters.wait_for_start(wait_s)
+            metrics = FactoryMetrics()
             host = GrpcAgentHost(
                 agents,
                 contexts,
@@ -91,11 +95,12 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 sink=EmitterSink(outlet, contexts),
                 catalogue=AgentCatalogue(host, run_tasks),
                 tasks=run_tasks,
-                metrics=FactoryMetrics(),
+                metrics=metrics,
                 changes=Changes(stores.wakeups.changed),
                 clock=store.now,
                 options=settings.run_options(),
                 wakeups=stores.wakeups,
+                timings=RunTimings(metrics.run_ended),
                 tracing=start.telemetry.tracing,
             )
             factory = ExecutionEngineFactory(services)
@@ -114,6 +119,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
             servicer = ExecutionServicer(factory, services, verifier, BridgeRunLog(bridge), revoked=revoked)
             server = _server(settings, services, servicer, verifier, start.telemetry)
             revoked.on_change = server.guard.look
+            observe_execution(start.telemetry.meters, factory, services, stores.times, revoked)
             yield _Execution(server, factory, settings.drain_seconds)
             factory.stop()
     finally:
@@ -190,8 +196,10 @@ def _server(
         verifier,
         settings,
         readiness=readiness,
+        telemetry=observe_server(telemetry.meters),
         tracing=telemetry.tracing,
     )
+    observe_serving(telemetry.meters, server)
     servicer.draining = server.draining
     return server
 

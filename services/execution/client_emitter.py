@@ -42,6 +42,11 @@ class _Channel:
             event.event_type, data, agent_name=event.agent_name, traceparent=self._traceparent, row=row
         )
 
+    @property
+    def hops(self) -> tuple[float, float]:
+        """See ``OutboxChannel``."""
+        return self._producer.hops
+
     async def settled(self) -> None:
         """See ``OutboxChannel``."""
         await self._producer.flush()

@@ -18,6 +18,7 @@ from servicekit.identity.principals import Principal, RunPrincipal, user_of
 from services.execution.domain.metrics import MetricsSnapshot
 from services.execution.domain.planning import AgentFacts, Catalogue
 from services.execution.domain.requests import PipelineRequest
+from services.execution.domain.timing import Part, RunClock
 from services.execution.models import (
     ArtifactRecord,
     AuditEntry,
@@ -46,12 +47,14 @@ __all__ = [
     "engine_to_proto",
     "message_to_proto",
     "metrics_to_proto",
+    "parts_to_proto",
     "pipeline_request",
     "run_to_proto",
     "seconds_to_proto",
     "states_from_proto",
     "thread_to_proto",
     "time_to_proto",
+    "timing_to_proto",
     "user_key",
 ]
 
@@ -128,6 +131,19 @@ def pipeline_request(
 def states_from_proto(states: Any) -> frozenset[RunState]:
     """The states that a listing is limited to."""
     return frozenset(_RUN_STATES_BACK[state] for state in states if state)
+
+
+def timing_to_proto(clock: RunClock) -> pb.RunTiming:
+    """Where a run's time went, in the order of its way."""
+    parts = clock.so_far()
+    return pb.RunTiming(parts=parts_to_proto(parts), total=seconds_to_proto(sum(parts.values())), complete=clock.done)
+
+
+def parts_to_proto(parts: Mapping[Part, float]) -> list[pb.RunTimingPart]:
+    """Parts that there are, in the order of a run's way."""
+    return [
+        pb.RunTimingPart(name=part.value, time=seconds_to_proto(parts[part])) for part in Part if parts.get(part, 0.0)
+    ]
 
 
 def run_to_proto(run: RunRecord) -> pb.Run:
@@ -265,6 +281,8 @@ def metrics_to_proto(metrics: MetricsSnapshot) -> pb.GetFactoryMetricsResponse:
         runs_waiting=metrics.runs_waiting,
         runs_resumed=metrics.runs_resumed,
         attempts_lost=metrics.attempts_lost,
+        run_parts=parts_to_proto(metrics.run_parts),
+        runs_timed=metrics.runs_timed,
     )
 
 

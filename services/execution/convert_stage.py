@@ -156,7 +156,14 @@ def _result(result: ai.StageResult) -> ports.StageResult:
         outcome = ports.StageFailure(error_from_proto(result.error).to_dict())
     else:
         outcome = result.result_json
-    return ports.StageResult(outcome, result.answered_by, _seconds(result.agent_time), _seconds(result.log_wait))
+    return ports.StageResult(
+        outcome,
+        result.answered_by,
+        agent_s=_seconds(result.agent_time),
+        log_wait_s=_seconds(result.log_wait),
+        emitter_s=_seconds(result.emitter_time),
+        bridge_s=_seconds(result.bridge_time),
+    )
 
 
 # Small things

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from services.execution.models import (
     EngineRecord,
@@ -35,6 +35,7 @@ __all__ = [
     "Span",
     "Step",
     "Sweep",
+    "Unended",
 ]
 
 
@@ -203,6 +204,13 @@ class Sweep:
     client_refs: int = 0
     # Not removed: engines past their time whose run still runs, for whoever drives it to end.
     overdue: tuple[EngineRecord, ...] = ()
+
+
+class Unended(NamedTuple):
+    """Runs in one state that has not ended: how many, and for how many seconds the oldest has been in it, at most."""
+
+    runs: int
+    oldest_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.paging import decode_token, encode_token
 from services.execution.domain.revocations import RevokedUsers
 from services.execution.domain.services import RunServices
-from services.execution.models import OPERATOR, RunRecord, RunState, UserKey
+from services.execution.models import OPERATOR, TERMINAL_STATES, RunRecord, RunState, UserKey
 from services.execution.service_replicas import ReplicaCalls
 from services.execution.service_watch import RunLog, RunWatch
 
@@ -88,7 +88,15 @@ class ExecutionServicer(ReplicaCalls, pb_grpc.ExecutionServiceServicer):
 
     async def GetRun(self, request: pb.GetRunRequest, context: _Context) -> pb.GetRunResponse:
         run = await self._run(_for_run(request.run_id), request.run_id)
-        return pb.GetRunResponse(run=convert.run_to_proto(run))
+        found = convert.run_to_proto(run)
+        user, run_id = run.identity.user, run.identity.run_id
+        if run.state in TERMINAL_STATES:
+            # It was read before who closed it has come to say so.
+            self._factory.timings.close(user, run_id)
+        clock = self._factory.timings.known(user, run_id)
+        if clock is not None:
+            found.timing.CopyFrom(convert.timing_to_proto(clock))
+        return pb.GetRunResponse(run=found)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: _Context) -> pb.ListRunsResponse:
         page = await self._store.list_runs(

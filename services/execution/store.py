@@ -5,7 +5,7 @@ Everything is keyed by the verified user: an id of another user names nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from services.execution.models import (
@@ -39,6 +39,7 @@ from services.execution.models_steps import (
     Span,
     Step,
     Sweep,
+    Unended,
 )
 
 __all__ = ["ArtifactFolder", "PageKey", "RunStore"]
@@ -353,6 +354,10 @@ class RunStore(Protocol):
 
     async def sweep(self) -> Sweep:
         """Remove lapsed reservations, engines without live runs, old ``client_ref`` and budgets; tell overdue ones."""
+        ...
+
+    async def backlog(self) -> Mapping[RunState, Unended]:
+        """How many runs of all processes are in each state that has not ended, and for how long."""
         ...
 
     async def probe(self) -> None:

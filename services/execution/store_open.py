@@ -8,6 +8,7 @@ from services.execution.config import ExecutionSettings
 from services.execution.domain.ports import NoWakeups, Wakeups
 from services.execution.store import ArtifactFolder, RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
+from services.execution.store_sql_measured import StoreTimes
 from services.execution.store_sql_open import open_sqlite_store
 
 __all__ = ["Stores", "open_stores"]
@@ -20,6 +21,7 @@ class Stores:
     store: RunStore
     folder: ArtifactFolder
     wakeups: Wakeups
+    times: StoreTimes
 
 
 async def open_stores(settings: ExecutionSettings) -> Stores:
@@ -40,7 +42,7 @@ async def open_stores(settings: ExecutionSettings) -> Stores:
             synchronous=settings.synchronous,
             seals=seals,
         )
-        return Stores(store, folder, NoWakeups())
+        return Stores(store, folder, NoWakeups(), store.times)
     # Loads the driver, which only those need who have such a database.
     from services.execution.store_artifacts_sql import SqlArtifactFolder
     from services.execution.store_sql_postgres_open import connector, open_postgres_store
@@ -54,4 +56,4 @@ async def open_stores(settings: ExecutionSettings) -> Stores:
         seals=seals,
     )
     wakeups = PostgresWakeups(connector(address, name="carrel-execution-hints"), shared.owner)
-    return Stores(shared, SqlArtifactFolder(shared.database, seals), wakeups)
+    return Stores(shared, SqlArtifactFolder(shared.database, seals), wakeups, shared.times)

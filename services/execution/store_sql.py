@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from services.execution import store_sealing_check as sealing
@@ -53,9 +53,12 @@ from services.execution.models_steps import (
     Span,
     Step,
     Sweep,
+    Unended,
 )
 from services.execution.store import PageKey
+from services.execution.store_sql_backlog import read_backlog
 from services.execution.store_sql_database import Database
+from services.execution.store_sql_measured import MeasuredDatabase, StoreTimes
 
 __all__ = ["SqlRunStore", "wall_clock"]
 
@@ -88,7 +91,8 @@ class SqlRunStore:
         lease_s: float = 15.0,
         clock: Callable[[], Micros] = wall_clock,
     ) -> None:
-        self._database = database
+        self.times = StoreTimes()
+        self._database = MeasuredDatabase(database, self.times)
         self._owner = owner
         self._lifetime = round(engine_timeout_s * 1_000_000)
         self._lease = round(lease_s * 1_000_000)
@@ -361,6 +365,10 @@ class SqlRunStore:
     async def forget_keys(self, newest: str) -> None:
         """Need no other key any more, after everything was rewritten under the newest one (or, without, plain)."""
         await self._database.write(lambda c: care.save_audit(c, sealing.forget_keys(c, but=newest)))
+
+    async def backlog(self) -> Mapping[RunState, Unended]:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: read_backlog(c, self._clock()))
 
     async def probe(self) -> None:
         """See ``RunStore``."""

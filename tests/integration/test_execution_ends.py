@@ -100,6 +100,13 @@ async def test_engine_that_uses_up_its_time_ends_the_run_as_timed_out(tmp_path: 
         assert world.emitter.kinds(run.run_id) == ["run_accepted", "agent_error", "run_completed"]
         metrics = await world.stub.GetFactoryMetrics(pb.GetFactoryMetricsRequest(context=service_context()), timeout=5)
         assert (metrics.timeouts, metrics.engines_active, metrics.engines_cleaned) == (1, 0, 1)
+        assert metrics.runs_timed == 1
+        assert metrics.run_parts[0].name == "admission"
+        timing = (await world.run(run.run_id)).timing
+        assert timing.complete
+        whole = timing.total.ToNanoseconds()
+        assert sum(part.time.ToNanoseconds() for part in timing.parts) == pytest.approx(whole, abs=100)
+        assert 0.4e9 <= whole <= 3e9
 
 
 async def test_silent_agent_instance_counts_as_lost(world: World) -> None:

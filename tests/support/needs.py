@@ -1,7 +1,7 @@
 """What becomes of a test whose server or program can't be had: it is skipped, or fails where that must be there.
 
-``TESTS_NEED="redis postgres docker kubectl"`` names the servers that must be: continuous integration sets it, so that nothing
-of what it is to show goes by as skipped. The name is not one of ours, whose leftovers tests are kept from.
+``TESTS_NEED="redis postgres docker kubectl"`` names those that must be: continuous integration sets it, so that
+nothing of what it is to show goes by as skipped. The name is not one of ours, whose leftovers tests are kept from.
 """
 
 from __future__ import annotations

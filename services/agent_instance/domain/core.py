@@ -122,6 +122,11 @@ class AgentExecutionCore:
         self.counts = _Counts()
 
     @property
+    def pool(self) -> ResourcePool:
+        """Where workers come from."""
+        return self._pool
+
+    @property
     def active(self) -> int:
         """Instances there are, reserved or running; sub-agents not counted."""
         return len(self._instances)

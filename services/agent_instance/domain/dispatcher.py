@@ -35,6 +35,7 @@ from services.agent_instance.domain.calls import Asked, CallLedger, ToolCall, ha
 from services.agent_instance.domain.events import StageEvents
 from services.agent_instance.domain.ports import Uplink
 from services.agent_instance.domain.questions import StageQuestions, approval_question, denial
+from services.agent_instance.domain.statistics import ToolStatistics
 from services.agent_instance.domain.tool_reports import ToolReports
 from services.agent_instance.models import JournalItem
 
@@ -96,7 +97,9 @@ class UnifiedToolDispatcher:
         max_open: How many calls may be open, waiting ones included.
     """
 
-    def __init__(self, turn: TurnTools, *, max_running: int, max_open: int) -> None:
+    def __init__(
+        self, turn: TurnTools, *, max_running: int, max_open: int, statistics: ToolStatistics | None = None
+    ) -> None:
         self._turn = turn
         self._max_running = max_running
         self._max_open = max_open
@@ -105,7 +108,9 @@ class UnifiedToolDispatcher:
         self._waiting: deque[ToolCall] = deque()
         self._running = 0
         self._closed = False
-        self._reports = ToolReports(turn.agent_name, turn.events, turn.uplink, turn.ledger, turn.clock)
+        self._reports = ToolReports(
+            turn.agent_name, turn.events, turn.uplink, turn.ledger, turn.clock, statistics or ToolStatistics()
+        )
 
     @property
     def open_calls(self) -> int:
@@ -330,8 +335,9 @@ class UnifiedToolDispatcherFactory:
         self._running = 1 if strategy is DispatchStrategy.SEQUENTIAL else concurrency
         self._open = max_open
         self.created = 0
+        self.statistics = ToolStatistics()
 
     def create(self, turn: TurnTools) -> UnifiedToolDispatcher:
         """A dispatcher for one turn."""
         self.created += 1
-        return UnifiedToolDispatcher(turn, max_running=self._running, max_open=self._open)
+        return UnifiedToolDispatcher(turn, max_running=self._running, max_open=self._open, statistics=self.statistics)

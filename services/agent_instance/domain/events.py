@@ -42,6 +42,9 @@ class EventProducer(Protocol):
     @property
     def acknowledged(self) -> int: ...
 
+    @property
+    def hops(self) -> tuple[float, float]: ...
+
     async def emit(
         self, event_type: str, data: Mapping[str, Any], *, agent_name: str, context: UserExecutionContext | None
     ) -> int: ...

@@ -41,6 +41,7 @@ from services.agent_instance.domain.model_budget import StageBudget, UserGates
 from services.agent_instance.domain.model_endpoint import ModelEndpoint, ModelPolicy
 from services.agent_instance.domain.model_request import bounded, chat_request, estimate_tokens, limit_output
 from services.agent_instance.domain.model_speech import Speech, split_text
+from services.agent_instance.domain.statistics import ModelStatistics
 from services.agent_instance.models import AuditEntry, AuditOutcome, BudgetUse, Caller, JournalItem
 
 __all__ = ["MODEL_VARIABLE", "Meter", "ModelDesk", "ModelDoor", "TurnModels"]
@@ -97,6 +98,7 @@ class ModelDesk:
         self.endpoint = endpoint
         self.policy = policy
         self.door = door
+        self.statistics = ModelStatistics()
         self.gates = UserGates(
             policy.concurrency_per_user, max_waiting=policy.max_waiting_per_user, wait_s=policy.wait_s
         )
@@ -198,6 +200,7 @@ class TurnModels:
             clock.tool_ended(key)
             _end(span, meter, error)
             record = self.record(model, arguments_hash, context, error, began_unix, time.monotonic() - began)
+            self.desk.statistics.call_ended(model, record.outcome.value, record.duration_s)
             await self._tell(meter, model, record, hurry=isinstance(error, CancelledRunError))
 
     def record(
@@ -228,6 +231,7 @@ class TurnModels:
             if meter.sent:
                 usage = meter.total()
                 self.budget.spend(usage.total)
+                self.desk.statistics.used(model, usage.input_tokens, usage.output_tokens)
                 await self._turn.uplink.budget_use(BudgetUse(model, usage.input_tokens, usage.output_tokens))
             await self._turn.uplink.audit(record)
 

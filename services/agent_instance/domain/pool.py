@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from carrel.errors import CarrelError, WorkerLostError
+from servicekit.telemetry.buckets import Buckets
 from services.agent_instance.domain.executor import AgentExecutor, ExecutorFactory
 
 __all__ = ["Part", "ResourcePool"]
@@ -59,6 +60,7 @@ class ResourcePool:
         self._wanted.set()
         self._closed = False
         self._seconds: deque[float] = deque(maxlen=_SAMPLES)
+        self.creation_s = Buckets()
         self.created = 0
         self.served = 0
         self.reused = 0
@@ -97,6 +99,7 @@ class ResourcePool:
         self.reused += warm
         seconds = self._clock() - begun
         self._seconds.append(seconds)
+        self.creation_s.add(seconds)
         return Part(executor, warm, seconds)
 
     async def keep_filled(self, report: Callable[[CarrelError], None]) -> None:

@@ -311,6 +311,8 @@ class StageAttempt:
             events_through=self._producer.acknowledged,
             agent_time_s=self._agent_s,
             log_wait_s=time.monotonic() - began,
+            emitter_s=self._producer.hops[0],
+            bridge_s=self._producer.hops[1],
         )
 
     async def _flushed(self, end: TurnEnd) -> TurnEnd:

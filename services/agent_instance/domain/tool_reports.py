@@ -15,6 +15,7 @@ from services.agent_instance.domain.activity import ActivityClock
 from services.agent_instance.domain.calls import Asked, CallLedger, ToolCall
 from services.agent_instance.domain.events import StageEvents
 from services.agent_instance.domain.ports import Uplink
+from services.agent_instance.domain.statistics import ToolStatistics
 from services.agent_instance.models import AuditEntry, AuditOutcome, JournalItem
 
 __all__ = ["MAX_INLINE_RESULT_BYTES", "MAX_JOURNALED_BYTES", "ToolReports"]
@@ -27,8 +28,15 @@ class ToolReports:
     """Reports one turn's tool calls. The agent's clock stands still while the log or the stream is slow."""
 
     def __init__(
-        self, agent_name: str, events: StageEvents, uplink: Uplink, ledger: CallLedger, clock: ActivityClock
+        self,
+        agent_name: str,
+        events: StageEvents,
+        uplink: Uplink,
+        ledger: CallLedger,
+        clock: ActivityClock,
+        statistics: ToolStatistics,
     ) -> None:
+        self._statistics = statistics
         self._agent_name = agent_name
         self._events = events
         self._uplink = uplink
@@ -38,6 +46,7 @@ class ToolReports:
     async def refused(self, asked: Asked, error: CarrelError, arguments_hash: str, call_id: str = "") -> None:
         """A call that never began."""
         name = asked.tool_name[:64]
+        self._statistics.ended[AuditOutcome.DENIED.value] += 1
         data = {
             "tool_name": name,
             "tool_call_id": call_id or self._ledger.refused_id(),
@@ -68,6 +77,8 @@ class ToolReports:
         seconds = time.monotonic() - call.began
         result = b"" if error is not None else orjson.dumps(value)
         outcome = AuditOutcome.SUCCEEDED if error is None else AuditOutcome.FAILED
+        self._statistics.ended[outcome.value] += 1
+        self._statistics.seconds.add(seconds)
         record = self._record(
             call.asked,
             call.tool.name,

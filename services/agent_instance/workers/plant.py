@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from carrel.errors import StartupError, WorkerLostError
 from servicekit.logs import get_logger
 from servicekit.tasks import TaskOwner
 from services.agent_instance.config import AgentInstanceSettings
-from services.agent_instance.domain.executor import AgentExecutor, ExecutorFactory
+from services.agent_instance.domain.executor import AgentExecutor
 from services.agent_instance.domain.loading import ENTRY_POINT_GROUP, ENTRY_POINTS
 from services.agent_instance.domain.registry import AgentClassRegistry
 from services.agent_instance.workers import kernel
@@ -27,7 +28,7 @@ from services.agent_instance.workers.host import ZygoteHost
 from services.agent_instance.workers.process import ProcessExecutor
 from services.agent_instance.workers.watch import WorkerWatch
 
-__all__ = ["check_memory", "open_workers", "worker_environment"]
+__all__ = ["Workers", "check_memory", "open_workers", "worker_environment"]
 
 _log: Final = get_logger("agent_instance.workers")
 _MIB: Final = 1 << 20
@@ -50,8 +51,25 @@ _ONE_THREAD: Final = (
 _CGROUP_LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """An ``ExecutorFactory`` of worker processes, which also knows what those that serve use."""
+
+    host: ZygoteHost
+    watch: WorkerWatch
+    output_bytes: int
+
+    def __call__(self) -> AgentExecutor:
+        """A new one, not started."""
+        return ProcessExecutor(self.host, self.watch, output_bytes=self.output_bytes)
+
+    async def memory(self) -> list[int]:
+        """Bytes of each that serves, its share of what it has in common with others counted."""
+        return await self.watch.memory()
+
+
 @asynccontextmanager
-async def open_workers(settings: AgentInstanceSettings, registry: AgentClassRegistry) -> AsyncIterator[ExecutorFactory]:
+async def open_workers(settings: AgentInstanceSettings, registry: AgentClassRegistry) -> AsyncIterator[Workers]:
     """Makes worker processes for the length of the block; leaving it ends all of them.
 
     Raises:
@@ -71,9 +89,6 @@ async def open_workers(settings: AgentInstanceSettings, registry: AgentClassRegi
     host = ZygoteHost(_setup(settings, registry, limits), worker_environment(os.environ, chosen.env_allow), temporary)
     watch = WorkerWatch(limits, chosen.temp_mb * _MIB)
 
-    def make() -> AgentExecutor:
-        return ProcessExecutor(host, watch, output_bytes=chosen.output_kb * 1024)
-
     async with TaskOwner() as tasks:
         try:
             try:
@@ -81,7 +96,7 @@ async def open_workers(settings: AgentInstanceSettings, registry: AgentClassRegi
             except WorkerLostError as error:
                 raise StartupError(error.message, advice=error.advice) from None
             _ = tasks.start(watch.run(), "watch over workers")
-            yield make
+            yield Workers(host, watch, chosen.output_kb * 1024)
         finally:
             await host.aclose()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from carrel.errors import UnavailableError, UnknownRunError
 from servicekit.tasks import FailureHandler, TaskOwner, end_service
+from servicekit.telemetry.buckets import Buckets
 from services.bridge.domain.hub import Hub, HubOptions
 from services.bridge.domain.integration import IntegrationMonitor, RecoveryOptions
 from services.bridge.domain.reading import ReadQuery, read_events
@@ -25,6 +27,9 @@ class Counts:
     appended: int = 0
     duplicate: int = 0
     refused: int = 0
+    failed: int = 0
+    # From an append's arrival to its being durable, in seconds.
+    append_s: Buckets = field(default_factory=Buckets)
 
 
 class Bridge:
@@ -76,9 +81,11 @@ class Bridge:
             QueueFullError: Too much is waiting to be written.
         """
         self.monitor.require_active()
+        began = time.perf_counter()
         try:
             future = self._log.append(appends)
         except UnavailableError as error:
+            self.counts.failed += 1
             self.monitor.note_failure(error)
             raise
 
@@ -87,10 +94,12 @@ class Bridge:
                 return
             error = done.exception()
             if error is None:
+                self.counts.append_s.add(time.perf_counter() - began)
                 results = done.result()
                 self.hub.committed(appends, results)
                 self._count(appends, results)
                 return
+            self.counts.failed += 1
             self.hub.recheck({append.user for append in appends})
             if isinstance(error, UnavailableError):
                 self.monitor.note_failure(error)

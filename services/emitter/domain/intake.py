@@ -14,6 +14,7 @@ from carrel.errors import CarrelError, InternalError, InvalidRequestError, Permi
 from servicekit.identity.principals import RunPrincipal
 from servicekit.identity.tickets import ContextMessage
 from servicekit.logs import get_logger
+from servicekit.telemetry.buckets import sampled_trace
 from servicekit.telemetry.names import EVENTS
 from servicekit.telemetry.tracing import NO_TRACING, Attribute, Kind, Tracing, is_sampled
 from services.emitter.domain.guard import EventFields, Guard
@@ -135,6 +136,10 @@ class Intake:
             first += verdict.skip
             size = item.ByteSize()
         batch = Batch(verdict.producer, first, first + len(item.events) - 1, size, item, now)
+        first_event = item.events[0]
+        happened = first_event.timestamp
+        batch.happened = happened.seconds + happened.nanos / 1e9
+        batch.trace_id = sampled_trace(first_event.traceparent)
         # What is refused for want of room will come again, and need not be looked through twice.
         self._ledger.check_room(batch, now)
         if not notified and self._guard_changes(item.events):

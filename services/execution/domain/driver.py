@@ -30,6 +30,7 @@ from services.execution.domain.retry import insist
 from services.execution.domain.services import RunServices
 from services.execution.domain.starts import history_of, stage_start
 from services.execution.domain.states import ENDABLE
+from services.execution.domain.timing import Part
 from services.execution.models import MessageRecord, RunRecord, RunState, StageRecord, StageState, UserKey
 from services.execution.models_steps import Again, Checkpoint, Finish, Finished, Question
 
@@ -106,6 +107,7 @@ class RunDriver:
         self._over = asyncio.Event()
         self._attempts = Attempts(services, owner.budgets, self._over.is_set)
         self._told = False
+        self._timing = services.timing(run)
         # How it ended here, where it did.
         self.outcome: RunState | None = None
 
@@ -204,12 +206,14 @@ class RunDriver:
             stage = self._stage()
             start = await self._insist(partial(stage_start, self._services, self._budgets, self.run, stage, history))
             why, counts = Again.WORKER_LOST, True
+            before = self._timing.so_far()
             try:
                 result = await self._attempts.run(start)
                 if start.last_attempt or not is_lost(result):
                     return result
             except AgentInstanceLostError as error:
                 self._services.catalogue.invalidate()
+                self._timing.lose(before)
                 # One that was given back by who ends in order is no failure: restarts in a row must not use tries up.
                 counts = self._attempts.accepted and not isinstance(error, AgentInstanceDrainedError)
                 if self._over.is_set() or (counts and start.last_attempt):
@@ -229,7 +233,9 @@ class RunDriver:
         async with self._stepping:
             if self._over.is_set():
                 return False
-            step = await self._insist(lambda: self._services.store.begin_attempt(self.run.ref, index, why, lost=lost))
+            store = self._services.store
+            with self._timing.spent(Part.CHECKPOINT):
+                step = await self._insist(lambda: store.begin_attempt(self.run.ref, index, why, lost=lost))
             if step is not None:
                 self.run = step.run
         if step is None:
@@ -311,7 +317,8 @@ class RunDriver:
         return await self._checkpoint(Checkpoint(stage.index, value, answered_by, added, params))
 
     async def _checkpoint(self, step: Checkpoint) -> bool:
-        run = await self._insist(lambda: self._services.store.checkpoint(self.run.ref, step))
+        with self._timing.spent(Part.CHECKPOINT):
+            run = await self._insist(lambda: self._services.store.checkpoint(self.run.ref, step))
         if run is None:  # ended meanwhile, or held by somebody newer
             await self.let_go()
             return False
@@ -335,7 +342,8 @@ class RunDriver:
         async with self._stepping:
             if self._over.is_set():
                 return False
-            finished = await self._insist(lambda: self._services.store.finish(self.run.ref, end))
+            with self._timing.spent(Part.CHECKPOINT):
+                finished = await self._insist(lambda: self._services.store.finish(self.run.ref, end))
             if finished is not None:
                 self._over.set()
         if finished is None:
@@ -355,6 +363,7 @@ class RunDriver:
             code=error["code"] if error else "",
             seconds=round(seconds, 3),
         )
+        self._timing.decide()
         self._tell_decided(outcome, finished.ended_at)
         self._changed()
         if finished.queued:
@@ -365,7 +374,7 @@ class RunDriver:
     def _tell_decided(self, outcome: RunState, ended_at: int) -> None:
         if not self._told:
             self._told, self.outcome = True, outcome
-            self._services.metrics.run_decided(outcome, (ended_at - self.run.created_at) / 1_000_000)
+            self._services.decided(self.run, outcome, ended_at)
             self._owner.decided(self, outcome)
 
     def _tell_released(self) -> None:

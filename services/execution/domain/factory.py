@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from services.execution.domain.planning import default_agent, order_pipeline
 from services.execution.domain.requests import PipelineRequest
 from services.execution.domain.roster import Roster
 from services.execution.domain.services import RunServices
+from services.execution.domain.timing import RunTimings
 from services.execution.domain.waiting import provide_input
 from services.execution.models import (
     AuditEntry,
@@ -101,12 +103,13 @@ class ExecutionEngineFactory:
         """
         self._check_open()
         self.contract.check_input(request)
+        began = time.perf_counter()
         took = partial(self._services.metrics.layer, "execution_engine")
         with self._counting_refusals(), self.contract.timed("execute", took):
             admission = await self._plan(request)
             span = self._services.tracing.span("admission")
             # In a task of its own: a caller that goes away in this moment must not leave a run that nobody drives.
-            task = self._services.start(self._admit(admission), "admission")
+            task = self._services.start(self._admit(admission, began), "admission")
             with span:
                 admitted = await asyncio.shield(task)
                 if isinstance(admitted, CarrelError):
@@ -150,6 +153,21 @@ class ExecutionEngineFactory:
         for run_id in runs:
             await self._services.folder.remove_run(user, run_id)
         return True
+
+    @property
+    def timings(self) -> RunTimings:
+        """Where the latest runs' time went."""
+        return self._services.timings
+
+    @property
+    def engines(self) -> int:
+        """Engines that are active here."""
+        return self._roster.engines
+
+    @property
+    def users(self) -> int:
+        """Users with an active engine here."""
+        return self._roster.users
 
     def drives(self, ref: RunRef) -> bool:
         """Whether the run's outcome is open and this process is at it."""
@@ -215,7 +233,7 @@ class ExecutionEngineFactory:
             max_unended_total=options.max_unended_total,
         )
 
-    async def _admit(self, admission: Admission) -> Admitted | CarrelError:
+    async def _admit(self, admission: Admission, began: float) -> Admitted | CarrelError:
         try:
             admitted = await self._services.store.admit(admission)
         except CarrelError as error:  # the caller's; for the owner of tasks a refusal is no failure
@@ -224,6 +242,8 @@ class ExecutionEngineFactory:
             await self.holdings.ended(run, finished)
         if not admitted.existing:
             self._services.metrics.run_admitted()
+            identity = admitted.run.identity
+            self._services.timings.admitted(identity.user, identity.run_id, time.perf_counter() - began)
             await self.holdings.admitted(admitted.run, admitted.events, has_history=admitted.thread_existed)
         if admitted.ended:
             await self._tell_ended(admission.strategy, admitted)

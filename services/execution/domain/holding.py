@@ -21,6 +21,7 @@ from services.execution.domain.relay import Relays
 from services.execution.domain.roster import Roster
 from services.execution.domain.services import RunServices
 from services.execution.domain.states import ENDABLE
+from services.execution.domain.timing import Part
 from services.execution.models import OutboxEvent, RunIdentity, RunRecord, RunRef, RunState, UserKey
 from services.execution.models_steps import Again, Finished
 
@@ -150,6 +151,7 @@ class Holdings:
     def _drive(self, run: RunRecord, *, has_history: bool = True, again: Again | None = None) -> None:
         user, run_id = run.identity.user, run.identity.run_id
         self._roster.begin(run)
+        self._services.timing(run).enter(Part.EXECUTION_ENGINE)
         after = [driver.stopped for driver in self._parting.get((user, run.identity.thread_id), ())]
         driver = RunDriver(
             run,
@@ -247,6 +249,7 @@ class Holdings:
     def released(self, driver: RunDriver) -> None:
         """See ``RunOwner``."""
         run = driver.run
+        self._services.timings.forget(run.identity.user, run.identity.run_id)
         held = self._waiting.get((run.identity.user, run.identity.run_id))
         waited = held is not None and held.fence <= run.fence
         if waited:
@@ -259,6 +262,7 @@ class Holdings:
     def _hold(self, run: RunRecord) -> None:
         self._unhold(run)
         self._waiting[run.identity.user, run.identity.run_id] = run
+        self._services.timing(run).enter(Part.QUEUE if run.state is RunState.QUEUED else Part.WAITING)
         self._counts[run.state] += 1
 
     def _unhold(self, run: RunRecord) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from servicekit.telemetry.buckets import LAYER_MS, LONG_S, Buckets
+from services.execution.domain.timing import Part
 from services.execution.models import RunState
 
 __all__ = ["LAYERS", "FactoryMetrics", "MetricsSnapshot", "Reservoir"]
@@ -16,17 +18,15 @@ LAYERS = ("execution_engine", "agent_instance", "websocket_emitter", "bridge_int
 class Reservoir:
     """The average of all values and the 95th percentile of the last ``size`` ones: bounded, and recent."""
 
-    def __init__(self, size: int = 1000) -> None:
+    def __init__(self, size: int = 1000, bounds: Sequence[float] = LONG_S) -> None:
         self._values: list[float] = []
         self._size = size
         self._next = 0
-        self._sum = 0.0
-        self._count = 0
+        self.buckets = Buckets(bounds)
 
-    def add(self, value: float) -> None:
-        """Take a value."""
-        self._sum += value
-        self._count += 1
+    def add(self, value: float, trace_id: str = "") -> None:
+        """Take a value, and the id of the trace that is kept of it."""
+        self.buckets.add(value, 1, trace_id)
         if len(self._values) < self._size:
             self._values.append(value)
         else:
@@ -36,7 +36,8 @@ class Reservoir:
     @property
     def average(self) -> float:
         """Of everything since the start; 0 when there is nothing."""
-        return self._sum / self._count if self._count else 0.0
+        count = self.buckets.count
+        return self.buckets.sum / count if count else 0.0
 
     def percentile(self, share: float) -> float:
         """The value below which ``share`` of the recent ones lie; 0 when there is nothing."""
@@ -69,6 +70,8 @@ class MetricsSnapshot:
     runs_waiting: int
     runs_resumed: int
     attempts_lost: int
+    run_parts: Mapping[Part, float]
+    runs_timed: int
 
 
 @dataclass
@@ -88,9 +91,13 @@ class FactoryMetrics:
     runs_waiting: int = 0
     runs_resumed: int = 0
     attempts_lost: int = 0
+    runs_timed: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
     execution_time: Reservoir = field(default_factory=Reservoir)
-    layers: Mapping[str, Reservoir] = field(default_factory=lambda: {layer: Reservoir() for layer in LAYERS})
+    layers: Mapping[str, Reservoir] = field(
+        default_factory=lambda: {layer: Reservoir(bounds=LAYER_MS) for layer in LAYERS}
+    )
+    parts: dict[Part, Buckets] = field(default_factory=dict)
 
     def layer(self, name: str, milliseconds: float) -> None:
         """A layer of the chain was made for a run."""
@@ -106,16 +113,24 @@ class FactoryMetrics:
         self.runs_total += 1
         self.contexts_created += 1
 
-    def run_decided(self, outcome: RunState, seconds: float) -> None:
-        """A run's outcome was decided."""
+    def run_decided(self, outcome: RunState, seconds: float, trace_id: str = "") -> None:
+        """A run's outcome was decided; ``trace_id`` names the trace that is kept of it."""
         self.contexts_cleaned += 1
-        self.execution_time.add(seconds)
+        self.execution_time.add(seconds, trace_id)
         if outcome is RunState.SUCCEEDED:
             self.runs_successful += 1
         else:
             self.runs_failed += 1
         if outcome is RunState.TIMED_OUT:
             self.timeouts += 1
+
+    def run_ended(self, parts: Mapping[Part, float]) -> None:
+        """A run has come to its end here, and its time went so."""
+        self.runs_timed += 1
+        for part, seconds in parts.items():
+            if part not in self.parts:
+                self.parts[part] = Buckets(LONG_S)
+            self.parts[part].add(seconds)
 
     def snapshot(self, active: int, users: int) -> MetricsSnapshot:
         """Everything at this moment."""
@@ -139,4 +154,6 @@ class FactoryMetrics:
             runs_waiting=self.runs_waiting,
             runs_resumed=self.runs_resumed,
             attempts_lost=self.attempts_lost,
+            run_parts={part: buckets.sum for part, buckets in self.parts.items()},
+            runs_timed=self.runs_timed,
         )

@@ -190,6 +190,8 @@ class StageResult:
     answered_by: str = ""
     agent_s: float = 0.0
     log_wait_s: float = 0.0
+    emitter_s: float = 0.0
+    bridge_s: float = 0.0
 
 
 Uplink: TypeAlias = StageAccepted | Heartbeat | JournalItem | AuditEntry | ArtifactChunk | BudgetUse | StageResult
@@ -227,6 +229,11 @@ class OutboxChannel(Protocol):
 
     async def emit(self, event: OutboxEvent) -> None:
         """Send an event; one that was sent before is ignored."""
+        ...
+
+    @property
+    def hops(self) -> tuple[float, float]:
+        """Seconds that the last acknowledged event was at the emitter (and what is behind it), and at the bridge."""
         ...
 
     async def settled(self) -> None:

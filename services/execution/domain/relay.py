@@ -13,6 +13,7 @@ from carrel.errors import CarrelError, SealedLogError, StaleFenceError, Unavaila
 from servicekit.logs import get_logger
 from services.execution.domain.ports import OutboxChannel
 from services.execution.domain.services import RunServices
+from services.execution.domain.timing import Part
 from services.execution.models import OutboxEvent, RunRecord, RunRef, UserKey
 
 __all__ = ["OutboxRelay", "Relays"]
@@ -78,7 +79,8 @@ class OutboxRelay:
         while not self._closing:
             fence = self._run.fence
             try:
-                await self._settle()
+                with self._services.timing(self._run).spent(Part.DELIVERY):
+                    await self._settle()
                 return
             except StaleFenceError:
                 if fence == self._run.fence:
@@ -119,6 +121,8 @@ class OutboxRelay:
             fence = self._run.fence
             try:
                 await self._settle()
+                # Its user has everything now; what is left is for the store.
+                self._services.timings.close(self.ref.user, self.ref.run_id)
                 if await self._services.store.close_run(self.ref):
                     self._services.metrics.layer("bridge_integration", (time.perf_counter() - began) * 1000)
                     break
@@ -159,8 +163,10 @@ class OutboxRelay:
                 channel = self._open()
                 for event in events:
                     await channel.emit(event)
+        began = time.perf_counter()
         try:
             await channel.settled()
+            self._services.timing(self._run).share(time.perf_counter() - began, *channel.hops)
         except SealedLogError:
             # Only a terminal event seals a run's log, and only this outbox writes one.
             return

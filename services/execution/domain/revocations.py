@@ -9,6 +9,7 @@ refused here is refused by gateways too, each from the same record. Emitters and
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final, Protocol
@@ -52,6 +53,7 @@ class RevokedUsers:
         self._signed_out: dict[str, SignedOut] = {}
         self._as_of: Micros = 0
         self._forgot: Micros = 0
+        self._looked = time.monotonic()
         # Called when something was revoked: what is open may have to end.
         self.on_change: Callable[[], None] = _nothing
 
@@ -59,6 +61,11 @@ class RevokedUsers:
     def signed_out(self) -> Mapping[str, SignedOut]:
         """Logins that are worth nothing, by name."""
         return self._signed_out
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the record was last read."""
+        return time.monotonic() - self._looked
 
     @property
     def known(self) -> Mapping[UserKey, Micros]:
@@ -114,6 +121,7 @@ class RevokedUsers:
         await self._look_for_logins()
         # Before the logins were read: those of in between are told again.
         self._as_of = found.as_of
+        self._looked = time.monotonic()
         self.on_change()
 
     async def _look_for_logins(self) -> None:

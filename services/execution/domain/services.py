@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from servicekit.tasks import TaskOwner
+from servicekit.telemetry.buckets import sampled_trace
 from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.catalogue import AgentCatalogue
 from services.execution.domain.limits import ModelLimits, RateLimits
 from services.execution.domain.metrics import FactoryMetrics
 from services.execution.domain.ports import AgentHost, EventSink, NoWakeups, Wakeups
+from services.execution.domain.timing import RunClock, RunTimings
 from services.execution.domain.uploads import ArtifactLimits
 from services.execution.domain.watch import Changes
-from services.execution.models import Micros
+from services.execution.models import Micros, RunRecord, RunState
 from services.execution.store import ArtifactFolder, RunStore
 
 __all__ = ["RunOptions", "RunServices"]
@@ -70,9 +72,23 @@ class RunServices:
     clock: Callable[[], Micros]
     options: RunOptions = field(default_factory=RunOptions)
     wakeups: Wakeups = field(default_factory=NoWakeups)
+    timings: RunTimings = field(default_factory=RunTimings)
     tracing: Tracing = NO_TRACING
     # Runs outlive the call that began them, so their tasks must not inherit its deadline and caller.
     home: Context = field(default_factory=copy_context)
+
+    def decided(self, run: RunRecord, outcome: RunState, ended_at: Micros) -> None:
+        """Count a run whose outcome is decided."""
+        seconds = (ended_at - run.created_at) / 1_000_000
+        self.metrics.run_decided(outcome, seconds, sampled_trace(run.identity.traceparent))
+
+    def timing(self, run: RunRecord) -> RunClock:
+        """Where the run's time goes."""
+        identity = run.identity
+        known = self.timings.known(identity.user, identity.run_id)
+        return known or self.timings.of(
+            identity.user, identity.run_id, max(0.0, (self.clock() - run.created_at) / 1_000_000)
+        )
 
     def start(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
         """Run ``work`` as an owned task, outside of the call being served."""

@@ -29,6 +29,7 @@ from services.execution.domain.ports import (
 from services.execution.domain.retry import insist
 from services.execution.domain.services import RunServices
 from services.execution.domain.silence import SilenceWatch
+from services.execution.domain.timing import Part, RunClock
 from services.execution.domain.uploads import Uploads
 from services.execution.models import AuditEntry, JournalItem, RunRef
 
@@ -59,6 +60,7 @@ class StageSession:
         self._stream: StageStream | None = None
         self._watch: SilenceWatch | None = None
         self._cancel: CancelStage | None = None
+        self._agent_before = self._timing().so_far().get(Part.AGENT, 0.0)
         self._stop_at: float | None = None
         self._refresh_at = 0.0
         self._uploads = Uploads(services.store, services.folder, self._ref, self._options.artifacts, services.clock)
@@ -75,6 +77,7 @@ class StageSession:
             CarrelError: agent_instance refused it.
         """
         loop = asyncio.get_running_loop()
+        self._timing().enter(Part.AGENT_INSTANCE)
         self._refresh_at = loop.time() + self._options.ticket_refresh_s
         try:
             async with SilenceWatch(self._options.silence_s) as watch:
@@ -103,6 +106,7 @@ class StageSession:
         finally:
             # A finished watch can't be set anew, and a cancel may come at any moment.
             self._stream = self._watch = None
+        self._told(result)
         await self._journal.drained()
         await self._audit.drained()
         await self._uses.drained()
@@ -143,6 +147,7 @@ class StageSession:
     async def _(self, message: StageAccepted) -> None:
         self.accepted = True
         self._services.metrics.layer("agent_instance", message.creation_s * 1000)
+        self._timing().enter(Part.AGENT)
 
     @_take.register
     async def _(self, message: JournalItem) -> None:
@@ -161,6 +166,19 @@ class StageSession:
         answer = await self._uploads.take(message)
         if answer is not None:
             await self._send(answer)
+
+    def _timing(self) -> RunClock:
+        return self._services.timings.of(self._ref.user, self._ref.run_id)
+
+    def _told(self, result: StageResult) -> None:
+        """Where the time went since the agent began: its own is known, and the wait for the log in its parts."""
+        timing = self._timing()
+        before = timing.so_far().get(Part.AGENT, 0.0)
+        timing.move(Part.AGENT, Part.DELIVERY, result.log_wait_s)
+        timing.share(result.log_wait_s, result.emitter_s, result.bridge_s)
+        spent = before - self._agent_before - result.log_wait_s
+        timing.move(Part.AGENT, Part.AGENT_INSTANCE, spent - result.agent_s)
+        timing.enter(Part.CHECKPOINT)
 
     async def _send(self, message: Downlink) -> None:
         if self._stream is not None:

@@ -78,6 +78,10 @@ class FakeProducer:
         return len(self.seen)
 
     @property
+    def hops(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    @property
     def acknowledged(self) -> int:
         return len(self.seen) if self.open.is_set() else 0
 

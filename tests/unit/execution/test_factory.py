@@ -121,6 +121,10 @@ class Channel:
             raise self.sink.refuse_emit.pop()
         self.sent.append(event)
 
+    @property
+    def hops(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
     async def settled(self) -> None:
         await self.sink.open.wait()
         if self.sink.refuse:

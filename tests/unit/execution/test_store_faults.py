@@ -120,7 +120,7 @@ async def test_a_write_that_fails_at_any_of_its_statements_has_done_nothing(
 ) -> None:
     prepare, write = WRITES[name]
     run = await prepare(store)
-    database = store._database
+    database = store._database.inner
     assert isinstance(database, SqliteDatabase)
     disk = Disk(database.writing_engine)
     path = tmp_path / "runs.sqlite3"

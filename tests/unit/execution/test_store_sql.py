@@ -325,7 +325,7 @@ def test_head_is_the_newest_revision() -> None:
 
 async def test_a_sqlite_that_cannot_tell_what_it_updated_is_asked(tmp_path: Path) -> None:
     store = await open_sqlite_store(tmp_path / "runs.sqlite3", migrate=True)
-    database = store._database
+    database = store._database.inner
     assert isinstance(database, SqliteDatabase)
     told: list[str] = []
     sa.event.listen(
