@@ -109,10 +109,7 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
                 await take_over(store, factory)
             _ = loops.start(host.keep_asking(), "agent_instances' load")
             _start_loops(loops, settings, services, factory, features)
-            revoked = RevokedUsers(store, factory)
-            await revoked.look()
-            verifier.is_revoked = revoked.refuses
-            _ = loops.start(revoked.look_for_ever(), "revocations")
+            revoked = await _revocations(loops, store, factory, verifier)
             teller = RevocationTeller(revoked, contexts.asking_again, [(emitters, to_emitter), (bridges, to_bridge)])
             _ = loops.start(teller.tell_for_ever(), "revocations for emitters and bridges")
             # Not waited for: runs need the emitter, and only those who watch a run's events the bridge.
@@ -127,6 +124,17 @@ async def app(settings: ExecutionSettings, start: Starter) -> AsyncIterator[Runn
         with contextlib.suppress(UnavailableError):
             await store.release_leases()
         await store.close()
+
+
+async def _revocations(
+    loops: TaskOwner, store: RunStore, factory: ExecutionEngineFactory, verifier: TicketVerifier
+) -> RevokedUsers:
+    """Who is revoked, known before the first call and learned for ever; tickets are held to it."""
+    revoked = RevokedUsers(store, factory)
+    await revoked.look()
+    verifier.is_revoked = revoked.refuses
+    _ = loops.start(revoked.look_for_ever(), "revocations")
+    return revoked
 
 
 def _start_loops(
