@@ -9,10 +9,8 @@ from typing import TypeAlias
 
 import pytest
 
-from servicekit.settings_env import variables
 from tests.support.needs import unavailable
 from tools.k8s_check.build import FOLDER, build, combine, kustomize_command
-from tools.k8s_check.code import SETTINGS
 from tools.k8s_check.objects import Object
 
 Build: TypeAlias = Callable[..., list[Object]]
@@ -22,19 +20,6 @@ EVERYTHING = (
     "images",
 )
 
-# Until the code has these settings; then this table and what reads it go.
-_LATER = {
-    "telemetry": "CARREL_TELEMETRY__ENABLED",
-    "otlp": "CARREL_TELEMETRY__OTLP_ENDPOINT",
-    "oidc": "CARREL_GATEWAY_LOGIN__DISCOVERY",
-    "encryption": "CARREL_EXECUTION_ENCRYPTION__KEY_FILE",
-}
-_THERE = {variable.name for app, cls in SETTINGS.items() for variable in variables(cls, app.replace("-", "_"))}
-
-
-def _known(component: str) -> bool:
-    return _LATER.get(component) is None or _LATER[component] in _THERE
-
 
 @cache
 def _built(overlay: str, more: tuple[str, ...]) -> list[Object]:
@@ -42,7 +27,7 @@ def _built(overlay: str, more: tuple[str, ...]) -> list[Object]:
         raise unavailable("kubectl", "neither kubectl nor kustomize is here")
     if overlay == "local":
         return build(FOLDER / "overlays" / overlay)
-    return combine(overlay, [part for part in (*_listed(overlay), *(more or ("images",))) if _known(part)])
+    return combine(overlay, [*_listed(overlay), *(more or ("images",))])
 
 
 def _listed(overlay: str) -> list[str]:
