@@ -141,6 +141,12 @@ class FetchedKeys:
             else:
                 wait_s = min(_LONGEST_WAIT_S, _LEAST_WAIT_S * 2 ** min(self.failures - 1, 6), self._due_in_s)
 
+    async def aclose(self) -> None:
+        """End a fetch that is under way. Idempotent."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
     async def _ask(self) -> bool:
         self._asked_at = self._clock()
         try:

@@ -63,4 +63,7 @@ class LoginSource:
             async with start.phase(Phase.INTEGRATION, needs=f"the login keys of {login.issuer}"):
                 await self._keys.start(self._wait_s)
             _ = tasks.start(self._keys.keep_fresh(), "login keys")
-            yield verifier
+            try:
+                yield verifier
+            finally:
+                await self._keys.aclose()

@@ -20,6 +20,7 @@ from gateway.login_jwks import Fetched, FetchedKeys, FetchFailed
 from gateway.login_jwks_http import check_url
 from gateway.login_keys import LoginKey, NoKeysError, public_keys
 from servicekit.tls.settings import TlsSettings
+from tests.conftest import Eventually
 from tests.support.issuer import Issuer
 
 
@@ -248,3 +249,15 @@ async def test_a_token_has_one_name_in_whatever_form_its_signature_is() -> None:
     assert twin != token
     assert logins.verify(twin).name == logins.verify(token).name
     assert logins.verify(fake.issuer.token("alice", jti="2")).name != logins.verify(token).name
+
+
+async def test_a_fetch_that_is_under_way_ends_with_the_gateway(eventually: Eventually) -> None:
+    fake, keys, logins, clock = await begun()
+    clock.now += 60
+    fake.go.clear()
+    waiting = asyncio.create_task(logins.verified(Fake().issuer.token()))
+    await eventually(lambda: fake.asked == 2, within=1)
+    await keys.aclose()
+    await asyncio.wait([waiting], timeout=1)
+    assert waiting.cancelled()
+    await keys.aclose()
