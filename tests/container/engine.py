@@ -147,16 +147,17 @@ class Compose:
             for container in self.containers(service):
                 wait_for(lambda container=container: self.healthy(container), f"{service} healthy", _HEALTH_S)  # type: ignore[misc]
 
-    def restart(self, container: str, service: str) -> float:
-        """Stop in order, start, and wait until it is well; the seconds that it took."""
+    def restart(self, container: str, service: str) -> tuple[float, float]:
+        """Stop in order, start, and wait until it is well; the seconds that the end and the start took."""
         began = time.monotonic()
         run("docker", "stop", "--time", "30", container)
         state = self.inspect(container)["State"]
         assert not state["OOMKilled"], f"{service} was out of memory"
         assert state["ExitCode"] != 137, f"{service} did not end within 30 s"
+        ended = time.monotonic()
         run("docker", "start", container)
         wait_for(lambda: self.healthy(container), f"{service} healthy again", _HEALTH_S)
-        return time.monotonic() - began
+        return round(ended - began, 1), round(time.monotonic() - ended, 1)
 
     def logs(self) -> str:
         """Everything that the containers have written."""
