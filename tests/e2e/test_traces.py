@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from carrel.cli.ports import Ports
+from carrel.errors import CarrelError
 from servicekit.telemetry.trace_tree import TraceSpan, render
 from servicekit.telemetry.viewer import OtlpReceiver
 from tests.conftest import Eventually
@@ -21,7 +23,13 @@ from tests.support.model_server import Say, model_server
 from tests.support.stack import RunningStack, running_stack
 
 AGENTS = [str(Path(__file__).with_name("traced_agents.py"))]
-MODEL_PORT = 18_476
+
+
+@pytest.fixture(scope="module")
+def model_port() -> int:
+    """Where each test's scripted model listens, which the stack is told before there is one."""
+    with Ports() as ports:
+        return int(ports.internal().rpartition(":")[2])
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +39,16 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 
 @pytest.fixture(scope="module")
-def traced_stack(receiver: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def traced_stack(
+    receiver: OtlpReceiver, model_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
     """Five processes that keep every trace."""
     environment = {
         "CARREL_TELEMETRY__ENABLED": "true",
         "CARREL_TELEMETRY__TRACE_RATIO": "1",
         "CARREL_TELEMETRY__OTLP_ENDPOINT": receiver.url,
         "CARREL_LOG_FORMAT": "json",
-        "CARREL_AGENT_INSTANCE_MODELS__BASE_URL": f"http://127.0.0.1:{MODEL_PORT}/v1",
+        "CARREL_AGENT_INSTANCE_MODELS__BASE_URL": f"http://127.0.0.1:{model_port}/v1",
         "CARREL_AGENT_INSTANCE_MODELS__DEFAULT": "scripted",
     }
     with running_stack(tmp_path_factory.mktemp("traces"), agents=AGENTS, environment=environment) as running:
@@ -81,7 +91,10 @@ async def whole_trace(receiver: OtlpReceiver, run_id: str, eventually: Eventuall
             name: sum(span.attributes["carrel.events"] for span in trace.named(name))
             for name in ("emit", "append", "deliver")
         }
-        return trace if set(counts.values()) == {delivered} else None
+        # Processes send once a second, each what has ended in it by then: what lasted longest comes last.
+        parents = {span.parent_id for span in trace.spans} - {""}
+        joined = parents <= trace.by_id.keys() and bool(trace.named("last events"))
+        return trace if joined and set(counts.values()) == {delivered} else None
 
     trace: Trace = await eventually(complete, within=20, what="the trace")
     return trace
@@ -98,9 +111,9 @@ def stage(name: str) -> str:
 
 
 async def test_trace_of_one_run_covers_every_hop(
-    traced_stack: RunningStack, receiver: OtlpReceiver, eventually: Eventually
+    traced_stack: RunningStack, receiver: OtlpReceiver, model_port: int, eventually: Eventually
 ) -> None:
-    async with model_server(Say("in two pieces"), port=MODEL_PORT) as model, traced_stack.client("alice") as alice:
+    async with model_server(Say("in two pieces"), port=model_port) as model, traced_stack.client("alice") as alice:
         run = await alice.execute(SECRET, pipeline=["gather", "tell"])
         events = check_run(await until_end(alice, run.run_id), run.run_id)
         assert not [name for name in model.requests[0].headers if name.lower() == "traceparent"]
@@ -149,9 +162,9 @@ async def test_trace_of_one_run_covers_every_hop(
 
 
 async def test_run_that_waits_for_a_person_goes_on_in_its_trace_after_execution_was_killed(
-    traced_stack: RunningStack, receiver: OtlpReceiver, eventually: Eventually
+    traced_stack: RunningStack, receiver: OtlpReceiver, model_port: int, eventually: Eventually
 ) -> None:
-    async with model_server(Say("yes"), port=MODEL_PORT), traced_stack.client("bob") as bob:
+    async with model_server(Say("yes"), port=model_port), traced_stack.client("bob") as bob:
         run = await bob.execute("Go", pipeline=["gather", "tell"], params={"ask": True})
         events: list[Any] = []
         async for event in bob.events():
@@ -161,7 +174,18 @@ async def test_run_that_waits_for_a_person_goes_on_in_its_trace_after_execution_
         pid = traced_stack.kill("execution")
         await eventually(lambda: traced_stack.restarted("execution", pid), within=30)
         async with traced_stack.http("bob") as http:
-            await http.provide_input(run.run_id, events[-1].data["input_id"], "green")
+
+            async def answered() -> bool:
+                # The gateway may still be on its way back to execution.
+                try:
+                    await http.provide_input(run.run_id, events[-1].data["input_id"], "green")
+                except CarrelError as error:
+                    if not error.retryable:
+                        raise
+                    return False
+                return True
+
+            await eventually(answered, within=20)
         events += await until_end(bob, run.run_id)
     await eventually(lambda: len({s.span_id for s in of_run(receiver, run.run_id) if s.name == "run"}) >= 1, within=20)
 
