@@ -58,6 +58,8 @@ class Chain:
         Raises:
             CorruptStoreError: It is not what was written there.
         """
+        body: dict[str, Any] = {}
+        head = ""
         try:
             body = json.loads(line)
             head = body.pop("hash")

@@ -22,7 +22,7 @@ def make_key(path: Path, kid: str) -> int:
     Raises:
         InvalidConfigurationError: The file cannot be used.
     """
-    from services.execution.store_sealing_keys import add_key
+    from servicekit.sealing_keys import add_key
 
     made = add_key(path, kid)
     printer = Printer()

@@ -19,6 +19,7 @@ from servicekit.identity.tickets import TicketVerifier
 from servicekit.lifecycle import Starter
 from servicekit.logs import get_logger
 from servicekit.rpc.server import RpcServer
+from servicekit.sealing import PLAIN
 from servicekit.tasks import TaskOwner
 from servicekit.telemetry.runtime import TELEMETRY_OFF, Runtime
 from servicekit.tls.peers import Tls
@@ -27,6 +28,7 @@ from services.bridge.domain.bridge import Bridge
 from services.bridge.models import IntegrationState
 from services.bridge.service import BridgeServicer
 from services.bridge.store import EventLog
+from services.bridge.store_sealed import SealedEventLog
 from services.bridge.store_sqlite import SqliteEventLog, SqliteOptions
 
 __all__ = ["app", "serve_bridge"]
@@ -46,9 +48,12 @@ async def app(settings: BridgeSettings, start: Starter) -> AsyncIterator[RpcServ
     async with start.phase(Phase.CONFIGURATION, needs=f"the tickets' public keys in {settings.ticket_jwks}"):
         verifier = TicketVerifier(KeySet.from_jwks_file(settings.ticket_jwks))
         _ = Tls.of(settings, "bridge")  # the server's own; here so that a wrong certificate is told as a setting
+        seals = settings.encryption.seals()
     async with AsyncExitStack() as stack:
         log = await (_open_sqlite(settings, start) if settings.log.url is None else _open_redis(settings, start))
         stack.push_async_callback(log.close)
+        if seals is not PLAIN:
+            log = SealedEventLog(log, seals)
         async with start.phase(Phase.INTEGRATION, needs="an event log that works"):
             server = await stack.enter_async_context(serve_bridge(settings, log, verifier, start.telemetry))
         yield server

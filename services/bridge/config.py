@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from servicekit.sealing_settings import EncryptionSettings
 from servicekit.settings import ListenAddress, Section, SharedSettings
 from services.bridge.config_redis import RedisUrl
 from services.bridge.domain.hub import HubOptions
@@ -79,6 +80,7 @@ class BridgeSettings(SharedSettings):
     listen: ListenAddress = Field("127.0.0.1:50054", description="host:port to listen on; port 0 is any free one")
     log: LogSettings = Field(default_factory=LogSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    encryption: EncryptionSettings = Field(default_factory=EncryptionSettings)
     recovery_max_attempts: int = Field(3, ge=1, description="recoveries before the state is FAILED")
     recovery_base_delay_s: float = Field(1.0, gt=0, description="delay of the first recovery; each next one doubles it")
     probe_interval_s: float = Field(5.0, gt=0, description="how often a working log is probed")

@@ -7,14 +7,15 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from servicekit.settings import ListenAddress, PeerAddress, Section, SharedSettings, alias_env
+from servicekit.sealing_settings import EncryptionSettings
+from servicekit.settings import ListenAddress, PeerAddress, SharedSettings, alias_env
 from services.execution.config_store import PostgresAddress, StoreUrl, postgres_name
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.limits import ModelLimits, RateLimits
 from services.execution.domain.services import RunOptions
 from services.execution.domain.uploads import ArtifactLimits
 
-__all__ = ["EncryptionSettings", "ExecutionSettings"]
+__all__ = ["ExecutionSettings"]
 
 _MIB: Final = 1024 * 1024
 
@@ -25,16 +26,6 @@ def _key_of(values: dict[str, Any]) -> Path:
 
 def _data_of(values: dict[str, Any]) -> Path:
     return Path(values["state_dir"]) / "execution"
-
-
-class EncryptionSettings(Section):
-    """Whether what users and agents wrote is sealed before it is stored."""
-
-    key_file: Path | None = Field(
-        None,
-        description="JWK set of symmetric keys (A256GCM), the newest first, mode 0600; nothing is sealed if unset."
-        " `carrel encryption-key` makes one; followed while execution runs",
-    )
 
 
 class ExecutionSettings(SharedSettings):

@@ -8,11 +8,9 @@ from services.execution.config import ExecutionSettings
 from services.execution.domain.ports import NoWakeups, Wakeups
 from services.execution.store import ArtifactFolder, RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
-from services.execution.store_sealing import PLAIN, KeySeals, Seals
-from services.execution.store_sealing_keys import SealingKeys
 from services.execution.store_sql_open import open_sqlite_store
 
-__all__ = ["Stores", "open_stores", "seals_for"]
+__all__ = ["Stores", "open_stores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +22,13 @@ class Stores:
     wakeups: Wakeups
 
 
-def seals_for(settings: ExecutionSettings) -> Seals:
-    """What seals stored values, by the settings.
-
-    Raises:
-        InvalidConfigurationError: The key file cannot be used.
-    """
-    path = settings.encryption.key_file
-    return PLAIN if path is None else KeySeals(SealingKeys(path))
-
-
 async def open_stores(settings: ExecutionSettings) -> Stores:
     """Open what the settings name.
 
     Raises:
         StartupError: It can't be used, with what to do about it.
     """
-    address, seals = settings.store_address(), seals_for(settings)
+    address, seals = settings.store_address(), settings.encryption.seals()
     if address is None:
         folder = LocalArtifactFolder(settings.artifacts_path, seals)
         await folder.probe()

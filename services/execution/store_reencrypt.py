@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from carrel.errors import StartupError, StoreUnavailableError
 from services.execution.config import ExecutionSettings
-from services.execution.store_open import seals_for
 from services.execution.store_sealing import PLAIN, KeySeals, Seals
 from services.execution.store_sealing_rewrite import Rewritten, rewrite_database, rewrite_folder
 from services.execution.store_sql import SqlRunStore
@@ -28,7 +27,7 @@ async def reencrypt(settings: ExecutionSettings, told: Callable[[str, int], None
         StartupError: No keys are set, or a store cannot be used.
         StoreUnavailableError, CorruptStoreError: A value does not open. What was rewritten is.
     """
-    opens = seals_for(settings)
+    opens = settings.encryption.seals()
     if not isinstance(opens, KeySeals):
         raise StartupError(
             "there are no encryption keys",

@@ -98,7 +98,13 @@ class SharedRunStore(SqlRunStore):
 
     def __init__(self, database: PostgresDatabase, shared_clock: DatabaseClock, **options: Any) -> None:
         super().__init__(database, **options)
+        self._postgres = database
         self._shared_clock = shared_clock
+
+    @property
+    def database(self) -> PostgresDatabase:
+        """Where the tables are."""
+        return self._postgres
 
     @property
     def owner(self) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from servicekit.sealing_keys import SealingKeys, add_key
 from services.execution.config_store import PostgresAddress
 from services.execution.store import RunStore
 from services.execution.store_sealing import KeySeals
-from services.execution.store_sealing_keys import SealingKeys, add_key
 from services.execution.store_sql_open import open_sqlite_store
 from services.execution.store_sql_postgres_open import migrate_postgres
 from tests.contract.run_backends import Backend, PostgresBackend, SqliteBackend

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from carrel.errors import CorruptStoreError, InvalidConfigurationError, StartupError, StoreUnavailableError
+from servicekit.sealing_keys import SealingKeys, add_key
 from services.execution.config import ExecutionSettings
 from services.execution.models import JournalItem, RunRef, RunState
 from services.execution.models_steps import Again, Checkpoint, Finish, Question
@@ -20,7 +21,6 @@ from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_reencrypt import reencrypt
 from services.execution.store_sealing import PLAIN, KeySeals, is_sealed, key_of
-from services.execution.store_sealing_keys import SealingKeys, add_key
 from services.execution.store_sealing_rewrite import rewrite_database
 from services.execution.store_sql import SqlRunStore
 from services.execution.store_sql_open import open_sqlite_store
@@ -317,7 +317,7 @@ def test_key_files_that_are_refused(tmp_path: Path) -> None:
 
 def test_a_key_that_is_added_while_it_runs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("services.execution.store_sealing_keys.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("servicekit.sealing_keys.time.monotonic", lambda: clock[0])
     path = tmp_path / "keys.json"
     seals = keys_at(path, "k1")
     other = keys_at(path, "k2")

@@ -12,7 +12,7 @@ import pytest
 
 from carrel.client import GatewayHttp, SocketClient
 from carrel.errors import CarrelError, TokenError
-from services.execution.store_sealing_keys import add_key
+from servicekit.sealing_keys import add_key
 from tests.conftest import Eventually
 from tests.support.stack import RunningStack, run_carrel, running_stack
 
@@ -21,11 +21,11 @@ _SLOW = Path(__file__).parent / "slow_agents.py"
 
 
 @pytest.fixture
-def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningStack]:
+def stack(tmp_path: Path) -> Iterator[RunningStack]:
     keys = tmp_path / "encryption.json"
     add_key(keys, "k1")
-    monkeypatch.setenv("CARREL_EXECUTION_ENCRYPTION__KEY_FILE", str(keys))
-    with running_stack(tmp_path, agents=[str(_SLOW)], replicas={"gateway": 2}) as running:
+    sealed = {f"CARREL_{service}_ENCRYPTION__KEY_FILE": str(keys) for service in ("EXECUTION", "BRIDGE")}
+    with running_stack(tmp_path, agents=[str(_SLOW)], replicas={"gateway": 2}, environment=sealed) as running:
         yield running
 
 
@@ -70,8 +70,9 @@ async def test_a_signed_out_login_is_out_everywhere_and_its_run_goes_on(
         for url in (here, there):
             await eventually(partial(_refused, url, mine), within=10)
         assert (await second.run(run.run_id))["status"] == "SUCCEEDED"
-    lying = b"".join(path.read_bytes() for path in (stack.state.root / "execution").rglob("*") if path.is_file())
+    lying = b"".join(path.read_bytes() for path in stack.state.root.rglob("*") if path.is_file())
     assert CANARY.encode() not in lying
+    assert b"run_completed" not in lying, "nor any event"
     output = tmp_path / "audit.jsonl"
     exported = await asyncio.to_thread(
         run_carrel, "audit", "export", str(output), "--until", "2100-01-01", "--state", str(stack.state.root),

@@ -102,19 +102,6 @@ async def test_a_body_is_checked_and_not_needed_and_a_failure_changes_nothing(tm
             assert response.status == 401
 
 
-async def test_a_token_with_another_form_of_its_signature_is_signed_out_too(tmp_path: Path) -> None:
-    # Base64 leaves bits of the last character over: the same signature can be written in several ways.
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    async with gateway(tmp_path) as g:
-        mine = token("alice")
-        twin = mine[:-1] + alphabet[alphabet.index(mine[-1]) ^ 1]
-        async with GatewayHttp(g.url, mine) as http:
-            await http.logout()
-        async with GatewayHttp(g.url, twin) as http:
-            with pytest.raises(TokenError):
-                await http.get("/api/runs")
-
-
 async def test_nobody_acts_for_another_without_a_record(tmp_path: Path) -> None:
     async with gateway(tmp_path) as g, GatewayHttp(g.url, token("shop", permissions=["act_as"])) as http:
         await http.post("/api/tickets", {"user_id": "alice"})

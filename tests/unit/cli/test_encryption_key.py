@@ -14,14 +14,15 @@ RUNNER = CliRunner()
 
 
 def test_keys_are_put_in_front_of_those_that_are_there(tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
+    path, output = tmp_path / "keys.json", ""
     for kid in ("k1", "k2"):
         result = RUNNER.invoke(app, ["encryption-key", str(path), "--id", kid])
         assert result.exit_code == 0, result.output
         assert kid in result.output
+        output += result.output
     assert [jwk["kid"] for jwk in json.loads(path.read_text())["keys"]] == ["k2", "k1"]
     secrets = {jwk["k"] for jwk in json.loads(path.read_text())["keys"]}
-    assert not any(secret in result.output for secret in secrets)
+    assert not any(secret in output for secret in secrets)
     again = RUNNER.invoke(app, ["encryption-key", str(path), "--id", "k1"])
     assert again.exit_code != 0
     assert "no other key's name" in again.output

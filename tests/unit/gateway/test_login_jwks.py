@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 from typing import Any
@@ -233,3 +234,17 @@ def test_the_leeway_is_for_either_side() -> None:
             strict.verify(token)
     with pytest.raises(TokenError):
         wide.verify(idp.token(iat=now + 90, exp=now + 300))
+
+
+async def test_a_token_has_one_name_in_whatever_form_its_signature_is() -> None:
+    # Of an ECDSA signature (r, s) anybody can make another good one: (r, n - s). Signing out must mean both.
+    fake, _, logins, _ = await begun()
+    token = fake.issuer.token("alice")
+    signed, _, signature = token.rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    other = raw[:32] + (order - int.from_bytes(raw[32:], "big")).to_bytes(32, "big")
+    twin = f"{signed}.{base64.urlsafe_b64encode(other).decode().rstrip('=')}"
+    assert twin != token
+    assert logins.verify(twin).name == logins.verify(token).name
+    assert logins.verify(fake.issuer.token("alice", jti="2")).name != logins.verify(token).name

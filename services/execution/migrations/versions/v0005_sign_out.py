@@ -25,7 +25,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("login", name=op.f("pk_signed_out")),
     )
     op.create_index(op.f("ix_signed_out_user_id"), "signed_out", ["user_id"], unique=False)
-    op.create_index(op.f("ix_signed_out_recorded_at"), "signed_out", ["recorded_at", "login"], unique=False)
+    op.create_index(op.f("ix_signed_out_recorded_at_login"), "signed_out", ["recorded_at", "login"], unique=False)
     op.create_index(op.f("ix_signed_out_expires_at"), "signed_out", ["expires_at"], unique=False)
     op.create_table(
         "sealing_keys",

@@ -22,13 +22,13 @@ from servicekit.logs import get_logger
 
 __all__ = ["SealingKeys", "add_key"]
 
-_log: Final = get_logger("execution.sealing")
+_log: Final = get_logger("servicekit.sealing")
 _OTHERS: Final = 0o007
 _LOOK_EVERY_S: Final = 5.0
 _LOOK_UNKNOWN_EVERY_S: Final = 1.0
 _MOST_KEYS: Final = 50
 _KID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_ADVICE: Final = "make one with `carrel encryption-key FILE`, and set CARREL_EXECUTION_ENCRYPTION__KEY_FILE to it"
+_ADVICE: Final = "make one with `carrel encryption-key FILE`, and name it in the service's ENCRYPTION__KEY_FILE"
 
 _Stamp = tuple[int, int, int]
 
