@@ -71,7 +71,7 @@ COPY examples /source/examples
 RUN python3 -m pip --python /hatch/bin/python wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels /source \
  && python3 -m pip --python /opt/carrel/bin/python install --quiet --no-deps --no-index --no-compile --prefix /installed /wheels/*.whl \
  && /opt/carrel/bin/python -B /build/assemble_image.py apps /build/deployables.toml /installed/lib/python3.11/site-packages /apps \
- && mkdir -p /folders/var/lib/carrel/keys \
+ && mkdir -p /folders/var/lib/carrel/keys /folders/var/lib/carrel/saved \
  && for name in gateway execution agent_instance emitter bridge postgres redis; do mkdir -p "/folders/run/carrel/handed/$name"; done \
  && find /apps /folders /installed/bin -depth -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 

@@ -18,7 +18,7 @@ from carrel.cli.render import clean
 from carrel.client.backoff import Backoff
 from carrel.client.http import GatewayHttp
 from carrel.client.models import Artifact
-from carrel.errors import CarrelError
+from carrel.errors import CarrelError, StartupError
 
 __all__ = ["fetch_artifacts"]
 
@@ -41,10 +41,17 @@ async def fetch_artifacts(
 
     Raises:
         CarrelError: They cannot be had: trying again was of no use, or cannot be.
+        StartupError: The folder can't be written.
     """
     again = _Again(stop, backoff or reconnect_backoff())
     artifacts = await again.tried(partial(http.artifacts, run_id))
-    return [(artifact, await again.tried(partial(http.save, artifact, folder))) for artifact in artifacts]
+    try:
+        return [(artifact, await again.tried(partial(http.save, artifact, folder))) for artifact in artifacts]
+    except OSError as error:
+        raise StartupError(
+            f"the run has ended, and what it brought along can't be written to {folder}: {error.strerror or error}",
+            advice="name a folder that you may write with --save; the artifacts stay where they are",
+        ) from None
 
 
 class _Again:

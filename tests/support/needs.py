@@ -1,7 +1,7 @@
 """What becomes of a test whose server can't be had: it is skipped, or fails where the server must be there.
 
-``TESTS_NEED="redis postgres"`` names the servers that must be: continuous integration sets it, so that nothing of what
-it is to show goes by as skipped. The name is not one of ours, whose leftovers tests are kept from.
+``TESTS_NEED="redis postgres docker"`` names the servers that must be: continuous integration sets it, so that nothing
+of what it is to show goes by as skipped. The name is not one of ours, whose leftovers tests are kept from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 __all__ = ["unavailable"]
 
-Server = Literal["redis", "postgres"]
+Server = Literal["redis", "postgres", "docker"]
 _ENV: Final = "TESTS_NEED"
 
 

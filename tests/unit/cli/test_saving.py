@@ -15,7 +15,7 @@ from aiohttp import web
 from carrel.cli.saving import fetch_artifacts
 from carrel.client.backoff import Backoff
 from carrel.client.http import GatewayHttp
-from carrel.errors import CarrelError, UnavailableError
+from carrel.errors import CarrelError, StartupError, UnavailableError
 
 QUICK = Backoff(attempts=4, first_s=0.02, longest_s=0.05)
 FILES = {"report.md": b"# it", "data.csv": b"a,b\n"}
@@ -93,3 +93,11 @@ async def test_whoever_interrupts_it_does_not_wait(tmp_path: Path) -> None:
         with pytest.raises(UnavailableError):
             await fetch_artifacts(http, "run-1", tmp_path, stop, slow)
         assert time.monotonic() - began < 5
+
+
+async def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    async with serving(lambda _number, _request: None) as (http, _):
+        with pytest.raises(StartupError, match="can't be written to") as told:
+            await fetch_artifacts(http, "run-1", tmp_path / "file" / "run-1", asyncio.Event(), QUICK)
+    assert "--save" in told.value.advice
