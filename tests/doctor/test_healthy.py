@@ -11,13 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+import aiohttp
 import jsonschema
+import jwt
 import pytest
 
 from carrel.cli.doctor.command import CHECKS
 from carrel.cli.doctor.users import SLOTS
 from carrel.client.http import GatewayHttp
-from carrel.errors import CarrelError
+from carrel.errors import CarrelError, PermissionDeniedError
 from tests.conftest import Eventually
 from tests.doctor.conftest import Examine
 from tests.support.postgres import PostgresServer, run_apart
@@ -221,3 +223,40 @@ def test_copies_of_every_service_pass(tmp_path: Path, postgres: PostgresServer) 
         assert len(report["gateways"]) == 2
         steps = [step["what"] for step in report["checks"][0]["steps"]]
         assert sum(what.startswith("execution at ") for what in steps) == 2
+
+
+@pytest.mark.parametrize(
+    ("permissions", "user", "status"),
+    [(["act_as", "operator:read"], "carrel-doctor-1-a", 403), (["carrel:doctor", "act_as"], "alice", 400)],
+)
+async def test_header_of_the_doctor_is_refused_at_every_door(
+    stack: RunningStack, permissions: list[str], user: str, status: int
+) -> None:
+    token = stack.token("somebody", permissions=permissions)
+    headers = {"Authorization": f"Bearer {token}", "Carrel-Doctor-User": user}
+    async with aiohttp.ClientSession(stack.url, headers=headers) as http:
+        for method, path in (("GET", "/api/runs"), ("GET", "/api/events"), ("POST", "/api/socket-tokens")):
+            async with http.request(method, path) as response:
+                assert response.status == status, path
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await http.ws_connect("/ws")
+        assert refused.value.status == status
+
+
+async def test_service_ticket_of_the_doctor_holds_nothing_but_reading(stack: RunningStack) -> None:
+    token = stack.token("job", permissions=["carrel:doctor", "operator:read", "operator:revoke"])
+    async with GatewayHttp(stack.url, token) as http:
+        answer = await http.post("/api/tickets", {"scope": "service"})
+        assert _permissions(answer["ticket"]) == ["operator:read"]
+        for body in (
+            {"scope": "service", "permissions": ["operator:revoke"]},
+            {"scope": "session", "user_id": "alice"},
+            {"scope": "run", "user_id": "carrel-doctor-1-a"},
+        ):
+            with pytest.raises(PermissionDeniedError):
+                await http.post("/api/tickets", body)
+
+
+def _permissions(ticket: str) -> list[str]:
+    claims: dict[str, Any] = jwt.decode(ticket, options={"verify_signature": False})
+    return list(claims["perms"])

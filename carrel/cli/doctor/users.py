@@ -74,18 +74,15 @@ async def claimed_pair(
         CarrelError: The gateway refuses them.
     """
     prefix = f"{DOCTOR_PREFIX}{_MARK}{int(time.time() + lasts_s):x}-{secrets.token_hex(4)}-"
-    order, leftovers, busy_until = secrets.SystemRandom().sample(ids, len(ids)), 0, 0.0
-    chosen: tuple[str, str] | None = None
-    for pair in order:
-        in_use = 0.0
-        for user_id in pair:
-            async with User(user_id, headers(user_id), urls, prefix) as user:
-                removed, until = await _look(user)
-            leftovers += removed
-            in_use = max(in_use, until)
-        busy_until = max(busy_until, in_use)
-        if not in_use and chosen is None:
-            chosen = pair
+    order = secrets.SystemRandom().sample(ids, len(ids))
+    looks = [_look_at(pair, headers, urls, prefix) for pair in order]
+    found = await asyncio.gather(*looks, return_exceptions=True)
+    for look in found:
+        if isinstance(look, BaseException):
+            raise look
+    known = [look for look in found if not isinstance(look, BaseException)]
+    leftovers, busy_until = sum(removed for removed, _ in known), max(until for _, until in known)
+    chosen = next((pair for pair, (_, until) in zip(order, known, strict=True) if not until), None)
     if chosen is None:
         wait_s = max(1.0, busy_until - time.time())
         raise UnavailableError(
@@ -96,6 +93,16 @@ async def claimed_pair(
     a, b = (User(user_id, headers(user_id), urls, prefix) for user_id in chosen)
     async with a, b:
         yield Pair(a, b, leftovers)
+
+
+async def _look_at(pair: tuple[str, str], headers: Headers, urls: Sequence[str], prefix: str) -> tuple[int, float]:
+    """``_look`` at both users."""
+    removed, in_use = 0, 0.0
+    for user_id in pair:
+        async with User(user_id, headers(user_id), urls, prefix) as user:
+            of_one, until = await _look(user)
+        removed, in_use = removed + of_one, max(in_use, until)
+    return removed, in_use
 
 
 async def _look(user: User) -> tuple[int, float]:
