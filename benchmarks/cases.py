@@ -21,6 +21,7 @@ from benchmarks.redis_case import redis_events
 from benchmarks.replicas_case import replicas
 from benchmarks.runs_case import runs
 from benchmarks.stalled_case import stalled_readers
+from benchmarks.telemetry_case import telemetry_overhead
 from benchmarks.worker_cases import memory_per_run, worker_start
 
 __all__ = ["CASES"]
@@ -45,4 +46,5 @@ CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] 
     "stalled_readers": stalled_readers,
     "costs": costs,
     "contracts": contracts,
+    "telemetry_overhead": telemetry_overhead,
 }

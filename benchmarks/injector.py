@@ -37,13 +37,19 @@ class Lane:
     producer_id: str
     made: int = 0
     acknowledged: int = 0
+    traceparent: str = ""
     waiting: list[Event] = field(default_factory=list)
 
     def make(self, data: bytes) -> None:
         """One more event, with the time in it."""
         self.made += 1
         event = Event(
-            event_id=new_id("ev"), number=self.made, event_type="agent_thinking", agent_name="data", data=data
+            event_id=new_id("ev"),
+            number=self.made,
+            event_type="agent_thinking",
+            agent_name="data",
+            data=data,
+            traceparent=self.traceparent,
         )
         nanos = time.time_ns()
         event.timestamp.seconds, event.timestamp.nanos = divmod(nanos, 1_000_000_000)

@@ -39,6 +39,10 @@ TARGETS: Final[Mapping[tuple[str, str], str]] = {
     ("stalled_readers", "p99_ratio"): "≤ 2",
     ("active_users", "active_at_once"): "≥ 1000",
     ("active_users", "not_succeeded"): "≤ 0",
+    ("telemetry_overhead", "events_slower_percent"): "≤ 5",
+    ("telemetry_overhead", "runs_slower_percent"): "≤ 5",
+    ("telemetry_overhead", "events_cpu_more_percent"): "≤ 5",
+    ("telemetry_overhead", "runs_cpu_more_percent"): "≤ 5",
     ("memory_per_run", "worker_private_mb"): "≤ 3",
     **CONTRACT_TARGETS,
 }

@@ -15,7 +15,7 @@ from benchmarks.harness import bench_stack
 from benchmarks.report import percentile
 from carrel.cli.stack import Stack
 
-__all__ = ["POINTS", "runs", "runs_point"]
+__all__ = ["POINTS", "RUN_SETTINGS", "runs", "runs_point"]
 
 POINTS: Final = (1, 10, 50, 200)
 AGENTS: Final = {"process": "echo", "task": "echo_task"}
@@ -23,13 +23,13 @@ _WARM_UP_S: Final = 1.0
 _SECONDS: Final = 4.0
 _LONGEST_S: Final = 60.0
 # The users' rate and their number of engines are not what is measured; the workers stay as they are by default.
-_SETTINGS: Final = {"CARREL_EXECUTION_RUNS_PER_MINUTE_PER_USER": "0", "CARREL_EXECUTION_MAX_ACTIVE_RUNS": "1000"}
+RUN_SETTINGS: Final = {"CARREL_EXECUTION_RUNS_PER_MINUTE_PER_USER": "0", "CARREL_EXECUTION_MAX_ACTIVE_RUNS": "1000"}
 
 
 async def runs() -> dict[str, float]:
     """``<isolation>_c<at once>_per_s`` and, for 1 and 50 at once, ``…_p50_ms`` and ``…_p99_ms`` of a whole run."""
     figures: dict[str, float] = {}
-    async with bench_stack(_SETTINGS) as stack:
+    async with bench_stack(RUN_SETTINGS) as stack:
         for isolation, agent in AGENTS.items():
             for at_once in POINTS:
                 rate, taken = await runs_point(stack, agent, at_once, _SECONDS)

@@ -199,10 +199,11 @@ class Feed:
     def _forget_batches(self) -> None:
         self._batches = None
 
-    def delivered(self, traces: Sequence[tuple[str, int]]) -> None:
-        """Entries of kept traces, each with when it came here, have been written to a connection."""
+    def delivered(self, traces: Sequence[tuple[str, int]], began_ns: int) -> None:
+        """Entries of kept traces, each with when it came here, have been written to a connection that began then."""
         told: dict[str, Attribute] = {EVENTS: len(traces), "carrel.user": hash_user(self.user_id)}
-        since = min(at for _, at in traces)
+        # What came before the connection did has not waited for it.
+        since = max(began_ns, min(at for _, at in traces))
         self.tracing.batch("deliver", (text for text, _ in traces), told, kind=Kind.CONSUMER, since_ns=since).end()
 
     def wake(self) -> None:

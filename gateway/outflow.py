@@ -8,6 +8,7 @@ the delivery timeout raises ``Stalled``. How a socket is written to without a ta
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -59,8 +60,8 @@ class Outflow:
     """
 
     __slots__ = (
-        "_controls", "_cursor", "_feed", "_flow", "_log", "_pipe", "_reading", "_rest", "_said", "_tally", "_traced",
-        "_window", "_woken", "on_reset",
+        "_began_ns", "_controls", "_cursor", "_feed", "_flow", "_log", "_pipe", "_reading", "_rest", "_said", "_tally",
+        "_traced", "_window", "_woken", "on_reset",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +88,7 @@ class Outflow:
         self._rest: Rest | None = None
         # Entries of kept traces that are about to be written.
         self._traced: list[tuple[str, int]] | None = None
+        self._began_ns = time.time_ns()
         self._woken: Waker = self._waker()
         self.on_reset: Callable[[], None] = nothing
 
@@ -257,7 +259,7 @@ class Outflow:
         """What was about to be written has been."""
         if self._traced is not None:
             traced, self._traced = self._traced, None
-            self._feed.delivered(traced)
+            self._feed.delivered(traced, self._began_ns)
 
     def _wires(self, items: Sequence[Frame | Place]) -> list[bytes]:
         if not self._flow.batch:

@@ -13,12 +13,17 @@ __all__ = ["TELEMETRY_OFF", "Runtime", "SpanCounts"]
 
 @dataclass(slots=True)
 class SpanCounts:
-    """What became of the spans of kept traces; read from other threads, so a look may be a little old."""
+    """What became of the spans of kept traces; read from other threads, so a look may be a little old.
+
+    ``dropped`` found the queue full, ``failed`` a collector that did not take them; ``passed_over`` are spans of events
+    on their way that were never made, since there were too many.
+    """
 
     ended: int = 0
     dropped: int = 0
     exported: int = 0
     failed: int = 0
+    passed_over: int = 0
 
 
 @dataclass(frozen=True, slots=True)

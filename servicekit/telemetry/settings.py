@@ -38,6 +38,12 @@ class TelemetrySettings(Section):
         None, description="OTLP/HTTP collector that traces and metrics are sent to, as http://collector:4318"
     )
     trace_ratio: float = Field(0.1, ge=0, le=1, description="part of the traces that is kept, chosen where they begin")
+    event_spans_per_second: int = Field(
+        50,
+        ge=0,
+        le=100_000,
+        description="spans that one process makes of events on their way, at most; twice as many at once",
+    )
     metrics_listen: Annotated[str, AfterValidator(_metrics)] | None = Field(
         None,
         description="host:port of the Prometheus endpoint; the service's own port + 1000 when not set; off for none",

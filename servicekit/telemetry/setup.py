@@ -80,7 +80,14 @@ async def telemetry(
         if spans is None:
             yield Runtime(meters=metrics.meters, metrics_address=metrics.address)
         else:
-            tracing = OtelTracing(resource, spans, settings.trace_ratio, trust_incoming=settings.trust_incoming)
+            tracing = OtelTracing(
+                resource,
+                spans,
+                settings.trace_ratio,
+                trust_incoming=settings.trust_incoming,
+                event_spans_per_s=settings.event_spans_per_second,
+                counts=counts,
+            )
             yield Runtime(tracing, metrics.meters, metrics.address)
     finally:
         if spans is not None and not await asyncio.to_thread(spans.close, FLUSH_S):

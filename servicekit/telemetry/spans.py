@@ -7,6 +7,7 @@ spans, which are counted, and nobody's time.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ MAX_QUEUED: Final = 4096
 _BATCH: Final = 512
 _EVERY_MS: Final = 1000
 _END_S: Final = 30.0
-_MAX_LINKS: Final = 32
+_MAX_LINKS: Final = 16
 # No library's own limits: environment variables of OpenTelemetry would set those.
 _LIMITS: Final = SpanLimits(
     max_span_attributes=64,
@@ -143,17 +144,50 @@ class _Counted(SpanExporter):
         return self._inner.force_flush(timeout_millis)
 
 
+class _Allowance:
+    """How many spans of events may be made: so many a second, and twice as many at once."""
+
+    def __init__(self, per_s: int) -> None:
+        self._per_s = per_s
+        self._left = self._most = 2.0 * per_s
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        """Whether there is one left."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._at) * self._per_s)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class OtelTracing:
     """A ``Tracing`` over the SDK.
+
+    A span takes 30 µs, with many links 80 µs, and another 30 µs in the exporter's thread. That is nothing beside a run,
+    and much beside an event: so spans of events have a bound, and the cost of tracing does not grow with the events.
 
     Args:
         resource: What the service is.
         processor: Gets the spans of kept traces.
         ratio: Part of the traces that is kept.
         trust_incoming: Whether what comes from outside is a parent.
+        event_spans_per_s: How many ``batch`` makes in a second; it says how many it has passed over since.
+        counts: Told of those.
     """
 
-    def __init__(self, resource: Resource, processor: SpanProcessor, ratio: float, *, trust_incoming: bool) -> None:
+    def __init__(
+        self,
+        resource: Resource,
+        processor: SpanProcessor,
+        ratio: float,
+        *,
+        trust_incoming: bool = False,
+        event_spans_per_s: int = 50,
+        counts: SpanCounts | None = None,
+    ) -> None:
         def tracer(sampler: ParentBased | None) -> trace.Tracer:
             provider = TracerProvider(
                 resource=resource, sampler=sampler or ALWAYS_ON, span_limits=_LIMITS, shutdown_on_exit=False
@@ -165,6 +199,9 @@ class OtelTracing:
         # Of what is known to be kept: children of kept traces, and where kept traces meet.
         self._kept = tracer(None)
         self._trust = trust_incoming
+        self._allowance = _Allowance(event_spans_per_s)
+        self._counts = counts or SpanCounts()
+        self._told_passed_over = 0
 
     def begin(
         self, name: str, attributes: Mapping[str, Attribute] = _NOTHING, *, kind: Kind = Kind.SERVER, incoming: str = ""
@@ -212,11 +249,18 @@ class OtelTracing:
         kept = dict.fromkeys(text for text in traceparents if is_sampled(text) and as_traceparent(text))
         if not kept:
             return NO_SPAN
+        counts = self._counts
+        if not self._allowance.take():
+            counts.passed_over += 1
+            return NO_SPAN
+        if counts.passed_over > self._told_passed_over:
+            attributes = {**attributes, "carrel.passed_over": counts.passed_over - self._told_passed_over}
+            self._told_passed_over = counts.passed_over
         first, *others = kept
-        parent, linked = _parent(first), others
+        parent = _parent(first)
         if any(text[3:35] != first[3:35] for text in others):
-            parent, linked = Context(), list(kept)
-        links = [Link(_context_of(text)) for text in linked[:_MAX_LINKS]]
+            parent, others = Context(), _one_of_each_trace(kept)
+        links = [Link(_context_of(text)) for text in others[:_MAX_LINKS]]
         return _of(self._kept.start_span(name, parent, _KINDS[kind], attributes, links, since_ns or None))
 
 
@@ -261,6 +305,13 @@ def _of(span: trace.Span) -> Span:
     context = span.get_span_context()
     text = f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
     return _OtelSpan(span, text) if span.is_recording() else Span(text)
+
+
+def _one_of_each_trace(texts: Iterable[str]) -> list[str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(text[3:35], text)
+    return list(found.values())
 
 
 def _context_of(traceparent: str) -> SpanContext:

@@ -7,6 +7,7 @@ An attribute is never a payload, a name of a user or the text of an error.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import re
 from collections.abc import Iterable, Mapping
@@ -108,7 +109,9 @@ class Span:
     ) -> None:
         token, self._token = self._token, None
         if token is not None:
-            _current.reset(token)
+            # A generator that nobody closed is closed by the loop, in a context where nothing is to be undone.
+            with contextlib.suppress(ValueError):
+                _current.reset(token)
         if error is not None:
             self._left_by(error)
         self.end()

@@ -78,8 +78,10 @@ def notify_producer(run_id: str, key: str) -> str:
     return "notify:" + _digest(run_id, key)
 
 
-def notification(request: emitter_pb2.NotifyRequest, data: bytes, fence: int) -> events_pb2.ProducerEvents:
-    """A notification as an item like any other, the same one at each repeat but for its time."""
+def notification(
+    request: emitter_pb2.NotifyRequest, data: bytes, fence: int, traceparent: str = ""
+) -> events_pb2.ProducerEvents:
+    """A notification as an item like any other, the same one at each repeat but for its time and trace."""
     run_id, key = request.context.run_id, request.idempotency_key
     item = events_pb2.ProducerEvents(context=request.context, producer_id=notify_producer(run_id, key), fence=fence)
     event = item.events.add(
@@ -88,6 +90,7 @@ def notification(request: emitter_pb2.NotifyRequest, data: bytes, fence: int) ->
         event_type=request.event_type,
         agent_name=request.agent_name,
         data=data,
+        traceparent=traceparent,
     )
     event.timestamp.GetCurrentTime()
     return item

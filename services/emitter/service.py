@@ -17,6 +17,7 @@ from servicekit.delivery import refusal_error
 from servicekit.identity.revoked import RevokedTickets
 from servicekit.rpc.context import current_principal
 from servicekit.rpc.revoke import take_revocations
+from servicekit.telemetry.tracing import current_span, is_sampled
 from services.emitter.convert import known_ack, merged_ack, notification, refused_ack, statistics_response
 from services.emitter.domain.guard import Guard, check_notifiable
 from services.emitter.domain.intake import Intake
@@ -187,7 +188,8 @@ class EmitterServicer(EmitterServiceServicer):
                 advice="leave fence out: the log knows the run's own",
                 field="fence",
             )
-        item = notification(request, data, request.fence or fence)
+        traceparent = current_span().traceparent
+        item = notification(request, data, request.fence or fence, traceparent if is_sampled(traceparent) else "")
         waiter = NotifyWaiter()
         try:
             self._intake.take(item, waiter, time.monotonic(), notified=True)

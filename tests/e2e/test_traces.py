@@ -72,7 +72,7 @@ def of_run(receiver: OtlpReceiver, run_id: str) -> list[TraceSpan]:
 async def whole_trace(receiver: OtlpReceiver, run_id: str, eventually: Eventually, delivered: int) -> Trace:
     """The trace once it has come from every process, the delivery of the last of so many events included."""
 
-    def complete() -> Trace | None:
+    def complete() -> Any:
         found = of_run(receiver, run_id)
         if not found:
             return None
@@ -83,7 +83,8 @@ async def whole_trace(receiver: OtlpReceiver, run_id: str, eventually: Eventuall
         }
         return trace if set(counts.values()) == {delivered} else None
 
-    return await eventually(complete, within=20, what="the trace")
+    trace: Trace = await eventually(complete, within=20, what="the trace")
+    return trace
 
 
 GATEWAY = "gateway: agent_execute"

@@ -88,6 +88,20 @@ def test_each_copy_listens_for_itself_and_is_known_to_those_who_ask(tmp_path: Pa
     assert LOG_URL not in own["execution-1"]
 
 
+def test_with_telemetry_on_each_process_has_metrics_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = stack_options(tmp_path, port=0, replicas="gateway=2")
+    monkeypatch.setenv("CARREL_TELEMETRY__ENABLED", "true")
+    addresses = _choose_addresses(options)
+    own = _own_environments(options, StateFolder(tmp_path), addresses)
+    metrics = [environment["CARREL_TELEMETRY__METRICS_LISTEN"] for environment in own.values()]
+    assert len(set(metrics)) == 6
+    assert not set(metrics) & {environment.get("CARREL_GATEWAY_LISTEN") for environment in own.values()}
+    # What is given, "off" among it, is left as it is.
+    monkeypatch.setenv("CARREL_TELEMETRY__METRICS_LISTEN", "off")
+    own = _own_environments(options, StateFolder(tmp_path), _choose_addresses(options))
+    assert not [name for name, environment in own.items() if "CARREL_TELEMETRY__METRICS_LISTEN" in environment]
+
+
 def test_further_gateways_get_the_next_free_ports() -> None:
     with socket.socket() as first:
         first.bind(("127.0.0.1", 0))
