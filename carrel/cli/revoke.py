@@ -6,7 +6,7 @@ from typing import Final
 
 import grpc
 
-from carrel.cli.operators import operator_channel, operator_ticket
+from carrel.cli.operators import execution_address, operator_channel, operator_ticket
 from carrel.cli.output import EXIT_OK, Printer
 from carrel.cli.state import StateFolder
 from carrel.rpc_errors import from_rpc_error
@@ -28,6 +28,7 @@ async def revoke_user(state: StateFolder, user_id: str, reason: str) -> int:
     """
     from servicekit.identity.principals import OPERATOR_REVOKE
 
+    _ = execution_address(state)  # where no stack runs, that is what is said
     context = context_pb2.UserExecutionContext(ticket=operator_ticket(state, (OPERATOR_REVOKE,), _LIFETIME_S))
     request = execution_pb2.RevokeUserRequest(context=context, user_id=user_id, reason=reason)
     async with operator_channel(state) as channel:

@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 
+from tests.support.certificates import certificate_for
 from tests.support.identity import identity
 from tests.support.stack import clean_environment, run_carrel
 
@@ -195,6 +196,22 @@ def test_a_login_secret_that_others_can_read(start: Start, tmp_path: Path) -> No
 def test_production_takes_no_development_secret(start: Start) -> None:
     block = _block(start("gateway", CARREL_ENVIRONMENT="production"), "gateway", _CONFIGURATION)
     assert "login" in block["happened"]
+
+
+def test_production_needs_tls_between_the_services(start: Start) -> None:
+    block = _block(start("emitter", CARREL_ENVIRONMENT="production"), "emitter", _CONFIGURATION)
+    for name in ("CARREL_TLS__CERT", "CARREL_TLS__KEY", "CARREL_TLS__CA", "CARREL_TLS__MODE=mesh"):
+        assert name in block["happened"]
+
+
+def test_half_of_tls_and_anothers_certificate(start: Start, tmp_path: Path) -> None:
+    half = _block(start("bridge", CARREL_TLS__CERT=str(tmp_path / "tls.crt")), "bridge", _CONFIGURATION)
+    assert "half configured" in half["happened"]
+    tls = certificate_for(tmp_path / "tls", "gateway")
+    files = {f"CARREL_TLS__{name.upper()}": str(getattr(tls, name)) for name in ("cert", "key", "ca")}
+    block = _block(start("emitter", **files), "emitter", _CONFIGURATION)
+    assert "carries no URI spiffe://carrel.internal/emitter" in block["happened"]
+    assert "carrel keys certs" in block["to do"]
 
 
 @pytest.mark.parametrize("service", sorted(_MODULES))
