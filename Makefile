@@ -1,7 +1,7 @@
 # Everything a developer does here; `make` lists it. Needs make and one Python 3.11-3.13 (tools/environment.sh says which).
 # Variables: PYTHON=interpreter for the virtual environment, VENV=its folder, ARGS=more arguments for pytest,
-# ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n, IMAGE_PREFIX=, TAG=, IMAGES=, DOCKER=,
-# BUILD_ARGS= (each target says which it reads).
+# TESTS_WHOLE=1, ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n, IMAGE_PREFIX=, TAG=, IMAGES=,
+# DOCKER=, BUILD_ARGS= (each target says which it reads).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,6 +11,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+TESTS_WHOLE ?=
+export TESTS_WHOLE
 ONCE ?=
 CASES ?=
 OUT ?=
@@ -49,7 +51,7 @@ run: setup ## starts the five processes and runs two users' agents; ONCE=1 ends 
 	@$(RUN) -m carrel.cli demo $(if $(ONCE),--once)
 
 .PHONY: test
-test: setup ## the tests, two files at a time (JOBS=1 for one), naming each one skipped and why; ARGS="tests/unit -x"
+test: setup ## the tests, two files at a time (JOBS=1 for one), naming each one skipped and why; ARGS="tests/unit -x" TESTS_WHOLE=1
 	$(RUN) -m pytest -ra -n $(or $(JOBS),2) --dist loadfile $(ARGS)
 
 .PHONY: check

@@ -13,6 +13,7 @@ from carrel.client.http import GatewayHttp
 from tests.conftest import Eventually
 from tests.e2e.checks import check_run, check_sequence, until_end
 from tests.support.stack import RunningStack
+from tests.support.whole import sample
 
 SEED = 20260
 STEPS = 70
@@ -20,9 +21,10 @@ END_WITHIN_S = 10.0
 
 
 def _moments(name: str) -> list[int]:
-    """After how many events to kill: ten seeded numbers over the whole run, its very first and last ones included."""
+    """After how many events to kill: seeded numbers over the whole run, its very first and last ones included."""
     chooser = random.Random(f"{SEED} {name}")
-    return sorted([1, *chooser.sample(range(2, STEPS), 8), STEPS])
+    between = sorted(chooser.sample(range(2, STEPS), 8))
+    return [1, *sample(between, 2, f"{SEED} {name}"), STEPS]
 
 
 async def _run_and_kill(
