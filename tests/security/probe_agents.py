@@ -29,6 +29,12 @@ async def broken() -> dict[str, Any]:
     raise ValueError("cannot log in with password hunter2")
 
 
+@tool
+async def tell(data: dict[str, Any]) -> dict[str, Any]:
+    """Give the data back."""
+    return data
+
+
 class EchoAgent(Agent):
     """Answers with the message."""
 
@@ -108,6 +114,22 @@ class CallerAgent(Agent):
         return {"value": value}
 
 
+class TellerAgent(Agent):
+    """Tells all that it is told: in thoughts, in the answer, in arguments and results of a tool, in its own result."""
+
+    name = "teller"
+    tools = (tell,)
+
+    async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
+        """Tell it item by item."""
+        for item in request.params["items"]:
+            if "text" in item:
+                await ctx.thinking(str(item["text"]))
+                await ctx.message(str(item["text"]))
+            await ctx.call_tool("tell", data=dict(item))
+        return {"told": request.params["items"]}
+
+
 class NeedyAgent(Agent):
     """Needs another agent's result."""
 
@@ -119,4 +141,4 @@ class NeedyAgent(Agent):
         return {"heard": request.results["echo"]["answer"]}
 
 
-agents = (EchoAgent, WaiterAgent, HoldAgent, KeeperAgent, BulkyAgent, CallerAgent, NeedyAgent)
+agents = (EchoAgent, WaiterAgent, HoldAgent, KeeperAgent, BulkyAgent, CallerAgent, TellerAgent, NeedyAgent)

@@ -113,9 +113,15 @@ class Guard:
         except orjson.JSONDecodeError:
             raise InvalidEventError(f"the data of {event_type} is not JSON", event_type=event_type) from None
         validate_event(event_type, value)
-        if not self._is_suspect(data, value):
-            return data
-        cleaned = self._clean(data, value)
+        try:
+            if not self._is_suspect(data, value):
+                return data
+            cleaned = self._clean(data, value)
+        except orjson.JSONEncodeError:
+            # It reads a thousand levels and writes a quarter of that.
+            raise InvalidEventError(
+                f"the data of {event_type} nests too deep", advice="send flatter data", event_type=event_type
+            ) from None
         if cleaned is not data:
             self.cleaned += 1
         return cleaned

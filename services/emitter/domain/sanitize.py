@@ -40,7 +40,9 @@ _DIGIT: Final = re.compile(rb"[0-9]")
 _PREFIX: Final = (
     rb"(?:sk-|A(?:KIA|SIA|BIA|CCA|Iza|GE-|A[A-Za-z0-9_-]{32})|eyJ|g(?:h[pousr]_|ithub_pat_|l(?:pat|dt|rt|ptt)-|lsa_|sk_)|"
     rb"xox[abeoprs]-|xapp-|hf_|[sr]k_|whsec_|SG\.|npm_|pypi-|ya29\.|GOCSPX|key-|do[opr]_v1|shp|r8_|pplx-|xai-|nvapi-|"
-    rb"dapi|tvly-|lsv2_|hvs\.|figd_|PMAK-|hooks\.slack|webhooks/)"
+    rb"dapi|tvly-|lsv2_|hvs\.|figd_|PMAK-|hooks\.slack|webhooks/|webhook\.office|sntry|lin_api_|ntn_|glc_|dckr_|pscale_|"
+    rb"tskey-|HRKU-|NRAK-|sq0|ATATT3|secret_|dp\.|pat[A-Za-z0-9]{14}\.|pul-|rubygems_|SK[a-f0-9]{32}|"
+    rb"[MNO][A-Za-z0-9_-]{23,27}\.[A-Za-z0-9_-]{6}\.)"
 )
 # A key begins its run or stands after one of these, as `secret_values` has it too; searching everywhere would cost
 # every id and hash in an event several microseconds.
@@ -49,6 +51,13 @@ _AFTER_SIGN: Final = re.compile(rb"[-_./]" + _PREFIX)
 # After an escape such as `\n` the run begins within the escape.
 _ANYWHERE: Final = re.compile(_PREFIX + rb"|KEY-----")
 _BEFORE: Final = 12
+# Marks of secrets that stand without a colon, an equals sign or a prefix: in commands, elements, tables, sentences.
+_FLAG: Final = re.compile(rb"(?i) --?(?:[a-z-]{0,60}(?:key|secret|token|pwd|pass|phrase)|u|p|user|proxy-user)[ =]")
+_ELEMENT: Final = re.compile(rb"(?i)(?:key|secret|token|pwd|pass|phrase)>")
+_HASH: Final = re.compile(rb"\$(?:2[aby]|apr1|[156y]|argon2i?d?)\$")
+_WIDE_COLON: Final = "\uff1a".encode()
+_KEY_BEGINS: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY")
+_KEY_ENDS: Final = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY")
 _SPACE, _BACKSLASH = 0x20, 0x5C
 
 
@@ -66,6 +75,7 @@ class Sanitizer:
             len(orjson.dumps(value)) != len(data)
             # Of these even a few characters are a key's: the run may be too short to be looked at.
             or b"sk-ant-" in data
+            or _has_bare_mark(data)
             or _has_marked_run(data)
             or self._has_marks(value)
         )
@@ -134,7 +144,36 @@ class Sanitizer:
     def _clean_list(self, value: list[Any], depth: int) -> list[Any]:
         if len(value) == 2 and _is_secret_pair(value):
             return [value[0], REDACTED]
+        if any(isinstance(item, str) and _KEY_BEGINS.search(item) for item in value):
+            value = _without_key(value)
         return [self._clean(item, depth + 1) for item in value]
+
+
+def _has_bare_mark(data: bytes) -> bool:
+    # A regular expression for all of it would cost ten times as much; single characters cost next to nothing.
+    lowered = data.lower()
+    return (
+        b"passw" in lowered
+        or b"private key" in lowered
+        or (b" -" in data and _FLAG.search(data) is not None)
+        or (b"<" in data and _ELEMENT.search(data) is not None)
+        or (b"$" in data and _HASH.search(data) is not None)
+        or (b"%" in data and b"%3d" in lowered)
+        or (not data.isascii() and _WIDE_COLON in data)
+    )
+
+
+def _without_key(lines: list[Any]) -> list[Any]:
+    """A list of lines without those between a private key's first and its last."""
+    kept: list[Any] = []
+    within = False
+    for line in lines:
+        is_text = isinstance(line, str)
+        kept.append(REDACTED if within and is_text and not _KEY_ENDS.search(line) else line)
+        if is_text:
+            begins, ends = _KEY_BEGINS.search(line), _KEY_ENDS.search(line)
+            within = (within or begins is not None) and ends is None
+    return kept
 
 
 def _has_marked_run(data: bytes) -> bool:

@@ -47,7 +47,7 @@ _WHOLE: Final = frozenset(
     "secretaccesskey connectionstring passwordhash hashedpassword authstring basicauth httpauth privatekeypem "
     "clientassertion dbpass userpass phpsessid jsessionid".split()
 )
-_CREDENTIALS: Final = frozenset("token jwt authorization proxyauthorization".split())
+_CREDENTIALS: Final = frozenset("token jwt auth authorization proxyauthorization".split())
 # A login as a header has it; what follows may be of any alphabet, all in small letters too.
 _SCHEME: Final = re.compile(
     r"(?i)\s*(?:bearer|basic|digest|token|apikey|negotiate)\s+(?=\S{16}|\S*[0-9._~+/=])\S{8,}\s*"
