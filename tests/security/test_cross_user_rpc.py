@@ -112,6 +112,10 @@ _RPCS: Final[Mapping[tuple[str, str], tuple[_Make, grpc.StatusCode]]] = {
         _OK,
     ),
     # A user's session is no operator, whomever it names.
+    (f"{EXECUTION}.RecordAudit", "user_id"): (
+        lambda stack, ids: request_for(f"{EXECUTION}.RecordAudit", _session(stack), user_id=ALICE),
+        grpc.StatusCode.PERMISSION_DENIED,
+    ),
     (f"{EXECUTION}.RevokeUser", "user_id"): (
         lambda stack, ids: request_for(f"{EXECUTION}.RevokeUser", _session(stack), user_id=ALICE),
         grpc.StatusCode.PERMISSION_DENIED,
