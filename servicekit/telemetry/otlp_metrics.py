@@ -52,9 +52,11 @@ async def push_metrics(
             yield
         finally:
             await tasks.aclose()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_S):
-                    await push.once(_LAST_S)
+            # A collector that was away a moment ago is no reason to hold up the process's end.
+            if not push.away:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_S):
+                        await push.once(_LAST_S)
             await asyncio.to_thread(exporter.shutdown, _LAST_S * 1000)
 
 
@@ -63,7 +65,7 @@ class _Push:
         self._meters = meters
         self._exporter = exporter
         self._resource = resource
-        self._away = False
+        self.away = False
 
     async def for_ever(self, interval_s: float) -> None:
         while True:
@@ -73,11 +75,11 @@ class _Push:
     async def once(self, within_s: float) -> None:
         collected = await self._meters.collect()
         away = not await asyncio.to_thread(self._export, collected, within_s * 1000)
-        if away and not self._away:
+        if away and not self.away:
             _log.warning("the collector takes no metrics")
-        elif self._away and not away:
+        elif self.away and not away:
             _log.info("the collector takes metrics again")
-        self._away = away
+        self.away = away
 
     def _export(self, collected: Collected, within_ms: float) -> bool:
         from opentelemetry.sdk.metrics.export import MetricExportResult

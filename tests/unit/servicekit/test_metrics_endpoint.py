@@ -175,8 +175,10 @@ class InMemory(MetricExporter):
         self.pushed: list[MetricsData] = []
         self.fails = fails
         self.ended = False
+        self.tried = 0
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
+        self.tried += 1
         if self.fails:
             raise ConnectionError("nobody is there")
         self.pushed.append(metrics_data)
@@ -221,9 +223,19 @@ async def test_what_is_pushed_can_be_encoded_for_the_wire() -> None:
     assert {metric.name for metric in resource.scope_metrics[0].metrics} >= {"carrel_events_sent_total"}
 
 
-async def test_a_collector_that_is_away_ends_nothing() -> None:
+async def test_a_collector_that_is_away_ends_nothing(eventually: Eventually) -> None:
     exporter = InMemory(fails=True)
     async with push_metrics(some_meters(), exporter, Resource({}), interval_s=0.001):
-        await asyncio.sleep(0.05)
+        await eventually(lambda: exporter.tried >= 3, within=5)
         exporter.fails = False
-    assert exporter.pushed
+        await eventually(lambda: bool(exporter.pushed), within=5)
+    assert exporter.ended
+
+
+async def test_a_collector_that_is_away_at_the_end_is_not_waited_for(eventually: Eventually) -> None:
+    exporter = InMemory(fails=True)
+    async with push_metrics(some_meters(), exporter, Resource({}), interval_s=0.2):
+        await eventually(lambda: exporter.tried >= 1, within=5)
+        await asyncio.sleep(0.05)  # until its failure is noticed; the next try is later
+        tried = exporter.tried
+    assert exporter.tried == tried
