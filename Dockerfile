@@ -5,8 +5,10 @@
 #   PYTHON_IMAGE          base with CPython 3.11 on Debian; name a digest where builds must not change under you
 #   VERSION, REVISION     for the labels
 #   SOURCE_DATE_EPOCH     the time that files get, so that two builds have the same layers; 1980 by default
-#   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT, PIP_TIMEOUT   for pip, where the public index is not to be
-#                         used. They stay in the build's stages; no image has them. A password does not belong there.
+#   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_TIMEOUT
+#                         for pip, where the public index is not to be used. They stay in the build's stages; no image
+#                         has them. A password does not belong there, and another authority of certificates belongs
+#                         into the base.
 # It asks for nothing that only one builder has, so that the classic one builds it as BuildKit does.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
@@ -35,12 +37,11 @@ FROM ${PYTHON_IMAGE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
-ARG PIP_CERT
 ARG PIP_TIMEOUT
 ARG SOURCE_DATE_EPOCH=315532800
 # For the stages that build on this one, which do not see its arguments. pip takes an empty one as not given.
 ENV PIP_INDEX_URL=${PIP_INDEX_URL} PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL} PIP_TRUSTED_HOST=${PIP_TRUSTED_HOST} \
-    PIP_CERT=${PIP_CERT} PIP_TIMEOUT=${PIP_TIMEOUT} SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} \
+    PIP_TIMEOUT=${PIP_TIMEOUT} SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} \
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 RUN ([ -x /usr/local/bin/python3.11 ] || ln -s /usr/bin/python3.11 /usr/local/bin/python3.11) \
  && /usr/local/bin/python3.11 -m venv --without-pip /opt/carrel

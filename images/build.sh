@@ -5,8 +5,8 @@
 # IMAGE_PREFIX  what the images' names begin with: carrel-, or registry.example/team/carrel-
 # TAG           their tag
 # BUILD_ARGS    more arguments for `docker build`, such as "--network host" or "--build-arg PYTHON_IMAGE=…"
-# Of the environment, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT, PIP_TIMEOUT and SOURCE_DATE_EPOCH
-# reach the build where they are set, and so does SOURCE, the repository's address for the labels.
+# Of the environment, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_TIMEOUT and SOURCE_DATE_EPOCH reach the
+# build where they are set, and so does SOURCE, the repository's address for the labels.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 docker=${DOCKER:-docker} prefix=${IMAGE_PREFIX:-carrel-} tag=${TAG:-dev}

@@ -163,6 +163,8 @@ class PostgresDatabase:
                 # A kept connection may have broken long ago, with all the others; a fresh one says how things are.
                 again = meaning is Meaning.AGAIN or (meaning is Meaning.LOST and kept)
                 if not again or tried == _TRIES:
+                    if isinstance(error, exc.IntegrityError):  # again and again: a fault of ours
+                        raise internal(error) from error
                     raise postgres_unavailable(error) from error
                 if meaning is Meaning.LOST:
                     await self._drop_idle()

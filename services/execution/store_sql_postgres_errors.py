@@ -25,6 +25,9 @@ class Meaning(enum.Enum):
 _OF_CODE: Final = {
     "40001": Meaning.AGAIN,  # serialization_failure
     "40P01": Meaning.AGAIN,  # deadlock_detected
+    # unique_violation: an update that waited for another copy's lock on the run sees the row as it is then, but what
+    # it tells of other tables, as the run's last event's number, as it was when it began.
+    "23505": Meaning.AGAIN,
     "57014": Meaning.SLOW,  # query_canceled, by statement_timeout
     "55P03": Meaning.SLOW,  # lock_not_available, by lock_timeout
     "25P03": Meaning.LOST,  # idle_in_transaction_session_timeout

@@ -169,3 +169,19 @@ async def test_cancels_and_admissions_of_many_users_at_once_meet_no_deadlock(bac
         results = await asyncio.gather(*(user_of(u, n) for n, u in enumerate(users)), return_exceptions=True)
         assert [result for result in results if isinstance(result, CarrelError)] == []
         assert [result for result in results if isinstance(result, BaseException)] == []
+
+
+async def test_a_cancel_of_one_process_while_another_asks_numbers_the_runs_last_events_once(backend: Backend) -> None:
+    async with processes(backend, "one", "two") as (one, two):
+        for turn in range(25):
+            user = UserKey(f"u{turn}")
+            admitted = await one.admit(admission(f"run-{turn}", user))
+            ref = admitted.run.ref
+            # The cancel's update waits for the lock of the question's, and must not number by what was before it.
+            asked, cancelled = await asyncio.gather(one.suspend(ref, QUESTION, 60), two.finish(ref, CANCEL))
+            assert cancelled is not None
+            kinds = [event.event_type for event in await one.outbox(user, ref.run_id)]
+            numbers = [event.number for event in await one.outbox(user, ref.run_id)]
+            assert numbers == list(range(1, len(numbers) + 1))
+            assert kinds[-1] == "run_completed"
+            assert ("input_required" in kinds) == (asked is not None)
