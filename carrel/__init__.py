@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from carrel.tools import Tool as Tool
     from carrel.tools import tool as tool
 
-__version__: Final = "0.1.0"
+__version__: Final = "0.2.0"
 
 _HOME: Final = {
     "AgentContext": "carrel.agent_context",

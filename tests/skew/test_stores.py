@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from services.execution.store_sealing_keys import SealingKeys, add_key
-
+from servicekit.sealing_keys import SealingKeys, add_key
 from services.execution import migrations
 from services.execution.store_sealing import KeySeals
 from services.execution.store_sql_open import open_sqlite_store
