@@ -149,11 +149,16 @@ def test_modules_that_are_run_exist(path: Path) -> None:
     assert {name for name in ours if importlib.util.find_spec(name) is None} == set()
 
 
+@cache
+def settings() -> frozenset[str]:
+    return frozenset(re.findall(r"`(CARREL_[A-Z0-9_]+)`", settings_page()))
+
+
 @pytest.mark.parametrize("path", pages(), ids=_named)
 def test_settings_exist(path: Path) -> None:
     if path.name == "CHANGELOG.md":
         return
-    known = set(re.findall(r"`((?:CARREL_)[A-Z0-9_]+)`", settings_page())) | _OTHERS
+    known = settings() | _OTHERS
     text = path.read_text(encoding="utf-8")
     named = set(_SETTING.findall(text)) - known
     # A name that is only the beginning of others stands for them: `CARREL_TLS__` and what follows.
