@@ -63,7 +63,7 @@ def script(name: str, **variables: object) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-async def work(stack: RunningStack, copy: Callable[[], None], before: Before) -> None:
+async def work(stack: RunningStack, copy: Callable[[], None], before: Before, eventually: Eventually) -> None:
     """A run that has ended, a login that is out, and a copy in the middle of a run that goes on to its end."""
     before.token, before.signed_out = stack.token("ann"), stack.token("ann", lifetime_s=1800)
     async with stack.client("ann") as client, stack.http("ann") as http:
@@ -72,6 +72,8 @@ async def work(stack: RunningStack, copy: Callable[[], None], before: Before) ->
         async for event in client.events():
             if event.terminal:
                 break
+        # The state turns terminal a moment after the log has the last event.
+        await eventually(partial(_succeeded, http, before.kept_run), within=10)
         await asyncio.wait_for(_signed_out(stack, before.signed_out), 10)
         going = await client.execute("goes on", pipeline=["keeper"], params={"steps": STEPS})
         before.going_run = going.run_id
@@ -82,7 +84,11 @@ async def work(stack: RunningStack, copy: Callable[[], None], before: Before) ->
                 await asyncio.to_thread(copy)
             if number == LATER:
                 before.read_later = client.position
-        assert (await http.run(going.run_id))["status"] == "SUCCEEDED"
+        await eventually(partial(_succeeded, http, going.run_id), within=10)
+
+
+async def _succeeded(http: GatewayHttp, run_id: str) -> bool:
+    return bool((await http.run(run_id))["status"] == "SUCCEEDED")
 
 
 async def _signed_out(stack: RunningStack, token: str) -> None:
@@ -157,7 +163,7 @@ async def test_embedded_stores_are_copied_while_they_run_and_restored(tmp_path: 
             script("copy-embedded", STATE=stack.state.root, COPY=copy)
             script("copy-keys", STATE=stack.state.root, SECRETS=secrets)
 
-        await work(stack, copied, before)
+        await work(stack, copied, before, eventually)
     shutil.rmtree(old)
     for new in (with_log, without_log):
         script("restore-embedded", STATE=new / "state", COPY=copy)
@@ -202,7 +208,7 @@ async def test_postgresql_and_redis_are_copied_while_they_run_and_restored(
             script("copy-servers", REDIS=first.url, POSTGRES=postgres.url(database), COPY=copy)
             script("copy-keys", STATE=stack.state.root, SECRETS=secrets)
 
-        await work(stack, copied, before)
+        await work(stack, copied, before, eventually)
     shutil.rmtree(old)
     first.kill()
     await postgres.drop(database)
