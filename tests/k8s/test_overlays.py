@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import carrel
 from tests.k8s.conftest import EVERYTHING, Build
 from tools.k8s_check.build import FOLDER, KustomizeError, all_components, build, combinations
 from tools.k8s_check.checkov import checkov_problems, reasons
@@ -71,6 +72,15 @@ def test_overlays_set_only_parameters_that_the_base_knows() -> None:
     known = _names(FOLDER / "base/parameters.env")
     for file in FOLDER.glob("overlays/*/parameters/parameters.env"):
         assert _names(file) <= known, file
+
+
+def test_images_that_are_named_are_those_of_this_release() -> None:
+    named = {
+        (str(file.relative_to(FOLDER)), tag)
+        for file in (*FOLDER.rglob("parameters.env"), FOLDER / "README.md")
+        for tag in re.findall(r"(?:tag=|carrel-[a-z-]+:|job/migrate-)(\d\S*?)(?=[`\s]|$)", file.read_text())
+    }
+    assert {tag for _, tag in named} == {carrel.__version__}, named
 
 
 def test_every_parameter_is_used_and_every_component_is_in_a_combination() -> None:
