@@ -130,6 +130,13 @@ def test_autoscalers_of_keda_take_the_place_of_the_others(built: Build) -> None:
     assert {found["metadata"]["name"] for found in scaled.of("HorizontalPodAutoscaler")} == {"emitter", "bridge"}
 
 
+def test_what_is_scraped_has_the_names_that_alerts_take(built: Build) -> None:
+    (monitor,) = Manifests(built("production", *EVERYTHING)).of("PodMonitor")
+    endpoints = monitor["spec"]["podMetricsEndpoints"]
+    relabelled = {rule["targetLabel"]: rule["replacement"] for end in endpoints for rule in end["relabelings"]}
+    assert relabelled == {"job": "carrel-$1"}
+
+
 def test_keda_asks_for_metrics_that_exist(built: Build) -> None:
     catalogue = pytest.importorskip("servicekit.telemetry.catalogue")
     queries = [
