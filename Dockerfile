@@ -28,8 +28,10 @@ COPY tools/assemble_image.py /build/
 ARG SOURCE_DATE_EPOCH=315532800
 RUN python3.11 -B /build/assemble_image.py system \
  && rm -rf /build /var/cache/ldconfig/* /etc/machine-id /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid- \
- && find / -xdev -depth -newermt "@${SOURCE_DATE_EPOCH}" -not -path "/proc/*" -not -path "/sys/*" -not -path "/dev/*" \
-      -exec touch -h -d "@${SOURCE_DATE_EPOCH}" {} + 2>/dev/null || true
+ && mkdir /image \
+ && tar -C / --one-file-system --exclude=./image --exclude=./proc/* --exclude=./sys/* --exclude=./dev/* -c . | tar -C /image -x \
+ && find /image -depth -exec touch -h -d "@${SOURCE_DATE_EPOCH}" {} +
+
 
 
 # What builds: pip, and a virtual environment without it.
@@ -71,10 +73,14 @@ COPY gateway /source/gateway
 COPY examples /source/examples
 RUN python3 -m pip --python /hatch/bin/python wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels /source \
  && python3 -m pip --python /opt/carrel/bin/python install --quiet --no-deps --no-index --no-compile --prefix /installed /wheels/*.whl \
- && /opt/carrel/bin/python -B /build/assemble_image.py apps /build/deployables.toml /installed/lib/python3.11/site-packages /apps \
+ && /opt/carrel/bin/python -B /build/assemble_image.py apps /build/deployables.toml /installed/lib/python3.11/site-packages /trees \
+ && for tree in /trees/*; do \
+      site="/apps/${tree##*/}/opt/carrel/lib/python3.11"; mkdir -p "$site" && mv "$tree" "$site/site-packages"; \
+    done \
+ && mkdir -p /apps/cli/opt/carrel/bin && cp /installed/bin/carrel /apps/cli/opt/carrel/bin/ \
  && mkdir -p /folders/var/lib/carrel/keys /folders/var/lib/carrel/saved \
  && for name in gateway execution agent_instance emitter bridge postgres redis; do mkdir -p "/folders/run/carrel/handed/$name"; done \
- && find /apps /folders /installed/bin -depth -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+ && find /apps /folders -depth -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 
 FROM build AS gateway-packages
@@ -104,8 +110,8 @@ RUN add cli
 
 # What all images have. /var/lib/carrel and /tmp are the only places that are written to.
 FROM scratch AS runtime
-COPY --from=system / /
-COPY --from=build /layers/common/opt /opt
+COPY --from=system /image /
+COPY --from=build /layers/common /
 ENV PATH=/opt/carrel/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     CARREL_STATE_DIR=/var/lib/carrel CARREL_TICKET_JWKS=/run/carrel/keys/tickets.jwks.json
@@ -120,7 +126,7 @@ LABEL org.opencontainers.image.licenses="Apache-2.0" org.opencontainers.image.ve
 
 FROM runtime AS gateway
 COPY --from=gateway-packages /layers/gateway /
-COPY --from=wheel /apps/gateway /opt/carrel/lib/python3.11/site-packages
+COPY --from=wheel /apps/gateway /
 ENV CARREL_GATEWAY_LISTEN=0.0.0.0:8080 CARREL_GATEWAY_TICKET_KEY=/run/carrel/keys/gateway.jwk.json
 EXPOSE 8080 9080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
@@ -135,7 +141,7 @@ LABEL org.opencontainers.image.title="carrel-gateway" org.opencontainers.image.v
 
 FROM runtime AS execution
 COPY --from=execution-packages /layers/execution /
-COPY --from=wheel /apps/execution /opt/carrel/lib/python3.11/site-packages
+COPY --from=wheel /apps/execution /
 ENV CARREL_EXECUTION_LISTEN=0.0.0.0:50051 CARREL_EXECUTION_TICKET_KEY=/run/carrel/keys/execution.jwk.json
 EXPOSE 50051 51051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
@@ -150,7 +156,7 @@ LABEL org.opencontainers.image.title="carrel-execution" org.opencontainers.image
 
 FROM runtime AS agent-instance
 COPY --from=agent-instance-packages /layers/agent-instance /
-COPY --from=wheel /apps/agent-instance /opt/carrel/lib/python3.11/site-packages
+COPY --from=wheel /apps/agent-instance /
 ENV CARREL_AGENT_INSTANCE_LISTEN=0.0.0.0:50052 MPLCONFIGDIR=/tmp/matplotlib
 EXPOSE 50052 51052
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
@@ -165,7 +171,7 @@ LABEL org.opencontainers.image.title="carrel-agent-instance" org.opencontainers.
 
 FROM runtime AS emitter
 COPY --from=emitter-packages /layers/emitter /
-COPY --from=wheel /apps/emitter /opt/carrel/lib/python3.11/site-packages
+COPY --from=wheel /apps/emitter /
 ENV CARREL_EMITTER_LISTEN=0.0.0.0:50053
 EXPOSE 50053 51053
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
@@ -180,7 +186,7 @@ LABEL org.opencontainers.image.title="carrel-emitter" org.opencontainers.image.v
 
 FROM runtime AS bridge
 COPY --from=bridge-packages /layers/bridge /
-COPY --from=wheel /apps/bridge /opt/carrel/lib/python3.11/site-packages
+COPY --from=wheel /apps/bridge /
 ENV CARREL_BRIDGE_LISTEN=0.0.0.0:50054
 EXPOSE 50054 51054
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
@@ -196,8 +202,7 @@ LABEL org.opencontainers.image.title="carrel-bridge" org.opencontainers.image.ve
 # Commands: `carrel migrate`, `carrel doctor`, `carrel run` … It serves nothing, so it has no health to ask for.
 FROM runtime AS cli
 COPY --from=cli-packages /layers/cli /
-COPY --from=wheel /apps/cli /opt/carrel/lib/python3.11/site-packages
-COPY --from=wheel /installed/bin/carrel /opt/carrel/bin/carrel
+COPY --from=wheel /apps/cli /
 # New volumes get the owner of what they are mounted on: where `carrel keys init` writes, that is the user below.
 COPY --from=wheel --chown=10001:10001 /folders /
 ENV CARREL_GATEWAY_TICKET_KEY=/run/carrel/keys/gateway.jwk.json

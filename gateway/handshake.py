@@ -18,6 +18,7 @@ from gateway.accept import Detached, accepted_of
 from gateway.close_codes import CloseCode, close_code_for
 from gateway.doctor_users import acting
 from gateway.frames import Connect, connect_options
+from gateway.headers import single_header
 from gateway.held import Held
 from gateway.jitter import retry_ms, window_ms
 from gateway.limits import Network, client_address
@@ -84,7 +85,7 @@ class Handshake:
         """
         if self._parts.connections.draining:
             raise DrainingError("this gateway is shutting down", advice="connect again", retry_after_s=1)
-        self._parts.origins.check(request.headers.get(hdrs.ORIGIN))
+        self._parts.origins.check(single_header(request, hdrs.ORIGIN))
         upgrade = check_upgrade(request, allow_deflate=self._options.terms.deflates)
         address = client_address(
             request.remote, request.headers.getall("X-Forwarded-For", []), self._options.trusted_proxies
@@ -107,7 +108,7 @@ class Handshake:
         return Detached()
 
     async def _login_of(self, request: web.Request) -> Login | None:
-        token = bearer_token(request.headers.get(hdrs.AUTHORIZATION))
+        token = bearer_token(single_header(request, hdrs.AUTHORIZATION))
         if not token:
             return None
         return acting(await self._parts.logins.verified(token), request, self._parts.logins)

@@ -5,6 +5,7 @@ A request without Origin does not come from a page and passes: it needs a token 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from carrel.errors import OriginError
 __all__ = ["Origins", "normal_origin"]
 
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+# urlsplit() leaves out tabs and line ends, wherever they stand.
+_PRINTED: Final = re.compile(r"[!-~]{1,512}")
 _METHODS: Final = "GET, POST, DELETE, OPTIONS"
 _HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, Prefer, thread-id, Last-Event-ID"
 _EXPOSED: Final = "Location, Retry-After, Content-Disposition, Preference-Applied"
@@ -30,6 +33,8 @@ class Origins:
         """Whether a request with this Origin header may pass."""
         if origin is None:
             return True
+        if not _PRINTED.fullmatch(origin):
+            return False
         try:
             normal = normal_origin(origin)
             host = urlsplit(normal).hostname

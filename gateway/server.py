@@ -7,11 +7,13 @@ import errno
 from typing import Final
 
 from aiohttp import web
+from aiohttp.log import server_logger
 
 from carrel.errors import InvalidConfigurationError, StartupError
 from gateway.accept import Accepted, note_request
 from gateway.connections import Connections
 from gateway.limits import AcceptLimits
+from gateway.malformed import MalformedRequests
 from servicekit.health import Readiness
 from servicekit.logs import get_logger
 
@@ -51,6 +53,7 @@ class GatewayServer:
         head_s: float,
     ) -> None:
         app.middlewares.insert(0, note_request)
+        self._malformed = MalformedRequests()
         self._app = app
         self._host, self._port = _parse(listen)
         self._connections = connections
@@ -94,6 +97,7 @@ class GatewayServer:
             StartupError: The address cannot be listened on.
         """
         if not self._started:
+            server_logger.addFilter(self._malformed)
             await self._runner.setup()
             serve = self._runner.server
             assert serve is not None
@@ -129,6 +133,7 @@ class GatewayServer:
         if self._listener is not None:
             self._listener.close()
         await self._runner.cleanup()
+        server_logger.removeFilter(self._malformed)
 
 
 def _parse(listen: str) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from gateway.accept import upgraded
 from gateway.close_codes import close_code_for
 from gateway.doctor_users import acting
 from gateway.handshake import HandshakeOptions
+from gateway.headers import single_header
 from gateway.hub import Feed
 from gateway.limits import client_address
 from gateway.login import Login, bearer_token
@@ -112,7 +113,7 @@ class EventHandlers:
         return login, query(request, known)
 
     async def _login_of(self, request: web.Request) -> Login:
-        token = bearer_token(request.headers.get(hdrs.AUTHORIZATION))
+        token = bearer_token(single_header(request, hdrs.AUTHORIZATION))
         if token:
             return acting(await self._parts.logins.verified(token), request, self._parts.logins)
         single_use = request.query.get(_TOKEN, "")

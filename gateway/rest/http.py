@@ -24,14 +24,17 @@ from carrel.errors import (
 )
 from carrel.ids import new_id
 from gateway.doctor_users import acting
+from gateway.headers import single_header
 from gateway.login import Login, LoginVerifier, bearer_token
 from gateway.origins import Origins
+from gateway.twins import refuse_twins
 from servicekit.logs import get_logger
 
 __all__ = ["MAX_BODY_BYTES", "Handler", "authenticated", "edge", "int_query", "json_body", "json_response", "query"]
 
 MAX_BODY_BYTES: Final = 1 << 20
 BODY_S: float = 60.0
+_LITTLE_BYTES: Final = 64 * 1024
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LoginHandler: TypeAlias = Callable[[web.Request, Login], Awaitable[web.StreamResponse]]
@@ -100,7 +103,7 @@ def authenticated(handler: LoginHandler, logins: LoginVerifier) -> Handler:
     """A handler that gets the login of the request's token; without one, nothing of the request is looked at."""
 
     async def checked(request: web.Request) -> web.StreamResponse:
-        login = await logins.verified(bearer_token(request.headers.get(hdrs.AUTHORIZATION)))
+        login = await logins.verified(bearer_token(single_header(request, hdrs.AUTHORIZATION)))
         return await handler(request, acting(login, request, logins))
 
     return checked
@@ -111,7 +114,7 @@ def edge(origins: Origins) -> Any:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        origin = request.headers.get(hdrs.ORIGIN)
+        origin = single_header(request, hdrs.ORIGIN)
         try:
             if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
                 return web.Response(status=204, headers=origins.preflight(origin))
@@ -137,7 +140,7 @@ def on_prepare(origins: Origins) -> Callable[[web.Request, web.StreamResponse], 
 
     async def prepare(request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_FIXED_HEADERS)
-        response.headers.update(origins.headers(request.headers.get(hdrs.ORIGIN)))
+        response.headers.update(origins.headers(single_header(request, hdrs.ORIGIN)))
 
     return prepare
 
@@ -149,7 +152,7 @@ async def json_body(request: web.Request) -> Any:
         UnsupportedMediaTypeError: It is not declared as JSON.
         TooLargeError: It is over MAX_BODY_BYTES.
         BodyTimeoutError: It takes longer than BODY_S.
-        InvalidRequestError: It is empty or not JSON.
+        InvalidRequestError: It is empty, not JSON, or names one field twice.
     """
     if request.content_type != "application/json":
         raise UnsupportedMediaTypeError("the body must be declared as application/json")
@@ -161,8 +164,14 @@ async def json_body(request: web.Request) -> Any:
     except TimeoutError:
         raise BodyTimeoutError(f"the body did not come within {BODY_S:g} s") from None
     try:
-        return orjson.loads(data)
-    except ValueError:
+        body = orjson.loads(data)
+        if len(data) <= _LITTLE_BYTES:
+            refuse_twins(data.decode(), "the body", InvalidRequestError)
+        else:
+            # Up to 20 ms, in which others have their turn.
+            await asyncio.to_thread(refuse_twins, data.decode(), "the body", InvalidRequestError)
+        return body
+    except (ValueError, RecursionError):
         what = "is empty" if not data else "is not valid JSON"
         raise InvalidRequestError(f"the body {what}", advice="send one JSON object, UTF-8") from None
 

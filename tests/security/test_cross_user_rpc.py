@@ -120,12 +120,6 @@ _RPCS: Final[Mapping[tuple[str, str], tuple[_Make, grpc.StatusCode]]] = {
         lambda stack, ids: request_for(f"{EXECUTION}.RevokeUser", _session(stack), user_id=ALICE),
         grpc.StatusCode.PERMISSION_DENIED,
     ),
-    (f"{EXECUTION}.RecordAudit", "user_id"): (
-        lambda stack, ids: request_for(
-            f"{EXECUTION}.RecordAudit", _session(stack), user_id=ALICE, action="ticket.act_as"
-        ),
-        grpc.StatusCode.PERMISSION_DENIED,
-    ),
     (f"{INSTANCE}.ReleaseInstance", "instance_id"): (
         _asks(f"{INSTANCE}.ReleaseInstance", _run, instance_id="instance"),
         _OK,
