@@ -1,7 +1,7 @@
 # Everything a developer does here; `make` lists it. Needs make and one Python 3.11-3.13 (tools/environment.sh says which).
 # Variables: PYTHON=interpreter for the virtual environment, VENV=its folder, ARGS=more arguments for pytest,
-# TESTS_WHOLE=1, ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SEED=n, REPEATS=n, IMAGE_PREFIX=, TAG=, IMAGES=,
-# DOCKER=, BUILD_ARGS=, K8S=folder (each target says which it reads).
+# TESTS_WHOLE=1, ONCE=1, CASES="names", CELLS="names", OUT=file, MINUTES=n, SECONDS=n, TARGETS="names", SEED=n, REPEATS=n,
+# IMAGE_PREFIX=, TAG=, IMAGES=, DOCKER=, BUILD_ARGS=, K8S=folder (each target says which it reads).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +15,8 @@ TESTS_WHOLE ?=
 export TESTS_WHOLE
 ONCE ?=
 CASES ?=
+SECONDS ?=
+TARGETS ?=
 OUT ?=
 MINUTES ?=
 SEED ?=
@@ -54,6 +56,11 @@ run: setup ## starts the five processes and runs two users' agents; ONCE=1 ends 
 .PHONY: test
 test: setup ## the tests, two files at a time (JOBS=1 for one), naming each one skipped and why; ARGS="tests/unit -x" TESTS_WHOLE=1
 	$(RUN) -m pytest -ra -n $(or $(JOBS),2) --dist loadfile $(ARGS)
+
+.PHONY: fuzz
+fuzz: setup ## fuzzes each target of tests/fuzz with atheris for SECONDS=60 (TARGETS="frames wire"); inputs stay in .fuzz/
+	@for target in $(or $(TARGETS),frames wire events tokens messages); do \
+	  $(RUN) -m tests.fuzz.run $$target $(or $(SECONDS),60) || exit 1; done
 
 .PHONY: check
 check: setup ## format, lint, types, layers, file layout, protos and stubs; changes nothing

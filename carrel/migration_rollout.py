@@ -121,7 +121,7 @@ class FileRollout:
         except (OSError, InvalidConfigurationError) as error:
             if time.monotonic() - self._told_at > 10:
                 self._told_at = time.monotonic()
-                _log.error("the rollout stays as it was", extra={"reason": str(error), "file": str(self._path)})
+                _log.error("the rollout of %s stays as it was: %s", self._path, error)
         else:
             _log.info("the rollout has changed", extra={"file": str(self._path)})
 

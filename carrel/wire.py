@@ -99,7 +99,7 @@ def error_from_proto(detail: context_pb2.ErrorDetail) -> CarrelError:
     except (ValueError, RecursionError):
         details = {}
     known = detail.status in Status.__members__.values()
-    delay = detail.retry_after.ToNanoseconds() / 10**9 if detail.HasField("retry_after") else None
+    delay = detail.retry_after.seconds + detail.retry_after.nanos / 10**9 if detail.HasField("retry_after") else None
     return from_dict(
         {
             "code": detail.code,

@@ -85,7 +85,7 @@ def release(root: Path, out: Path, *, tag: bool) -> list[str]:
         f'  git add releases protos && git commit -m "Release {facts.version} is kept for the next ones"',
         f"  git push origin HEAD v{facts.version}",
         f"  upload what is in {out} (wheel, sdist, SBOM, NOTICE, descriptor set, SHA256SUMS)",
-        "  then raise the version in pyproject.toml and carrel/__init__.py for what comes next",
+        "  then raise the version in pyproject.toml, carrel/__init__.py and k8s (its tag) for what comes next",
     ]
 
 

@@ -365,7 +365,7 @@ def _own_environments(
             "CARREL_GATEWAY_AGENT_INSTANCE": peers["agent_instance"],
             "CARREL_GATEWAY_BRIDGE": peers["bridge"],
             "CARREL_GATEWAY_TICKET_KEY": str(state.gateway_key),
-            "CARREL_GATEWAY_LOGIN__SECRET_FILE": str(state.login_secret),
+            **_login(state, os.environ),
         },
     }
     return {
@@ -378,6 +378,14 @@ def _own_environments(
         for service, names in copies.items()
         for name in names
     }
+
+
+def _login(state: StateFolder, environ: Mapping[str, str]) -> dict[str, str]:
+    """The secret that ``carrel token`` signs with, unless the caller names an issuer's keys."""
+    settings = (f"CARREL_GATEWAY_LOGIN__{name}" for name in ("JWKS", "JWKS_URL", "DISCOVERY"))
+    if any(environ.get(name, "").strip().lower() not in {"", "none", "false", "0", "no", "off"} for name in settings):
+        return {}
+    return {"CARREL_GATEWAY_LOGIN__SECRET_FILE": str(state.login_secret)}
 
 
 def _metrics_of(process: str, addresses: Mapping[str, str]) -> dict[str, str]:

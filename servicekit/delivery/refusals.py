@@ -81,4 +81,4 @@ def refusal_error(refusal: Refusal) -> CarrelError:
 
 def retry_after_s(refusal: Refusal) -> float:
     """Seconds to wait before sending again; 0.0 when the refusal does not say."""
-    return refusal.retry_after.ToNanoseconds() / 1e9 if refusal.HasField("retry_after") else 0.0
+    return refusal.retry_after.seconds + refusal.retry_after.nanos / 1e9 if refusal.HasField("retry_after") else 0.0

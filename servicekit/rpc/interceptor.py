@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from carrel.errors import (
     DrainingError,
     InternalError,
+    InvalidRequestError,
     LimitExceededError,
     MissingDeadlineError,
     Status,
@@ -41,6 +43,9 @@ __all__ = ["CallGate", "EdgeInterceptor", "is_open"]
 _OPEN_SERVICES: Final = ("/grpc.health.", "/grpc.reflection.")
 # Streams whose items are many users' events: checked item by item by their handlers, without protovalidate.
 _EVENT_STREAMS: Final = frozenset({"/carrel.v1.EmitterService/Emit", "/carrel.v1.BridgeService/Publish"})
+
+# Stands for a message that could not be read.
+_MALFORMED: Final = object()
 
 _Context = aio.ServicerContext[Any, Any]
 
@@ -134,7 +139,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, method: str, handler: Any) -> Any:
-        codecs = (handler.request_deserializer, handler.response_serializer)
+        codecs = (_decoder(handler.request_deserializer), handler.response_serializer)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codecs)
         if handler.unary_stream is not None:
@@ -191,7 +196,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
 
         async def first_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
             first = True
-            async for request in requests:
+            async for request in _decoded(requests, method):
                 if first:
                     first = False
                     # As for other calls: who asks comes before what is asked. The handler narrows the scopes.
@@ -202,7 +207,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
         def begin(requests: Any, context: _Context) -> AsyncIterator[Any]:
             check_caller(method, context)
             enter_call(None, _remaining(context))
-            return handler(first_checked(requests) if checked else requests, context)
+            return handler(first_checked(requests) if checked else _decoded(requests, method), context)
 
         return self._stream(method, begin)
 
@@ -249,6 +254,8 @@ class EdgeInterceptor(aio.ServerInterceptor):
             remaining = _remaining(context)
             if remaining is None and needs_deadline:
                 raise MissingDeadlineError(f"{method} was called without a deadline")
+            if request is _MALFORMED:
+                raise _malformed(method)
             principal = identify(request, allow)
             if permission and isinstance(principal, ServicePrincipal):
                 principal.require(permission)
@@ -261,6 +268,34 @@ class EdgeInterceptor(aio.ServerInterceptor):
         if not request.HasField("context"):
             raise TicketError("the request carries no context", advice="send a context with a ticket in it")
         return self._verifier.verify(request.context, allow)
+
+
+def _decoder(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """As ``parse``, but never failing: what fails there is a fault of ours to the library, with a traceback each."""
+
+    def decode(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return _MALFORMED
+
+    return decode
+
+
+async def _decoded(requests: AsyncIterator[Any], method: str) -> AsyncIterator[Any]:
+    # One that cannot be read ends the stream: nobody knows whose it was.
+    async for request in requests:
+        if request is _MALFORMED:
+            raise _malformed(method)
+        yield request
+
+
+def _malformed(method: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        "the request is no message of this method's type",
+        advice="send what the method's .proto file says; see that both sides have the same version",
+        method=method,
+    )
 
 
 def _anybody(_method: str, _context: _Context) -> None:

@@ -39,6 +39,8 @@ Service: TypeAlias = tuple[Callable[[Any, Any], None], object, str]
 
 # Clients ping every 30 s (servicekit.rpc.channel); pinging more often than this ends their connection (too_many_pings).
 MIN_PING_INTERVAL_MS: Final = 10_000
+# Of TCP and TLS. gRPC's own is two minutes, in which a peer that says nothing holds a connection.
+HANDSHAKE_MS: int = 10_000
 # More than a day, which is the longest that an attempt (RunInstance) may be allowed to take, and what its log may take.
 _LONGEST_CALL_MS: Final = 25 * 3_600_000
 
@@ -210,6 +212,7 @@ class RpcServer:
             # Also how long the kernel holds what a client does not read: one that stands still for a while, with its
             # window full, keeps its connection.
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ]
         age = self._settings.max_connection_age_seconds
         if age is not None:

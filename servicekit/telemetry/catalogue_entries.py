@@ -39,6 +39,11 @@ _RUNS: Final[tuple[_Row, ...]] = (
         "execution time (average, p95)",
     ),
     ("counter carrel_run_timeouts_total", "execution", "Runs that ended at their engine's time limit."),
+    (
+        "counter carrel_run_cancellations_total",
+        "execution",
+        "Runs that were cancelled; they are in the failed ones, too.",
+    ),
     ("counter carrel_run_refusals_total{code}", "execution", "Requests for runs and engines refused, by error code."),
     ("gauge carrel_runs_queued", "execution", "Runs in this process's care that wait for their thread or an engine."),
     ("gauge carrel_runs_waiting", "execution", "Runs in this process's care that wait for a person."),

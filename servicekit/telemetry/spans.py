@@ -132,7 +132,8 @@ class _Counted(SpanExporter):
             if good:
                 _log.info("the collector takes spans again", lost=self._counts.failed)
             else:
-                _log.warning("the collector takes no spans", lost=self._counts.failed)
+                advice = "see that what CARREL_TELEMETRY__OTLP_ENDPOINT names runs and can be reached"
+                _log.warning("the collector takes no spans", lost=self._counts.failed, advice=advice)
         return result
 
     def shutdown(self) -> None:

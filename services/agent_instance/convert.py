@@ -105,7 +105,7 @@ def stage_start(start: pb.StartStage) -> StageStart:
         producer_id=start.producer_id,
         request=request,
         instance_id=start.instance_id,
-        deadline=start.deadline.ToNanoseconds() / 1e9 if start.HasField("deadline") else None,
+        deadline=start.deadline.seconds + start.deadline.nanos / 1e9 if start.HasField("deadline") else None,
         journal=tuple(_journaled(entry) for entry in start.journal),
         inputs=tuple(ProvidedInput(item.input_id, item.value_json, item.arguments_hash) for item in start.inputs),
         quiet_until_input=start.quiet_until_input,
@@ -116,7 +116,7 @@ def stage_start(start: pb.StartStage) -> StageStart:
 
 def budget_grant(grant: pb.BudgetGrant) -> BudgetGrant:
     """What model calls may use."""
-    return BudgetGrant(grant.tokens, grant.concurrency, grant.renews_at.ToNanoseconds() / 1e9)
+    return BudgetGrant(grant.tokens, grant.concurrency, grant.renews_at.seconds + grant.renews_at.nanos / 1e9)
 
 
 def budget_use(use: BudgetUse) -> pb.BudgetUse:

@@ -266,7 +266,7 @@ class RunSession:
         match request.WhichOneof("message"):
             case "cancel":
                 grace = request.cancel.grace
-                seconds = grace.ToNanoseconds() / 1e9 if request.cancel.HasField("grace") else None
+                seconds = max(grace.seconds + grace.nanos / 1e9, 0.0) if request.cancel.HasField("grace") else None
                 self._cancel(request.cancel.reason, None if seconds is None else min(seconds, _MAX_GRACE_S))
             case "budget_grant":
                 self._grant = convert.budget_grant(request.budget_grant)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from carrel.errors import from_dict
 from carrel.v1 import agent_instance_pb2 as ai
@@ -17,6 +18,7 @@ from services.execution.models_steps import Budget, Question
 
 __all__ = ["audit_from_proto", "downlink_to_proto", "start_to_proto", "uplink_from_proto"]
 
+_LAST: Final = 2**62
 _OUTCOMES_BACK: Final = {int(value): outcome for outcome, value in OUTCOMES.items()}
 
 
@@ -121,8 +123,8 @@ def audit_from_proto(record: ai.AuditRecord, identity: RunIdentity) -> AuditEntr
         action=record.action,
         target=record.target,
         outcome=_OUTCOMES_BACK.get(record.outcome, AuditOutcome.FAILED),
-        started_at=record.started_at.ToMicroseconds(),
-        duration_us=record.duration.ToMicroseconds(),
+        started_at=_micros(record.started_at),
+        duration_us=_micros(record.duration),
         error_code=record.error_code,
         arguments_hash=record.arguments_hash,
         agent_name=record.agent_name,
@@ -167,6 +169,11 @@ def _result(result: ai.StageResult) -> ports.StageResult:
 
 
 # Small things
+
+
+def _micros(moment: Timestamp | Duration) -> int:
+    # By hand: the library's own raises for what neither may say.
+    return min(max(moment.seconds * 1_000_000 + moment.nanos // 1000, 0), _LAST)
 
 
 def _seconds(duration: Duration) -> float:

@@ -58,6 +58,7 @@ def observe_execution(
     read("carrel_runs_successful_total", lambda: metrics.runs_successful)
     read("carrel_runs_failed_total", lambda: metrics.runs_failed)
     read("carrel_run_timeouts_total", lambda: metrics.timeouts)
+    read("carrel_run_cancellations_total", lambda: metrics.cancellations)
     read("carrel_run_refusals_total", lambda: metrics.refusals)
     read("carrel_runs_queued", lambda: factory.holdings.count(RunState.QUEUED))
     read("carrel_runs_waiting", lambda: factory.holdings.count(RunState.WAITING))

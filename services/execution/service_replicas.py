@@ -132,4 +132,5 @@ class ReplicaCalls:
 
 
 def _micros(moment: Timestamp) -> int:
-    return moment.ToNanoseconds() // 1000
+    # By hand, within what a Timestamp may say: the library's own raises beyond.
+    return min(max(moment.seconds, 0), _LAST_SECOND) * 1_000_000 + min(max(moment.nanos, 0), 999_999_999) // 1000

@@ -15,6 +15,7 @@ from grpc import aio
 from carrel.cli.doctor.access import Access
 from carrel.cli.doctor.report import Report
 from carrel.client.http import GatewayHttp
+from carrel.errors import CarrelError
 from carrel.v1 import agent_instance_pb2, bridge_pb2
 from tests.doctor.conftest import Examine
 from tests.support.faulty_gateway import Asked, Fault, Json, changed, faulty_gateway
@@ -249,6 +250,26 @@ async def test_missing_service_fails_factories_configured_and_the_rest_is_skippe
     assert statuses.pop("factories_configured") == "fail"
     assert set(statuses.values()) == {"skipped"}
     assert f"emitter at {nobody}" in _told(report)
+
+
+def _threads_are_late(asked: Asked, status: int, body: bytes, memory: Json) -> tuple[int, bytes]:
+    error = b'{"error": {"code": "DEADLINE", "message": "the call failed with DEADLINE_EXCEEDED"}}'
+    return (504, error) if asked.path.startswith("/api/threads") else (status, body)
+
+
+async def test_service_that_hangs_is_named_though_no_test_users_can_be_had(
+    stack: RunningStack, access: Access, examined: Examine, free_port: Callable[[], int]
+) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    async with faulty_gateway(stack.url, Fault(answer=_threads_are_late)) as url:
+        report = await examined("hangs", urls=[url], addresses={**access.addresses, "execution": [nobody]})
+        with pytest.raises(CarrelError, match="DEADLINE_EXCEEDED"):
+            await examined("late", urls=[url])
+    assert report.exit_code == 1
+    statuses = {check.name: check.status for check in report.checks}
+    assert statuses.pop("factories_configured") == "fail"
+    assert list(statuses.values()) == ["skipped"] * 5
+    assert report.checks[0].to_json()["advice"].startswith("start execution")
 
 
 async def test_degraded_bridge_fails_factories_configured(access: Access, examined: Examine) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import carrel
 from tests.k8s.conftest import EVERYTHING, Build
 from tools.k8s_check.build import FOLDER, KustomizeError, all_components, build, combinations
 from tools.k8s_check.checkov import checkov_problems, reasons
@@ -73,6 +74,15 @@ def test_overlays_set_only_parameters_that_the_base_knows() -> None:
         assert _names(file) <= known, file
 
 
+def test_images_that_are_named_are_those_of_this_release() -> None:
+    named = {
+        (str(file.relative_to(FOLDER)), tag)
+        for file in (*FOLDER.rglob("parameters.env"), FOLDER / "README.md")
+        for tag in re.findall(r"(?:tag=|carrel-[a-z-]+:|job/migrate-)(\d\S*?)(?=[`\s]|$)", file.read_text())
+    }
+    assert {tag for _, tag in named} == {carrel.__version__}, named
+
+
 def test_every_parameter_is_used_and_every_component_is_in_a_combination() -> None:
     files = [file.read_text() for file in FOLDER.glob("components/*/kustomization.yaml")]
     used = {name for text in files for name in re.findall(r"fieldPath: data\.(\w+)\}", text)}
@@ -118,6 +128,13 @@ def test_autoscalers_of_keda_take_the_place_of_the_others(built: Build) -> None:
         "agent-instance",
     }
     assert {found["metadata"]["name"] for found in scaled.of("HorizontalPodAutoscaler")} == {"emitter", "bridge"}
+
+
+def test_what_is_scraped_has_the_names_that_alerts_take(built: Build) -> None:
+    (monitor,) = Manifests(built("production", *EVERYTHING)).of("PodMonitor")
+    endpoints = monitor["spec"]["podMetricsEndpoints"]
+    relabelled = {rule["targetLabel"]: rule["replacement"] for end in endpoints for rule in end["relabelings"]}
+    assert relabelled == {"job": "carrel-$1"}
 
 
 def test_keda_asks_for_metrics_that_exist(built: Build) -> None:

@@ -222,7 +222,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         "images come from",
     ),
     "another's image": (
-        lambda m: container(m, "bridge").update(image="registry.example.com/carrel/carrel-emitter:0.4.0"),
+        lambda m: container(m, "bridge").update(image="registry.example.com/carrel/carrel-emitter:0.2.0"),
         "has the image of emitter",
     ),
     "a ConfigMap that is not there": (

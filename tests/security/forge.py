@@ -213,6 +213,23 @@ def _wrong_headers(forge: Forge, who: Who) -> dict[str, str]:
         "a key's address": forge.ticket(claims, forge.header(jku="http://127.0.0.1/keys"), forge.stranger.sign),
         "a critical header": forge.ticket(claims, forge.header(crit=["b64"], b64=False)),
         "repeated kid": _repeated_kid(forge, claims),
+        "repeated alg": _with_header(forge, claims, '"alg": "none"'),
+        "repeated typ, once escaped": _with_header(forge, claims, '"t\\u0079p": "JWT"'),
+        "a token in a token": forge.ticket(json.dumps(forge.ticket(claims)), forge.header(cty="JWT")),
+        "a certificate in the header": forge.ticket(
+            claims, forge.header(x5c=[own["x"]], x5u="http://127.0.0.1:1/"), forge.stranger.sign
+        ),
+        **{
+            f"kid {kid!r}"[:60]: forge.ticket(claims, forge.header(kid=kid), forge.stranger.sign)
+            for kid in (
+                *("../gateway.jwk.json", "/dev/null", "' OR 1=1 --", "http://127.0.0.1:1/k", "k" * 2000, "", "a\x00b"),
+                *(f"{forge.gateway.kid} ", forge.gateway.kid.upper(), [forge.gateway.kid], {"kid": 1}, True),
+            )
+        },
+        **{
+            f"alg {alg!r}": forge.ticket(claims, forge.header(alg=alg), lambda _: b"")
+            for alg in ("NONE", "nOnE", "none ", "", ["EdDSA"], 0, "ES256", "HS512", "Ed25519")
+        },
     }
 
 
@@ -285,6 +302,13 @@ def _mismatches(forge: Forge, who: Who) -> dict[str, Context]:
 
 def _repeated_kid(forge: Forge, claims: Mapping[str, Any]) -> str:
     text = json.dumps(forge.header(kid="stranger"))[:-1] + f', "kid": "{forge.gateway.kid}"}}'
+    body = f"{_b64(text.encode())}.{_b64(json.dumps(claims).encode())}"
+    return f"{body}.{_b64(forge.gateway.key.sign(body.encode()))}"
+
+
+def _with_header(forge: Forge, claims: Mapping[str, Any], more: str) -> str:
+    """A name that a header has comes again, in front, under a good signature."""
+    text = "{" + more + ", " + json.dumps(forge.header())[1:]
     body = f"{_b64(text.encode())}.{_b64(json.dumps(claims).encode())}"
     return f"{body}.{_b64(forge.gateway.key.sign(body.encode()))}"
 

@@ -128,6 +128,7 @@ SECRETS: Final[Mapping[str, tuple[dict[str, Any], str]]] = {
     "an environment's PASS": _text("DB_PASS={}", _WORD),
     "a hash of a password": _text("bob:{}", "$2b" + "$12$" + _noise(53, _ALNUM + "./")),
     "an object under a telling name": ({"db": {"password": {"value": _WORD}}}, _WORD),
+    "a secret in a telling name": ({"password=" + _WORD + "api_key": "x"}, _WORD),
     "an escaped camel": ({"config": [{"dbPassword": _WORD}]}, _WORD),
     "a Slack token": _text("{}", "xo" + "xb-123456789012-" + _noise(24)),
     "a Discord bot": _text("{}", "M" + _noise(23) + "." + _noise(6) + "." + _noise(38)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import fields
 from typing import Any, Final
@@ -10,6 +11,9 @@ import aiohttp
 import pytest
 
 from carrel.ids import new_id
+from gateway.frames import _RULES as FRAME_RULES
+from gateway.requests import EXECUTE_RULES
+from gateway.rest import logout, runs, tickets
 from tests.security.cross_user import (
     ALICE,
     BOB,
@@ -18,6 +22,7 @@ from tests.security.cross_user import (
     normal,
     nowhere,
 )
+from tests.security.test_every_route import _routes
 from tests.support.stack import RunningStack
 
 
@@ -52,6 +57,50 @@ _REST: Final[tuple[tuple[str, str, Mapping[str, Any] | None], ...]] = (
     ("POST", "/api/tickets", {"scope": "run", "run_id": "{held}"}),
     ("POST", "/api/tickets", {"scope": "run", "run_id": "{run}", "thread_id": "{thread}"}),
 )
+
+
+# How the ids of the table are called in the router.
+_NAMES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("run", "held", "waiting"), "run_id"),
+    **dict.fromkeys(("thread", "held_thread"), "thread_id"),
+    "artifact": "name",
+}
+# Shown elsewhere: the address of a socket (test_every_route), a run of one's own in a thread of her name (below), who
+# a ticket stands for (test_gateway_doors).
+_ELSEWHERE: Final = {
+    ("GET /ws/{user_id}", "user_id"),
+    ("POST /api/agents/execute", "thread_id"),
+    ("POST /api/tickets", "user_id"),
+}
+# Fields of bodies, by route, as the handlers check them.
+_FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "POST /api/agents/execute": EXECUTE_RULES,
+    "POST /api/runs/{run_id}/cancel": runs._CANCEL_RULES,
+    "POST /api/runs/{run_id}/input": runs._INPUT_RULES,
+    "POST /api/tickets": tickets._RULES,
+    "POST /api/logout": logout._RULES,
+    "POST /api/socket-tokens": {},
+    "POST /ag-ui": {},
+}
+
+
+def _is_id(field: str) -> bool:
+    return field.endswith("_id") or field in {"resume", "position"}
+
+
+def test_every_id_that_a_route_takes_has_a_row() -> None:
+    routes = _routes()
+    assert {route for route in routes if not route.startswith(("GET", "DELETE"))} == set(_FIELDS)
+    taken = {(route, name) for route in routes for name in re.findall(r"{(\w+)}", route)}
+    taken |= {(route, name) for route, rules in _FIELDS.items() for name in rules if _is_id(name)}
+    shown = set()
+    for method, path, body in _REST:
+        route = f"{method} {path.partition('?')[0]}"
+        for ours, theirs in _NAMES.items():
+            route = route.replace("{" + ours + "}", "{" + theirs + "}")
+        shown |= {(route, name) for name in re.findall(r"{(\w+)}", route)}
+        shown |= {(route, name) for name in body or () if _is_id(name)}
+    assert taken - _ELSEWHERE == shown
 
 
 async def _rest(
@@ -133,6 +182,23 @@ async def _frame(
     return answer
 
 
+# Every field of a frame that names something, and the test that shows it.
+_IN_FRAMES: Final = {
+    ("agent_cancel", "run_id"): "test_by_frame",
+    ("input_provide", "run_id"): "test_by_frame",
+    ("input_provide", "input_id"): "test_by_frame",
+    ("connect", "thread_id"): "test_her_position_and_thread_show_a_connection_nothing",
+    ("connect", "resume"): "test_her_position_and_thread_show_a_connection_nothing",
+    ("agent_execute", "thread_id"): "test_a_frame_s_thread_of_hers_is_a_new_one_of_one_s_own",
+}
+
+
+def test_every_id_that_a_frame_takes_is_tested() -> None:
+    taken = {(kind, field) for kind, rules in FRAME_RULES.items() for field in rules if _is_id(field)}
+    assert taken == set(_IN_FRAMES)
+    assert set(_IN_FRAMES.values()) <= set(globals())
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -172,6 +238,23 @@ async def test_her_position_and_thread_show_a_connection_nothing(
                 answers.append(normal(said, ids))
         assert answers[0] == answers[1]
         assert any(frame["type"] == "reset" for frame in answers[0])
+
+
+async def test_a_frame_s_thread_of_hers_is_a_new_one_of_one_s_own(alice: Ids, http: aiohttp.ClientSession) -> None:
+    async with http.ws_connect("/ws") as socket:
+        assert (await socket.receive_json(timeout=5))["type"] == "connected"
+        ref = new_id("ref")
+        run = {"type": "agent_execute", "message": "of bob", "agent_name": "keeper", "client_ref": ref}
+        await socket.send_json({**run, "thread_id": alice.held_thread})
+        said: list[dict[str, Any]] = []
+        while not said or said[-1].get("event_type") != "run_completed":
+            said.append(await socket.receive_json(timeout=10))
+        # Neither is her thread busy for him, nor does he hear of her run in it or get her conversation.
+        assert {frame["user_id"] for frame in said if "user_id" in frame} == {BOB}
+        assert alice.held not in str(said)
+        assert said[-1]["data"]["result"]["history"] == []
+    async with http.delete(f"/api/threads/{alice.held_thread}") as response:
+        assert response.status == 204
 
 
 async def test_a_connection_hears_nothing_of_another_user_s_run(

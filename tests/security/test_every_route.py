@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 from unittest.mock import MagicMock
 
 import aiohttp
 import pytest
 from aiohttp import web
+from grpc import aio
 
 from carrel.ids import new_id
+from carrel.v1.context_pb2 import UserExecutionContext
 from gateway.rest.routes import OPEN_PATHS, add_routes
-from tests.security.forge import Forge
+from tests.conftest import Eventually
+from tests.security.forge import UNAUTHENTICATED, Forge
 from tests.security.gateway_calls import ask, bearer, connected, refused
 from tests.security.login_tokens import login_claims, login_jwt, wrong_headers, wrong_tokens
+from tests.security.rpc_table import ROWS, SERVERS, call, request_for, unary_rows
 from tests.support.stack import RunningStack
 
 # What a good caller is told at each route; everything asked for by id does not exist.
@@ -47,6 +52,7 @@ _ANSWERS: Final[Mapping[str, int]] = {
 }
 _OPEN: Final = {"GET /", "GET /healthz", "GET /readyz"}
 _SOCKETS: Final = {"GET /ws", "GET /ws/{user_id}"}
+_LIST_AGENTS: Final = "carrel.v1.AgentInstanceService.ListAgents"
 _CLOSED: Final = sorted(_ANSWERS.keys() - _OPEN - _SOCKETS)
 
 
@@ -191,6 +197,64 @@ async def test_a_refresh_for_another_user_is_refused_and_changes_nothing(
             assert (error["type"], error["code"]) == ("error", "TOKEN_EXPIRED" if token is expired else "TOKEN")
         await socket.send_json({"type": "refresh", "token": stack.token(user)})
         assert (await socket.receive_json(timeout=5))["type"] == "refreshed"
+
+
+async def test_no_wrong_token_refreshes_a_login(stack: RunningStack, forge: Forge, http: aiohttp.ClientSession) -> None:
+    user = new_id("user")
+    async with connected(http, "/ws", bearer(stack.token(user))) as socket:
+        for name, token in wrong_tokens(stack, forge).items():
+            await socket.send_json({"type": "refresh", "token": token})
+            error = await socket.receive_json(timeout=5)
+            assert (error["type"], error["code"] in {"TOKEN", "TOKEN_EXPIRED"}) == ("error", True), name
+            # Many wrong ones in a row would end the connection.
+            await socket.send_json({"type": "ping"})
+            assert (await socket.receive_json(timeout=5))["type"] == "pong", name
+
+
+@pytest.mark.parametrize("path", ["/api/events", "/api/runs/run-1/events"])
+async def test_no_wrong_token_opens_a_stream_by_its_address(
+    path: str, stack: RunningStack, forge: Forge, http: aiohttp.ClientSession
+) -> None:
+    wrong = {**wrong_tokens(stack, forge), "a login token": stack.token("alice")}
+    for name, token in wrong.items():
+        async with http.get(path, params={"socket_token": token}) as response:
+            assert response.status == 401, name
+
+
+async def test_a_signed_out_token_is_refused_at_every_door(
+    stack: RunningStack, http: aiohttp.ClientSession, eventually: Eventually
+) -> None:
+    user = new_id("user")
+    token, other = stack.token(user), stack.token(user, lifetime_s=1800)
+    async with connected(http, "/ws", bearer(other)) as socket:
+        status, _, ticket = await ask(http, "POST /api/tickets", bearer(token))
+        assert status == 200
+        status, _, _ = await ask(http, "POST /api/logout", bearer(token))
+        assert status == 200
+        for route in _CLOSED:
+            status, _, body = await ask(http, route, bearer(token))
+            assert (status, body["error"]["code"]) == (401, "TOKEN"), route
+        for path in ("/ws", f"/ws/{user}"):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                await http.ws_connect(path, headers=bearer(token))
+            assert caught.value.status == 401
+        error, _, code = await refused(http, "/ws", {"type": "connect", "token": token})
+        assert (error["code"], code) == ("TOKEN", 4500)
+        await socket.send_json({"type": "refresh", "token": token})
+        assert (await socket.receive_json(timeout=5))["code"] == "TOKEN"
+        # The other login of the same user goes on.
+        await socket.send_json({"type": "ping"})
+        assert (await socket.receive_json(timeout=5))["type"] == "pong"
+    context = UserExecutionContext(user_id=user, ticket=ticket["ticket"])
+    # agent_instance hears of no revocations: what a session may ask of it is the list of agents, which is nobody's.
+    asked = {name for name in unary_rows() if "session" in ROWS[name].scopes} - {_LIST_AGENTS}
+
+    async def refused_at(name: str) -> bool:
+        async with aio.insecure_channel(stack.address(SERVERS[name.rpartition(".")[0]])) as channel:
+            return (await call(channel, name, request_for(name, context)))[0] is UNAUTHENTICATED
+
+    for name in sorted(asked):
+        await eventually(partial(refused_at, name), within=6, what=name)
 
 
 async def test_a_connection_ends_with_its_token(stack: RunningStack, http: aiohttp.ClientSession) -> None:

@@ -209,13 +209,17 @@ def test_the_public_key_file_says_what_each_key_may_sign(stack: RunningStack, fo
 
 
 async def test_nothing_came_of_the_refused_calls(forge: Forge, channels: dict[str, aio.Channel]) -> None:
-    # Attacks are made in the name of alice and of bob; good calls above have users of their own.
-    name = "carrel.v1.ExecutionService.ExecutePipeline"
-    for attack in attacks(forge, ROWS[name].scopes):
-        await call(channels["execution"], name, request_for(name, attack.context))
-    for user in ("alice", "bob"):
+    # Attacks are made in the name of alice and of bob, who have runs of other tests.
+    name, listing = "carrel.v1.ExecutionService.ExecutePipeline", "carrel.v1.ExecutionService.ListRuns"
+
+    async def runs(user: str) -> list[str]:
         context = forge.good(Who("session", user=user))
-        listing = "carrel.v1.ExecutionService.ListRuns"
         _, (answer,), _ = await call(channels["execution"], listing, request_for(listing, context))
         assert isinstance(answer, execution_pb2.ListRunsResponse)
-        assert not answer.runs
+        return [run.run_id for run in answer.runs]
+
+    before = [await runs(user) for user in ("alice", "bob")]
+    for attack in attacks(forge, ROWS[name].scopes):
+        await call(channels["execution"], name, request_for(name, attack.context))
+    assert [await runs(user) for user in ("alice", "bob")] == before
+    assert "run-1" not in str(before)

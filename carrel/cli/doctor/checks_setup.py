@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from carrel.cli.doctor.http import Answer, User
 from carrel.cli.doctor.report import Check, SkipCheck
-from carrel.cli.doctor.services import SERVICES
+from carrel.cli.doctor.services import SERVICES, Services
 from carrel.cli.doctor.world import RUN_S, World
 from carrel.doctor_names import DOCTOR_AGENT
 from carrel.v1 import bridge_pb2
 
-__all__ = ["backward_compatibility", "compatible", "factories_configured"]
+__all__ = ["backward_compatibility", "compatible", "factories_configured", "what_is_missing"]
 
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)\.")
 _NUMBER: Final = (int, float)
@@ -74,24 +74,47 @@ async def factories_configured(world: World, check: Check) -> None:
         await _service(world, check, service)
 
 
+async def what_is_missing(urls: Sequence[str], services: Services, check: Check) -> None:
+    """The part of it that needs no user: who is not ready.
+
+    Raises:
+        UnavailableError: A gateway cannot be reached.
+    """
+    for url in urls:
+        async with User("", {}, [url], "") as nobody:
+            await _gateway_ready(nobody, check, url)
+    for service in SERVICES:
+        _ = await _service_ready(services, check, service)
+
+
+async def _gateway_ready(user: User, check: Check, url: str) -> None:
+    ready = await user.get("/readyz")
+    advice = "see what /readyz names as failing, and that process's log"
+    missing = ready.json.get("failing")
+    _ = check.expect(ready.status == 200, f"the gateway {url} is ready", missing or ready, advice)
+
+
 async def _gateway(world: World, check: Check, url: str) -> None:
     user = User(world.pair.a.user_id, world.pair.a.headers, [url], world.pair.a.prefix)
     async with user:
-        ready = await user.get("/readyz")
-        advice = "see what /readyz names as failing, and that process's log"
-        missing = ready.json.get("failing")
-        _ = check.expect(ready.status == 200, f"the gateway {url} is ready", missing or ready, advice)
+        await _gateway_ready(user, check, url)
         version = str((await user.get("/")).json.get("version", ""))
         _ = check.expect(compatible(version, world.version), f"the version of {url} fits", version, _UPGRADE)
 
 
-async def _service(world: World, check: Check, service: str) -> None:
-    addresses = world.services.addresses[service]
-    for address in addresses:
-        wrong = await world.services.ready(service, address)
+async def _service_ready(services: Services, check: Check, service: str) -> bool:
+    for address in services.addresses[service]:
+        wrong = await services.ready(service, address)
         advice = f"start {service}, or correct CARREL_DOCTOR_{service.upper()}; its log says what it waits for"
         if not check.expect(not wrong, f"{service} at {address} is ready", wrong or "SERVING", advice):
-            return
+            return False
+    return True
+
+
+async def _service(world: World, check: Check, service: str) -> None:
+    addresses = world.services.addresses[service]
+    if not await _service_ready(world.services, check, service):
+        return
     try:
         found = await world.services.statistics(service)
     except SkipCheck as skipped:

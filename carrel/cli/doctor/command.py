@@ -7,14 +7,14 @@ import json
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from carrel import __version__
 from carrel.cli.doctor.access import Access, find_access
-from carrel.cli.doctor.checks_setup import backward_compatibility, factories_configured
+from carrel.cli.doctor.checks_setup import backward_compatibility, factories_configured, what_is_missing
 from carrel.cli.doctor.checks_streams import resource_cleanup, websocket_isolation
 from carrel.cli.doctor.checks_users import concurrent_execution, user_isolation
 from carrel.cli.doctor.report import Check, Report, SkipCheck
@@ -39,6 +39,7 @@ CHECKS: Final[Mapping[str, Make]] = {
 }
 # What the whole may take beyond its checks: finding users, and cleaning up.
 _CLEAN_S: Final = 30.0
+_FIRST: Final = "factories_configured failed: mend that first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +84,48 @@ async def examine(access: Access, wishes: Wishes, timeout_s: float) -> Report:
     """
     began = time.perf_counter()
     report = Report(__version__, access.urls, strict=wishes.strict)
-    async with (
-        Services(access.addresses, access.operator, access.tls) as services,
-        claimed_pair(access.urls, access.ids, access.headers, timeout_s + _CLEAN_S) as pair,
-    ):
-        report.users = [user.user_id for user in pair.both]
-        world = World(access.urls, __version__, pair, services, access.max_engines, access.operator_headers)
+    names = wishes.checks or tuple(CHECKS)
+    async with Services(access.addresses, access.operator, access.tls) as services, AsyncExitStack() as stack:
         try:
-            await _all(world, report, wishes.checks or tuple(CHECKS), began + timeout_s)
-        finally:
-            await _cleaned(pair)
-        report.leftovers, report.cleaned, report.not_cleaned = pair.leftovers, pair.cleaned, pair.not_cleaned
+            claim = claimed_pair(access.urls, access.ids, access.headers, timeout_s + _CLEAN_S)
+            pair = await stack.enter_async_context(claim)
+        except CarrelError as error:
+            await _without_users(access, services, report, names, error)
+        else:
+            report.users = [user.user_id for user in pair.both]
+            world = World(access.urls, __version__, pair, services, access.max_engines, access.operator_headers)
+            try:
+                await _all(world, report, names, began + timeout_s)
+            finally:
+                await _cleaned(pair)
+            report.leftovers, report.cleaned, report.not_cleaned = pair.leftovers, pair.cleaned, pair.not_cleaned
     report.duration_s = time.perf_counter() - began
     return report
+
+
+async def _without_users(
+    access: Access, services: Services, report: Report, names: Sequence[str], error: CarrelError
+) -> None:
+    """No test users could be had: say which part of the deployment is missing, if that is why.
+
+    Raises:
+        CarrelError: Nothing is missing, or a gateway cannot be reached: ``error``.
+    """
+    began = time.perf_counter()
+    check = Check("factories_configured")
+    try:
+        await what_is_missing(access.urls, services, check)
+    except CarrelError:
+        raise error from None
+    if check.status != "fail":
+        raise error
+    check.fail("the test users can be looked at", f"{error.code}: {error.message}", error.advice)
+    check.duration_s = time.perf_counter() - began
+    report.checks.append(check)
+    for name in (name for name in CHECKS if name in names and name != check.name):
+        skipped = Check(name)
+        skipped.skip("the check", _FIRST)
+        report.checks.append(skipped)
 
 
 async def _all(world: World, report: Report, names: Sequence[str], until: float) -> None:
@@ -109,7 +139,7 @@ async def _all(world: World, report: Report, names: Sequence[str], until: float)
         await _one(world, check, CHECKS[name], until)
         if name == "factories_configured" and check.status == "fail":
             # The others would fail for want of what is missing, and hide it.
-            missing = "factories_configured failed: mend that first"
+            missing = _FIRST
 
 
 async def _one(world: World, check: Check, make: Make, until: float) -> None:

@@ -165,6 +165,8 @@ class User:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             ws = await self.session.ws_connect(url + path, protocols=("carrel.v1",), headers=named)
+        except aiohttp.WSServerHandshakeError as error:
+            raise _no_socket(url, error.status) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _away(url, error) from None
         socket = Socket(ws, self)
@@ -271,6 +273,18 @@ def _object(data: bytes | str) -> dict[str, Any]:
 def _away(url: str, error: Exception) -> UnavailableError:
     said = str(error) or type(error).__name__
     return UnavailableError(f"the gateway at {url} cannot be reached: {said}", advice="start it, or name another --url")
+
+
+def _no_socket(url: str, status: int) -> UnavailableError:
+    """The gateway answers, and does not let a test user's socket in."""
+    if status == 429:
+        advice = (
+            "a test user has a few sockets open at once, all from this address: raise CARREL_GATEWAY_LIMITS__PER_USER "
+            "or CARREL_GATEWAY_LIMITS__PER_ADDRESS, or see what else connects from here"
+        )
+    else:
+        advice = "the gateway's log says why; a proxy in front must let WebSockets through"
+    return UnavailableError(f"the gateway at {url} refuses a socket with {status}", advice=advice)
 
 
 def from_answer(answer: Answer) -> CarrelError:

@@ -134,9 +134,9 @@ class Sanitizer:
         for name, item in value.items():
             kind = classify(name)
             if (named and name == "value") or (kind is not NameClass.PLAIN and holds_secret(kind, item)):
-                result[name] = REDACTED
+                result[clean_text(name)] = REDACTED
             elif self._withheld and _fold(name) in self._withheld:
-                result[name] = WITHHELD
+                result[clean_text(name)] = WITHHELD
             else:
                 result[clean_text(name)] = self._clean(item, depth + 1)
         return result

@@ -174,7 +174,7 @@ _RULES: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], Callable[[re.Match[s
     (("hooks.slack", "/webhooks/", "/webhookb2/"), _WEBHOOK, _keep_first),
 )
 # The marks of those rules that need no long run of letters and digits, which ``sanitize`` looks for by itself.
-_MARKS: Final = (*_NAMES, "auth", "cookie", "sig", "code=")
+_MARKS: Final = ("pass", "pwd", "secret", "key", "token", "auth", "cookie", "sig", "code=")
 
 
 def may_hold_secret(text: str) -> bool:

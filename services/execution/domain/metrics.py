@@ -87,6 +87,7 @@ class FactoryMetrics:
     runs_successful: int = 0
     runs_failed: int = 0
     timeouts: int = 0
+    cancellations: int = 0
     runs_queued: int = 0
     runs_waiting: int = 0
     runs_resumed: int = 0
@@ -123,6 +124,8 @@ class FactoryMetrics:
             self.runs_failed += 1
         if outcome is RunState.TIMED_OUT:
             self.timeouts += 1
+        if outcome is RunState.CANCELLED:
+            self.cancellations += 1
 
     def run_ended(self, parts: Mapping[Part, float]) -> None:
         """A run has come to its end here, and its time went so."""

@@ -219,6 +219,7 @@ def test_a_file_is_read_again_when_it_changes_and_a_wrong_one_leaves_what_was(
         path.write_text(wrong)
         assert rollout("/quote").percent == 5
     assert caplog.text.count("stays as it was") == 1, "not at every call"
+    assert "/quote" in caplog.text or "JSON" in caplog.text, "a log without further fields says why, too"
     path.unlink()
     assert rollout("/quote").percent == 5
     other = tmp_path / "other.json"

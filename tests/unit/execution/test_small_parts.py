@@ -67,8 +67,16 @@ def test_metrics_count_under_the_documents_names() -> None:
     snapshot = metrics.snapshot(active=0, users=0)
     assert (snapshot.engines_created, snapshot.concurrent_peak) == (2, 2)
     assert (snapshot.runs_total, snapshot.runs_successful, snapshot.runs_failed, snapshot.timeouts) == (2, 1, 1, 1)
+    assert metrics.cancellations == 0
     assert snapshot.execution_time_average == 2.0
     assert snapshot.factory_chain_metrics["agent_instance"] == 4.0
+
+
+def test_a_cancelled_run_counts_as_failed_and_can_be_told_apart() -> None:
+    metrics = FactoryMetrics()
+    for outcome in (RunState.CANCELLED, RunState.FAILED, RunState.CANCELLED, RunState.SUCCEEDED):
+        metrics.run_decided(outcome, 1.0)
+    assert (metrics.runs_failed, metrics.cancellations, metrics.timeouts) == (3, 2, 0)
 
 
 async def test_watchers_of_one_run_are_woken_and_forgotten() -> None:
