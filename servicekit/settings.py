@@ -102,12 +102,18 @@ class SharedSettings(Section):
 
     @model_validator(mode="after")
     def _encrypted_in_production(self) -> Self:
+        self.check_encryption()
+        return self
+
+    def check_encryption(self) -> None:
+        """Raises:
+        ValueError: This is production, and nothing says how calls between the services are encrypted.
+        """
         if self.production and self.tls.mode == "auto" and not self.tls.enabled:
             raise ValueError(
                 "production needs TLS between the services: set CARREL_TLS__CERT, CARREL_TLS__KEY and CARREL_TLS__CA,"
                 " or CARREL_TLS__MODE=mesh where another layer encrypts and authenticates"
             )
-        return self
 
     @property
     def production(self) -> bool:

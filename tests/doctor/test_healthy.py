@@ -97,6 +97,7 @@ def test_service_token_of_a_production_job_is_enough(stack: RunningStack) -> Non
         "--url",
         stack.url,
         CARREL_ENVIRONMENT="production",
+        CARREL_TLS__MODE="mesh",
         CARREL_DOCTOR_TOKEN_FILE=str(file),
         **settings,
     )
@@ -182,6 +183,8 @@ async def test_what_a_killed_examination_left_is_removed_by_a_later_one(
 async def _begun(stack: RunningStack, eventually: Eventually) -> subprocess.Popen[bytes]:
     """An examination in the middle of a check that holds runs."""
     command = carrel_command("doctor", "--state", str(stack.state.root), "--check", "resource_cleanup")
+    # A shell has its background jobs ignore SIGINT, and what they start inherits that.
+    command = ["env", "--default-signal=INT", *command]
     process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
         command, cwd=stack.folder, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

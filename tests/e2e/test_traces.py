@@ -196,7 +196,11 @@ async def test_run_that_waits_for_a_person_goes_on_in_its_trace_after_execution_
 
     await eventually(second_turn, within=20)
     # The answer is a request of its own, with a trace of its own.
-    answers = [span for span in receiver.spans if span.name == "POST /api/runs/{run_id}/input"]
+
+    def answer_spans() -> list[TraceSpan]:
+        return [span for span in receiver.spans if span.name == "POST /api/runs/{run_id}/input"]
+
+    answers = await eventually(answer_spans, within=20)
     assert answers[-1].trace_id not in {span.trace_id for span in of_run(receiver, run.run_id)}
 
 

@@ -105,7 +105,7 @@ async def test_certificates_authority_and_keys_are_replaced_while_runs_flow(
         for issuer in ("gateway", "execution"):
             keys.publish(issuer)
             await some_runs()
-            keys.sign(issuer, known_after_s=1.5)
+            keys.sign(issuer, known_after_s=1.0)
             await some_runs()
         stop.set()
     log = stack.log()

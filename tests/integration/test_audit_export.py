@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from carrel.cli import audit_export
+from carrel.cli import audit_export, operators
 from carrel.cli.audit_export import export_audit, verify_file
 from carrel.cli.state import StateFolder
 from carrel.errors import InvalidRequestError, PermissionDeniedError
@@ -37,7 +37,8 @@ def operator(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
     def at(address: str) -> None:
-        monkeypatch.setattr(audit_export, "execution_address", lambda state: address)
+        for module in (audit_export, operators):
+            monkeypatch.setattr(module, "execution_address", lambda state: address)
 
     return at
 

@@ -24,7 +24,7 @@ from carrel.v1 import (
 )
 from servicekit.identity import tickets
 from servicekit.identity.keys import generate_key
-from servicekit.identity.principals import OPERATOR_READ, OPERATOR_REVOKE, Scope
+from servicekit.identity.principals import AUDIT_WRITE, OPERATOR_READ, OPERATOR_REVOKE, Scope
 from servicekit.identity.scopes import METHOD_SCOPES
 from servicekit.identity.tickets import TicketMinter
 from servicekit.rpc.channel import responses
@@ -41,7 +41,7 @@ MODULES: list[tuple[Any, Any]] = [
 MAKE: dict[Scope, Callable[[], context_pb2.UserExecutionContext]] = {
     Scope.RUN: run_context,
     Scope.SESSION: session_context,
-    Scope.SERVICE: lambda: service_context(permissions=(OPERATOR_READ, OPERATOR_REVOKE)),
+    Scope.SERVICE: lambda: service_context(permissions=(OPERATOR_READ, OPERATOR_REVOKE, AUDIT_WRITE)),
 }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from servicekit.settings import SharedSettings
 
@@ -29,3 +30,10 @@ class DoctorSettings(SharedSettings):
         2, ge=1, le=16, description="the test users' max_engines_per_user, where user_token_files are used"
     )
     timeout: float = Field(120.0, ge=10, le=600, description="seconds that all checks together may take")
+
+    @model_validator(mode="after")
+    def _encrypted_in_production(self) -> Self:
+        # The gateway alone is asked over its own, public address.
+        if any((self.execution, self.agent_instance, self.emitter, self.bridge)):
+            self.check_encryption()
+        return self
