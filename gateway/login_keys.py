@@ -17,12 +17,12 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from carrel.errors import InvalidConfigurationError
+from servicekit.private_files import Stamp, check_private, stamp_of
 
 __all__ = ["MIN_SECRET_BYTES", "KeySource", "LoginKey", "LoginKeys", "NoKeysError", "find_key", "public_keys"]
 
 MIN_SECRET_BYTES: Final = 32
 _LOOK_EVERY_S: Final = 5.0
-_OTHERS: Final = 0o007
 _MOST_KEYS: Final = 100
 _RSA_BITS: Final = (2048, 8192)
 
@@ -79,17 +79,12 @@ class LoginKeys:
         """
         try:
             secret = path.read_bytes().strip()
-            mode = path.stat().st_mode
+            check_private("the login secret", path)
         except OSError as error:
             raise InvalidConfigurationError(
                 f"the login secret {path} cannot be read: {error.strerror}",
                 advice="`carrel up` makes one; elsewhere set CARREL_GATEWAY_LOGIN__JWKS to your issuer's keys",
             ) from None
-        if mode & _OTHERS:
-            raise InvalidConfigurationError(
-                f"the login secret {path} can be read or written by every user of this machine",
-                advice=f"chmod 600 {path}",
-            )
         if len(secret) < MIN_SECRET_BYTES:
             raise InvalidConfigurationError(
                 f"the login secret {path} has {len(secret)} bytes; it needs {MIN_SECRET_BYTES} or more",
@@ -208,9 +203,8 @@ def _keys_of(jwk: Mapping[str, Any]) -> list[LoginKey]:
     return [LoginKey(str(jwk.get("kid", "")), name, jwt.PyJWK(public, name).key) for name in algorithms]
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path) -> Stamp | None:
     try:
-        stat = path.stat()
+        return stamp_of(path)
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -19,18 +19,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.keys import write_private
 from servicekit.logs import get_logger
+from servicekit.private_files import Stamp, check_private, stamp_of
 
 __all__ = ["SealingKeys", "add_key"]
 
 _log: Final = get_logger("servicekit.sealing")
-_OTHERS: Final = 0o007
 _LOOK_EVERY_S: Final = 5.0
 _LOOK_UNKNOWN_EVERY_S: Final = 1.0
 _MOST_KEYS: Final = 50
 _KID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ADVICE: Final = "make one with `carrel encryption-key FILE`, and name it in the service's ENCRYPTION__KEY_FILE"
-
-_Stamp = tuple[int, int, int]
 
 
 class SealingKeys:
@@ -110,11 +108,7 @@ def add_key(path: Path, kid: str = "") -> str:
 
 def _read(path: Path) -> dict[str, AESGCM]:
     listed = _document(path)["keys"]
-    if path.stat().st_mode & _OTHERS:
-        raise InvalidConfigurationError(
-            f"the encryption keys {path} can be read or written by every user of this machine",
-            advice=f"chmod 600 {path}",
-        )
+    check_private("the encryption keys", path)
     keys: dict[str, AESGCM] = {}
     for jwk in listed:
         kid, key = _key(path, jwk)
@@ -161,9 +155,8 @@ def _wrong(path: Path, problem: str) -> InvalidConfigurationError:
     return InvalidConfigurationError(f"the file with encryption keys {path} {problem}", advice=_ADVICE)
 
 
-def _stamp(path: Path) -> _Stamp | None:
+def _stamp(path: Path) -> Stamp | None:
     try:
-        stat = path.stat()
+        return stamp_of(path)
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino

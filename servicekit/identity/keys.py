@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.principals import ANY_SCOPE, Scope
+from servicekit.private_files import Stamp, check_private, stamp_of
 
 __all__ = [
     "KeySet",
@@ -35,7 +36,6 @@ __all__ = [
 
 _CHECK_EVERY_S: Final = 5.0
 _CHECK_UNKNOWN_EVERY_S: Final = 1.0
-_OTHERS: Final = 0o007
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,7 @@ def load_signing_key(path: Path) -> SigningKey:
         InvalidConfigurationError: It is missing, readable by everybody, or no Ed25519 private key.
     """
     jwk = _read_json(path)
-    if path.stat().st_mode & _OTHERS:
-        raise InvalidConfigurationError(
-            f"the signing key {path} can be read or written by every user of this machine", advice=f"chmod 600 {path}"
-        )
+    check_private("the signing key", path)
     try:
         public = _public_key(jwk)
         private = Ed25519PrivateKey.from_private_bytes(_decode(jwk["d"]))
@@ -137,7 +134,7 @@ class KeySet:
     def __init__(self, keys: Iterable[SigningKey | PublicKey] = (), *, path: Path | None = None) -> None:
         self._path = path
         self._keys = {key.kid: key for key in (k.public if isinstance(k, SigningKey) else k for k in keys)}
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: Stamp | None = None
         self._last_check = 0.0
         self.generation = 0
         self.last_error = ""
@@ -177,7 +174,7 @@ class KeySet:
             return False
         self._last_check = now
         try:
-            if self._stat(self._path) == self._stamp:
+            if stamp_of(self._path) == self._stamp:
                 return False
             self._load()
         except (InvalidConfigurationError, OSError) as error:
@@ -190,7 +187,7 @@ class KeySet:
         self._last_check = time.monotonic()
         try:
             # Before the read: a change in between is then seen at the next look.
-            stamp = self._stat(self._path)
+            stamp = stamp_of(self._path)
         except OSError:
             stamp = None
         data = _read_json(self._path)
@@ -206,11 +203,6 @@ class KeySet:
         self._stamp = stamp
         self.last_error = ""
         self.generation += 1
-
-    @staticmethod
-    def _stat(path: Path) -> tuple[int, int, int]:
-        stat = path.stat()
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _usable(jwk: Mapping[str, Any]) -> bool:

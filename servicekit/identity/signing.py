@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.keys import SigningKey, load_signing_key
 from servicekit.logs import get_logger
+from servicekit.private_files import Stamp, stamp_of
 
 __all__ = ["FollowedKey", "Signer"]
 
@@ -76,12 +77,11 @@ class FollowedKey:
             _log.info("signing with another key", kid=key.kid, former=self._key.kid)
         self._key = key
 
-    def _stat(self) -> tuple[int, int, int] | None:
+    def _stat(self) -> Stamp | None:
         try:
-            stat = self._path.stat()
+            return stamp_of(self._path)
         except OSError:
             return None  # reading it says why
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def _read(self) -> SigningKey:
         key = load_signing_key(self._path)

@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives import serialization
 
 from carrel.errors import InvalidConfigurationError
 from servicekit.logs import get_logger
+from servicekit.private_files import Stamp, check_private, stamp_of
 from servicekit.tls.settings import IDENTITIES, TlsSettings, spiffe_id
 
 __all__ = ["Material", "TlsFiles", "service_named"]
 
 _log: Final = get_logger("servicekit.tls")
 _LOOK_S: Final = 1.0
-_OTHERS: Final = 0o007
 _WARN_SHARE: Final = 0.2  # of a certificate's life
 _WARN_EVERY_S: Final = 600.0
 
@@ -110,23 +110,19 @@ class TlsFiles:
             self._warned = self._looked
             _log.warning("the TLS certificate ends soon: replace its file", ends=self._now.not_after.isoformat())
 
-    def _stat(self) -> tuple[tuple[int, int, int], ...]:
+    def _stat(self) -> tuple[Stamp, ...]:
         found = []
         for path in self._paths:
             try:
-                stat = path.stat()
+                found.append(stamp_of(path))
             except OSError as error:
                 raise _unreadable(path, error) from None
-            found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
         return tuple(found)
 
     def _read(self, generation: int) -> Material:
         cert, key, ca = self._paths
         chain, secret, roots = _bytes(cert), _bytes(key), _bytes(ca)
-        if key.stat().st_mode & _OTHERS:
-            raise InvalidConfigurationError(
-                f"the key {key} can be read or written by every user of this machine", advice=f"chmod 600 {key}"
-            )
+        check_private("the key", key)
         own = _certificates(cert, chain)[0]
         _ = _certificates(ca, roots)
         if _public_of(key, secret) != _public(own):
