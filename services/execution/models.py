@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, NewType, TypeVar
+from typing import Any, Final, Generic, NewType, Self, TypeVar
 
 __all__ = [
     "OPERATOR",
@@ -273,6 +273,11 @@ class AuditEntry:
     error_code: str = ""
     arguments_hash: str = ""
     agent_name: str = ""
+
+    @classmethod
+    def outside_runs(cls, record_id: str, user: UserKey, action: str, target: str, at: Micros) -> Self:
+        """An act that belongs to no run and was done at this moment."""
+        return cls(record_id, user, "", "", "", action, target, AuditOutcome.SUCCEEDED, at)
 
 
 _T = TypeVar("_T")

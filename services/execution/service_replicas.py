@@ -19,7 +19,7 @@ from servicekit.rpc.context import current_principal
 from services.execution import convert
 from services.execution.domain.paging import decode_token, encode_token
 from services.execution.domain.revocations import RevokedUsers
-from services.execution.models import AuditEntry, AuditOutcome, UserKey
+from services.execution.models import AuditEntry, UserKey
 from services.execution.store import RunStore
 
 __all__ = ["ReplicaCalls"]
@@ -117,17 +117,7 @@ class ReplicaCalls:
 
     async def record(self, user: UserKey, action: str, target: str) -> None:
         """Leave a record of an act in the audit trail."""
-        entry = AuditEntry(
-            record_id=new_id("aud"),
-            user=user,
-            thread_id="",
-            run_id="",
-            request_id="",
-            action=action,
-            target=target,
-            outcome=AuditOutcome.SUCCEEDED,
-            started_at=self._claims.now(),
-        )
+        entry = AuditEntry.outside_runs(new_id("aud"), user, action, target, self._claims.now())
         await self._claims.save_audit([entry])
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from carrel.errors import InvalidConfigurationError
 from carrel.ids import new_id
 from services.execution.migrations import demand_readers, release_readers
-from services.execution.models import OPERATOR, AuditEntry, AuditOutcome
+from services.execution.models import OPERATOR, AuditEntry
 from services.execution.store_sealing import KeySeals, seals_of
 from services.execution.tables import DbNow, sealing_keys
 
@@ -100,14 +100,4 @@ def _is_proof(proof: bytes, kid: str, key: AESGCM) -> bool:
 
 
 def _record(action: str, kid: str, now: int) -> AuditEntry:
-    return AuditEntry(
-        record_id=new_id("aud"),
-        user=OPERATOR,
-        thread_id="",
-        run_id="",
-        request_id="",
-        action=action,
-        target=kid,
-        outcome=AuditOutcome.SUCCEEDED,
-        started_at=now,
-    )
+    return AuditEntry.outside_runs(new_id("aud"), OPERATOR, action, kid, now)
