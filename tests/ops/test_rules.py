@@ -161,7 +161,7 @@ def test_a_page_says_what_to_see_to_do_and_when_to_ask_for_help(name: str) -> No
         assert (command[0] or command[1]) in COMMANDS
 
 
-COMMANDS = {"audit", "cancel", "config", "doctor", "migrate", "revoke", "run", "watch"}
+COMMANDS = {"audit", "cancel", "config", "doctor", "keys", "migrate", "revoke", "run", "watch"}
 
 
 def test_codes_in_alerts_are_errors_that_exist() -> None:
