@@ -7,9 +7,9 @@ network are ``login_jwks``'s.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
@@ -17,12 +17,17 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from carrel.errors import InvalidConfigurationError
-from servicekit.private_files import Stamp, check_private, stamp_of
+from servicekit.logs import get_logger
+from servicekit.private_files import FollowedFiles, check_private
 
 __all__ = ["MIN_SECRET_BYTES", "KeySource", "LoginKey", "LoginKeys", "NoKeysError", "find_key", "public_keys"]
 
+_log: Final = get_logger("gateway.login")
+
 MIN_SECRET_BYTES: Final = 32
 _LOOK_EVERY_S: Final = 5.0
+# For a key that was added a moment ago; once a second, since anybody can send an unknown kid.
+_LOOK_UNKNOWN_EVERY_S: Final = 1.0
 _MOST_KEYS: Final = 100
 _RSA_BITS: Final = (2048, 8192)
 
@@ -64,11 +69,13 @@ class KeySource(Protocol):
 class LoginKeys:
     """Keys by ``kid``. Those of a JWKS file follow the file when it changes."""
 
-    def __init__(self, keys: Iterable[LoginKey], path: Path | None = None) -> None:
-        self._keys = tuple(keys)
-        self._path = path
-        self._stamp = _stamp(path) if path else None
-        self._looked = time.monotonic()
+    def __init__(self, keys: Iterable[LoginKey] = (), path: Path | None = None) -> None:
+        self._file = None if path is None else FollowedFiles(path, read=partial(_read_jwks, path), refused=_not_usable)
+        self._given = tuple(keys)
+
+    @property
+    def _keys(self) -> tuple[LoginKey, ...]:
+        return self._given if self._file is None else self._file.value
 
     @classmethod
     def from_secret_file(cls, path: Path) -> Self:
@@ -99,36 +106,20 @@ class LoginKeys:
         Raises:
             InvalidConfigurationError: It is missing, no JWKS, or holds no key for signatures.
         """
-        return cls(_read_jwks(path), path)
+        return cls(path=path)
 
     def find(self, kid: str, algorithm: str) -> LoginKey | None:
         """The key that a token's header asks for, if its algorithm is that key's own."""
-        self._look(_LOOK_EVERY_S)
+        if self._file is not None:
+            self._file.look(_LOOK_EVERY_S)
         found = find_key(self._keys, kid, algorithm)
-        if found is None and self._path is not None:
-            # A key that was added a moment ago; once a second, since anybody can send an unknown kid.
-            self._look(1.0)
+        if found is None and self._file is not None and self._file.look(_LOOK_UNKNOWN_EVERY_S):
             found = find_key(self._keys, kid, algorithm)
         return found
 
     async def renewed(self) -> bool:
         """See ``KeySource``: ``find`` has looked."""
         return False
-
-    def _look(self, every_s: float) -> None:
-        now = time.monotonic()
-        if self._path is None or now - self._looked < every_s:
-            return
-        self._looked = now
-        stamp = _stamp(self._path)
-        if stamp == self._stamp:
-            return
-        try:
-            self._keys = _read_jwks(self._path)
-        except InvalidConfigurationError:
-            # Half written, or wrong: the keys of before go on until it is mended.
-            return
-        self._stamp = stamp
 
 
 def find_key(keys: tuple[LoginKey, ...], kid: str, algorithm: str) -> LoginKey | None:
@@ -203,8 +194,6 @@ def _keys_of(jwk: Mapping[str, Any]) -> list[LoginKey]:
     return [LoginKey(str(jwk.get("kid", "")), name, jwt.PyJWK(public, name).key) for name in algorithms]
 
 
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        return stamp_of(path)
-    except OSError:
-        return None
+def _not_usable(reason: str) -> None:
+    # Half written, or wrong: the keys of before go on until it is mended.
+    _log.warning("the login keys cannot be read again", reason=reason)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.keys import write_private
 from servicekit.logs import get_logger
-from servicekit.private_files import Stamp, check_private, stamp_of
+from servicekit.private_files import FollowedFiles, check_private
 
 __all__ = ["SealingKeys", "add_key"]
 
@@ -39,45 +40,30 @@ class SealingKeys:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp = _stamp(path)
-        self._keys = _read(path)
-        self._looked = time.monotonic()
+        self._file = FollowedFiles(path, read=partial(_read, path), refused=_not_usable)
 
     def newest(self) -> tuple[str, AESGCM]:
         """The name and the key that new values are sealed with."""
         self._look(_LOOK_EVERY_S)
-        return next(iter(self._keys.items()))
+        return next(iter(self._file.value.items()))
 
     def get(self, kid: str) -> AESGCM | None:
         """A key by its name; one that is unknown is looked for in the file, once a second."""
-        key = self._keys.get(kid)
+        key = self._file.value.get(kid)
         if key is None:
             self._look(_LOOK_UNKNOWN_EVERY_S)
-            key = self._keys.get(kid)
+            key = self._file.value.get(kid)
         return key
 
     def items(self) -> tuple[tuple[str, AESGCM], ...]:
         """All keys by name, the newest first."""
-        return tuple(self._keys.items())
+        return tuple(self._file.value.items())
 
     def _look(self, every_s: float) -> None:
         # Several threads come here; each sees one whole set of keys or the other.
-        now = time.monotonic()
-        if now - self._looked < every_s:
-            return
-        self._looked = now
-        stamp = _stamp(self._path)
-        if stamp is None or stamp == self._stamp:
-            return
-        try:
-            self._keys = _read(self._path)
-        except InvalidConfigurationError as error:
-            # Half written, or wrong: the keys of before go on until it is mended.
-            _log.warning("the encryption keys cannot be read again", reason=error.message)
-            return
-        self._stamp = stamp
-        _log.info("encryption keys changed", newest=next(iter(self._keys)), keys=len(self._keys))
+        if self._file.look(every_s):
+            keys = self._file.value
+            _log.info("encryption keys changed", newest=next(iter(keys)), keys=len(keys))
 
 
 def add_key(path: Path, kid: str = "") -> str:
@@ -155,8 +141,6 @@ def _wrong(path: Path, problem: str) -> InvalidConfigurationError:
     return InvalidConfigurationError(f"the file with encryption keys {path} {problem}", advice=_ADVICE)
 
 
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        return stamp_of(path)
-    except OSError:
-        return None
+def _not_usable(reason: str) -> None:
+    # Half written, or wrong: the keys of before go on until it is mended.
+    _log.warning("the encryption keys cannot be read again", reason=reason)

@@ -6,7 +6,6 @@ log says why. Verifying is ``keys.KeySet``, which follows its file too.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
@@ -14,7 +13,7 @@ from typing import Final, Protocol
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.keys import SigningKey, load_signing_key
 from servicekit.logs import get_logger
-from servicekit.private_files import Stamp, stamp_of
+from servicekit.private_files import FollowedFiles
 
 __all__ = ["FollowedKey", "Signer"]
 
@@ -42,46 +41,19 @@ class FollowedKey:
     """
 
     def __init__(
-        self, path: Path, issuer: str, *, look_s: float = _LOOK_S, clock: Callable[[], float] = time.monotonic
+        self, path: Path, issuer: str, *, look_s: float = _LOOK_S, clock: Callable[[], float] | None = None
     ) -> None:
         self._path = path
         self._issuer = issuer
         self._look_s = look_s
-        self._clock = clock
-        self._looked = clock()
-        self._stamp = self._stat()
-        self._failed = ""
-        self._key = self._read()
+        self._file = FollowedFiles(path, read=self._read, refused=_not_usable, clock=clock)
 
     def current(self) -> SigningKey:
         """The key to sign with now."""
-        now = self._clock()
-        if now - self._looked >= self._look_s:
-            self._looked = now
-            self._look()
-        return self._key
-
-    def _look(self) -> None:
-        try:
-            stamp = self._stat()
-            if stamp == self._stamp:
-                return
-            key = self._read()
-        except InvalidConfigurationError as error:
-            if error.message != self._failed:
-                self._failed = error.message
-                _log.warning("the new signing key is not usable; the former stays in use", reason=error.message)
-            return
-        self._stamp, self._failed = stamp, ""
-        if key.kid != self._key.kid:
-            _log.info("signing with another key", kid=key.kid, former=self._key.kid)
-        self._key = key
-
-    def _stat(self) -> Stamp | None:
-        try:
-            return stamp_of(self._path)
-        except OSError:
-            return None  # reading it says why
+        former = self._file.value
+        if self._file.look(self._look_s) and self._file.value.kid != former.kid:
+            _log.info("signing with another key", kid=self._file.value.kid, former=former.kid)
+        return self._file.value
 
     def _read(self) -> SigningKey:
         key = load_signing_key(self._path)
@@ -91,3 +63,7 @@ class FollowedKey:
                 advice="give each service its own key",
             )
         return key
+
+
+def _not_usable(reason: str) -> None:
+    _log.warning("the new signing key is not usable; the former stays in use", reason=reason)

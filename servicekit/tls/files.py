@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 
 from carrel.errors import InvalidConfigurationError
 from servicekit.logs import get_logger
-from servicekit.private_files import Stamp, check_private, stamp_of
+from servicekit.private_files import FollowedFiles, check_private
 from servicekit.tls.settings import IDENTITIES, TlsSettings, spiffe_id
 
 __all__ = ["Material", "TlsFiles", "service_named"]
@@ -40,7 +40,7 @@ class Material:
     service: str
     not_before: datetime
     not_after: datetime
-    generation: int = 0
+    generation: int = 1
 
 
 class TlsFiles:
@@ -65,17 +65,16 @@ class TlsFiles:
     ) -> None:
         if settings.cert is None or settings.key is None or settings.ca is None:
             raise ValueError("TLS is not configured")
-        self._paths = (settings.cert, settings.key, settings.ca)
+        paths = self._paths = (settings.cert, settings.key, settings.ca)
         self._domain = settings.trust_domain
         self._service = service
         self._look_s = look_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._stamp = self._stat()
-        self._failed: object = None
+        self._files = FollowedFiles(*paths, read=self._read, refused=_not_usable, clock=clock)
         self._warned = -_WARN_EVERY_S
         self._looked = clock()
-        self._now = self._read(1)
+        self._now = self._files.value
 
     def current(self) -> Material:
         """What is to be used now, after looking at the files if that was not done lately."""
@@ -88,19 +87,11 @@ class TlsFiles:
     def _look(self) -> None:
         self._looked = self._clock()
         self._warn_of_end()
-        try:
-            stamp = self._stat()
-            if stamp == self._stamp:
-                return
-            read = self._read(self._now.generation + 1)
-        except InvalidConfigurationError as error:
-            if self._failed != error.message:
-                self._failed = error.message
-                _log.warning("new TLS files are not usable; the former stay in use", reason=error.message)
+        if not self._files.look(0):
             return
-        self._stamp, self._failed = stamp, None
-        if (read.chain, read.key, read.roots) != (self._now.chain, self._now.key, self._now.roots):
-            self._now = read
+        read, now = self._files.value, self._now
+        if (read.chain, read.key, read.roots) != (now.chain, now.key, now.roots):
+            self._now = replace(read, generation=now.generation + 1)
             _log.info("TLS files were replaced", service=read.service, ends=read.not_after.isoformat())
 
     def _warn_of_end(self) -> None:
@@ -110,16 +101,7 @@ class TlsFiles:
             self._warned = self._looked
             _log.warning("the TLS certificate ends soon: replace its file", ends=self._now.not_after.isoformat())
 
-    def _stat(self) -> tuple[Stamp, ...]:
-        found = []
-        for path in self._paths:
-            try:
-                found.append(stamp_of(path))
-            except OSError as error:
-                raise _unreadable(path, error) from None
-        return tuple(found)
-
-    def _read(self, generation: int) -> Material:
+    def _read(self) -> Material:
         cert, key, ca = self._paths
         chain, secret, roots = _bytes(cert), _bytes(key), _bytes(ca)
         check_private("the key", key)
@@ -143,7 +125,11 @@ class TlsFiles:
                 f"the certificate {cert} ended at {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
                 advice="put a new one in its place",
             )
-        return Material(chain, secret, roots, service, own.not_valid_before_utc, own.not_valid_after_utc, generation)
+        return Material(chain, secret, roots, service, own.not_valid_before_utc, own.not_valid_after_utc)
+
+
+def _not_usable(reason: str) -> None:
+    _log.warning("new TLS files are not usable; the former stay in use", reason=reason)
 
 
 def service_named(uris: list[str], trust_domain: str) -> str:

@@ -317,7 +317,7 @@ def test_key_files_that_are_refused(tmp_path: Path) -> None:
 
 def test_a_key_that_is_added_while_it_runs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("servicekit.sealing_keys.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("servicekit.private_files.time.monotonic", lambda: clock[0])
     path = tmp_path / "keys.json"
     seals = keys_at(path, "k1")
     other = keys_at(path, "k2")

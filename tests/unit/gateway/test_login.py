@@ -187,7 +187,7 @@ def test_keys_follow_their_file_and_a_broken_file_keeps_those_of_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("gateway.login_keys.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("servicekit.private_files.time.monotonic", lambda: clock[0])
     old, new = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
     path = tmp_path / "jwks.json"
 

@@ -9,6 +9,7 @@ from carrel.v1.context_pb2 import UserExecutionContext
 from servicekit.identity.keys import KeySet, generate_key
 from servicekit.identity.signing import FollowedKey
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
+from servicekit.private_files import FollowedFiles
 
 
 def test_what_is_minted_after_the_file_has_changed_is_signed_with_the_new_key(tmp_path: Path) -> None:
@@ -55,3 +56,36 @@ def test_another_services_key_is_refused_at_the_start(tmp_path: Path) -> None:
         FollowedKey(tmp_path / "k.json", "gateway")
     with pytest.raises(InvalidConfigurationError, match="cannot be read"):
         FollowedKey(tmp_path / "none.json", "gateway")
+
+
+def test_files_that_belong_together_are_read_together_and_what_is_wrong_is_said_once(tmp_path: Path) -> None:
+    now, told = 0.0, list[str]()
+    first, second = tmp_path / "first", tmp_path / "second"
+    for path in (first, second):
+        path.write_text("1")
+
+    def read() -> tuple[int, int]:
+        try:
+            return int(first.read_text()), int(second.read_text())
+        except (OSError, ValueError) as error:
+            raise InvalidConfigurationError(type(error).__name__) from None
+
+    files = FollowedFiles(first, second, read=read, refused=told.append, clock=lambda: now)
+    second.write_text("22")
+    assert not files.look(1), "not yet"
+    now = 1
+    assert files.look(1)
+    assert files.value == (1, 22)
+    assert not files.look(0), "nothing has changed"
+    first.write_text("half")
+    assert not files.look(0)
+    assert not files.look(0)
+    first.unlink()
+    assert not files.look(0)
+    assert (files.value, told) == ((1, 22), ["ValueError", "FileNotFoundError"])
+    first.write_text("333")
+    assert files.look(0)
+    assert files.value == (333, 22)
+    first.write_text("half")
+    assert not files.look(0)
+    assert told == ["ValueError", "FileNotFoundError", "ValueError"]
