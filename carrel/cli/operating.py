@@ -122,7 +122,7 @@ def verify(file: Annotated[Path, typer.Argument(help="A file that `carrel audit 
 
 def encryption_key(
     file: Annotated[Path, typer.Argument(help="The key file; made when there is none.")],
-    kid: Annotated[str, typer.Option("--id", help="The key's name; the time of day if not given.")] = "",
+    kid: Annotated[str, typer.Option("--id", help="The key's name; the time and a random part if not given.")] = "",
 ) -> None:
     """Make a key that what execution stores is sealed with, in front of those that the file has."""
     from carrel.cli.reencrypt import make_key
