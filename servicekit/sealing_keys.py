@@ -89,7 +89,8 @@ def add_key(path: Path, kid: str = "") -> str:
     known = _document(path)["keys"] if path.exists() else []
     if path.exists():
         _ = _read(path)
-    kid = kid or f"key-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    # Its second is not enough of a name: two may be made in one, also at two copies of the file.
+    kid = kid or f"key-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"
     if not _KID.fullmatch(kid) or any(jwk.get("kid") == kid for jwk in known):
         raise InvalidConfigurationError(
             f"a key cannot be called {kid!r}: it has 1 to 64 letters, digits, '_', '.' or '-', and no other key's name",

@@ -24,6 +24,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "bridge": "services.bridge.config:BridgeSettings",
     "gateway": "gateway.config:GatewaySettings",
     "doctor": "carrel.cli.doctor.settings:DoctorSettings",
+    "operator": "carrel.cli.operator_settings:OperatorSettings",
 }
 _UNKNOWN: Final = " is not a setting: "
 _GUESS: Final = "did you mean "

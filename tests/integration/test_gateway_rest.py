@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,23 @@ async def test_a_service_that_may_act_gets_tickets_for_users_and_for_itself(tmp_
         wrong = {"user_id": "bob", "permissions": ["operator:read"]}
         status, _, _ = await _ask(g, "POST", "/api/tickets", bearer=bearer, json=wrong)
         assert status == 403
+
+
+async def test_an_operators_own_token_gets_a_short_service_ticket_for_what_operators_may(tmp_path: Path) -> None:
+    verify = identity().verifier().verify_ticket
+    async with gateway(tmp_path) as g:
+        bearer = token("olga", permissions=["operator:read", "operator:revoke", "trace:read"])
+        asked = {"scope": "service", "lifetime_s": 3600}
+        _, body, _ = await _ask(g, "POST", "/api/tickets", bearer=bearer, json=asked)
+        ticket = verify(body["ticket"])
+        assert isinstance(ticket, ServicePrincipal)
+        assert (ticket.service, set(ticket.permissions)) == ("olga", {"operator:read", "operator:revoke"})
+        assert ticket.expires_at <= time.time() + 901
+        for wrong in ({"permissions": ["trace:read"]}, {"permissions": ["operator:write"]}, {"user_id": "bob"}):
+            status, body, _ = await _ask(g, "POST", "/api/tickets", bearer=bearer, json={"scope": "service", **wrong})
+            assert status in {400, 403}, wrong
+        status, _, _ = await _ask(g, "POST", "/api/tickets", bearer=bearer, json={"user_id": "bob"})
+        assert status == 403, "an operator acts for nobody"
 
 
 async def test_unknown_routes_and_methods_answer_in_json(tmp_path: Path) -> None:
