@@ -20,6 +20,7 @@ from benchmarks.recovery_case import recovery
 from benchmarks.redis_case import redis_events
 from benchmarks.replicas_case import replicas
 from benchmarks.runs_case import runs
+from benchmarks.sanitizer_case import sanitizer
 from benchmarks.stalled_case import stalled_readers
 from benchmarks.telemetry_case import telemetry_overhead
 from benchmarks.worker_cases import memory_per_run, worker_start
@@ -28,6 +29,7 @@ __all__ = ["CASES"]
 
 CASES: Final[Mapping[str, Callable[[], Coroutine[Any, Any, dict[str, float]]]]] = {
     "context": context,
+    "sanitizer": sanitizer,
     "startup": startup,
     "first_event": first_event,
     "events": events,

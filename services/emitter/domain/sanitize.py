@@ -33,32 +33,46 @@ _MAX_DEPTH: Final = 64
 _TOO_DEEP: Final = "[too deep]"
 _MAX_KNOWN_NAMES: Final = 8192
 
-# A provider's key, a signature, a body of PEM or base64: one long run of these characters with a digit in it.
-_RUN_TABLE: Final = bytes(97 if chr(i).isascii() and (chr(i).isalnum() or chr(i) in "-_./") else 32 for i in range(256))
+# A provider's key, a login's token, a body of base64: one long run of these characters.
+_IN_RUN: Final = frozenset(b"-_./+=~") | frozenset(i for i in range(128) if chr(i).isalnum())
+# Signs without which none of `_SIGNED` is in the data; the last begins a wide colon. Few events have one.
+_SIGNS: Final = b"<$%|\xef"
+_RUN_TABLE: Final = bytes(97 if i in _IN_RUN else 33 if i in _SIGNS else 32 for i in range(256))
 _RUN: Final = b"a" * 16
-_DIGIT: Final = re.compile(rb"[0-9]")
+# `45 in data` is a memchr; `b"-" in data` takes five times as long, since it raises and catches a TypeError within.
+# So words are looked for with `find`.
+_SIGN, _DASH, _BACKSLASH = b"!-\\"
+_WHITE_BEGINS: Final = b" \\"
 _PREFIX: Final = (
     rb"(?:sk-|A(?:KIA|SIA|BIA|CCA|Iza|GE-|A[A-Za-z0-9_-]{32})|eyJ|g(?:h[pousr]_|ithub_pat_|l(?:pat|dt|rt|ptt)-|lsa_|sk_)|"
     rb"xox[abeoprs]-|xapp-|hf_|[sr]k_|whsec_|SG\.|npm_|pypi-|ya29\.|GOCSPX|key-|do[opr]_v1|shp|r8_|pplx-|xai-|nvapi-|"
-    rb"dapi|tvly-|lsv2_|hvs\.|figd_|PMAK-|hooks\.slack|webhooks/|webhook\.office|sntry|lin_api_|ntn_|glc_|dckr_|pscale_|"
+    rb"dapi|tvly-|lsv2_|hvs\.|figd_|PMAK-|hooks\.slack|discord|webhook\.office|sntry|lin_api_|ntn_|glc_|dckr_|pscale_|"
     rb"tskey-|HRKU-|NRAK-|sq0|ATATT3|secret_|dp\.|pat[A-Za-z0-9]{14}\.|pul-|rubygems_|SK[a-f0-9]{32}|"
     rb"[MNO][A-Za-z0-9_-]{23,27}\.[A-Za-z0-9_-]{6}\.)"
 )
-# A key begins its run or stands after one of these, as `secret_values` has it too; searching everywhere would cost
-# every id and hash in an event several microseconds.
-_AT_START: Final = re.compile(_PREFIX)
-_AFTER_SIGN: Final = re.compile(rb"[-_./]" + _PREFIX)
+# A key begins its run or stands after one of its signs, as `secret_values` has it too; searching everywhere would cost
+# every id and hash in an event several microseconds. The search begins one before the run, where no letter stands;
+# the set of first letters spares the many alternatives a try at most signs.
+_AT_START: Final = re.compile(rb"[^A-Za-z0-9](?=[AGHMNOPSdefghklnprstvwxy])" + _PREFIX)
 # After an escape such as `\n` the run begins within the escape.
-_ANYWHERE: Final = re.compile(_PREFIX + rb"|KEY-----")
+_ANYWHERE: Final = re.compile(_PREFIX)
 _BEFORE: Final = 12
-# Marks of secrets that stand without a colon, an equals sign or a prefix: in commands, elements, tables, sentences.
-_FLAG: Final = re.compile(rb"(?i) --?(?:[a-z-]{0,60}(?:key|secret|token|pwd|pass|phrase)|u|p|user|proxy-user)[ =]")
-_ELEMENT: Final = re.compile(rb"(?i)(?:key|secret|token|pwd|pass|phrase)>")
-_HASH: Final = re.compile(rb"\$(?:2[aby]|apr1|[156y]|argon2i?d?)\$")
-_WIDE_COLON: Final = "\uff1a".encode()
+# Marks of secrets that stand without a colon, an equals sign or a long run. How names of secrets end; white space as
+# JSON has it.
+_NAME_ENDS: Final = rb"(?:key|secret|token|pwd|pass|phrase)"
+_WHITE: Final = rb"(?: |\\[a-z0-9]{1,5}|[\x80-\xff]{1,3})"
+_SIGNED: Final = re.compile(
+    rb"(?i)" + _NAME_ENDS + rb"(?:>|[`*]{0,3}" + _WHITE + rb"{0,8}\|)"  # an element, a table
+    rb"|\$(?:2[aby]|apr1|[156y]|argon2i?d?)\$"  # a password's hash
+    rb"|%3d|\xef\xbc\x9a"  # an equals sign within an address, a wide colon
+)
+_DASHED: Final = re.compile(
+    rb"(?i)-(?=[a-z_-])(?:ant-"  # of these even a few characters are a key's
+    rb"|----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY|Lines: "
+    rb"|(?:[a-z_-]{0,70}(?:api )?" + _NAME_ENDS + rb"|u|p|-?user|-?proxy-user)(?:=|" + _WHITE + rb"))"  # a command's
+)
 _KEY_BEGINS: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY")
 _KEY_ENDS: Final = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY")
-_SPACE, _BACKSLASH = 0x20, 0x5C
 
 
 class Sanitizer:
@@ -71,12 +85,15 @@ class Sanitizer:
     def is_suspect(self, data: bytes, value: Any) -> bool:
         """Whether the data, and the value parsed from it, may hold something to remove; False is certain."""
         # A repeated name, of which only the last value was parsed, makes the data longer than what was parsed.
+        if len(orjson.dumps(value)) != len(data):
+            return True
+        lowered = data.lower()
+        runs = data.translate(_RUN_TABLE)
         return (
-            len(orjson.dumps(value)) != len(data)
-            # Of these even a few characters are a key's: the run may be too short to be looked at.
-            or b"sk-ant-" in data
-            or _has_bare_mark(data)
-            or _has_marked_run(data)
+            lowered.find(b"passw") >= 0
+            or (_SIGN in runs and _SIGNED.search(data) is not None)
+            or (_DASH in data and _DASHED.search(data) is not None)
+            or ((start := runs.find(_RUN)) >= 0 and _has_marked_run(data, lowered, runs, start))
             or self._has_marks(value)
         )
 
@@ -90,9 +107,8 @@ class Sanitizer:
         while nodes:
             node = nodes.pop()
             if node.__class__ is dict:
-                for name in node:
-                    if name not in plain and not self._is_plain(name):
-                        return True
+                if not plain.issuperset(node) and not all(map(self._is_plain, node)):
+                    return True
                 if "value" in node and _named_secret(node):
                     return True
                 items = node.values()
@@ -110,6 +126,8 @@ class Sanitizer:
         return False
 
     def _is_plain(self, name: str) -> bool:
+        if name in self._plain:
+            return True
         if classify(name) is not NameClass.PLAIN or _fold(name) in self._withheld:
             return False
         if (":" in name or "=" in name) and may_hold_secret(name):
@@ -149,20 +167,6 @@ class Sanitizer:
         return [self._clean(item, depth + 1) for item in value]
 
 
-def _has_bare_mark(data: bytes) -> bool:
-    # A regular expression for all of it would cost ten times as much; single characters cost next to nothing.
-    lowered = data.lower()
-    return (
-        b"passw" in lowered
-        or b"private key" in lowered
-        or (b" -" in data and _FLAG.search(data) is not None)
-        or (b"<" in data and _ELEMENT.search(data) is not None)
-        or (b"$" in data and _HASH.search(data) is not None)
-        or (b"%" in data and b"%3d" in lowered)
-        or (not data.isascii() and _WIDE_COLON in data)
-    )
-
-
 def _without_key(lines: list[Any]) -> list[Any]:
     """A list of lines without those between a private key's first and its last."""
     kept: list[Any] = []
@@ -176,25 +180,24 @@ def _without_key(lines: list[Any]) -> list[Any]:
     return kept
 
 
-def _has_marked_run(data: bytes) -> bool:
-    runs = data.translate(_RUN_TABLE)
-    start = runs.find(_RUN)
+def _has_marked_run(data: bytes, lowered: bytes, runs: bytes, start: int) -> bool:
+    if _SIGN in runs:
+        runs = runs.replace(b"!", b" ")
     while start >= 0:
         end = runs.find(b" ", start)
         end = len(runs) if end < 0 else end
-        if _DIGIT.search(data, start, end) is not None and _is_marked(data, start, end):
+        # JSON begins with a brace, never with a run: there is a byte before it.
+        if _AT_START.search(data, start - 1, end) is not None:
+            return True
+        before = data[start - 1]
+        if before == _BACKSLASH and _ANYWHERE.search(data, max(0, start - _BEFORE), end) is not None:
+            return True
+        # Only after white space can it be a login's.
+        is_after_white = before >= 0x80 or before in _WHITE_BEGINS
+        if is_after_white and (lowered.find(b"bearer") >= 0 or lowered.find(b"basic") >= 0):
             return True
         start = runs.find(_RUN, end)
     return False
-
-
-def _is_marked(data: bytes, start: int, end: int) -> bool:
-    if _AT_START.match(data, start) is not None or _AFTER_SIGN.search(data, start, end) is not None:
-        return True
-    before = data[start - 1]  # JSON begins with a brace, never with a run
-    if before == _SPACE:
-        return data[max(0, start - _BEFORE) : start].lower().rstrip().endswith((b"bearer", b"basic"))
-    return before == _BACKSLASH and _ANYWHERE.search(data, max(0, start - _BEFORE), end) is not None
 
 
 def _named_secret(value: dict[str, Any]) -> bool:

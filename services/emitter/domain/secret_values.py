@@ -30,8 +30,8 @@ _PROVIDERS: Final = (
     r"gh[pousr]_[A-Za-z0-9]{30,}",  # GitHub
     r"github_pat_[A-Za-z0-9_]{22,}",
     r"gl(?:pat|dt|rt|ptt)-[A-Za-z0-9_-]{20,}",  # GitLab
-    rf"xox[abeoprs]-{_DIGIT}[A-Za-z0-9-]{{10,}}",  # Slack
-    rf"xapp-{_DIGIT}[A-Za-z0-9-]{{10,}}",
+    rf"xox[abeoprs]-{_DIGIT}[A-Za-z0-9-]{{12,}}",  # Slack
+    rf"xapp-{_DIGIT}[A-Za-z0-9-]{{12,}}",
     rf"hf_{_DIGIT}[A-Za-z0-9]{{30,}}",  # Hugging Face
     r"[sr]k_(?:live|test)_[A-Za-z0-9]{16,}",  # Stripe
     r"whsec_[A-Za-z0-9+/=]{24,}",
@@ -70,7 +70,7 @@ _HEADER: Final = re.compile(
     r"((?:bearer|basic|digest|token|apikey|negotiate|aws4-hmac-sha256)\s+[^\"'\r\n\\]+|(?=[^\s\"'\\]*[0-9])[^\s\"'\\,;]{8,})"
 )
 _BEARER: Final = re.compile(r"(?i)(\bbearer\s+)(?=[A-Za-z._~+/-]{0,200}[0-9])[A-Za-z0-9._~+/-]{16,}=*")
-_BASIC: Final = re.compile(r"(?i)(\bbasic\s+)([A-Za-z0-9+/]{8,}={0,2})")
+_BASIC: Final = re.compile(r"(?i)(\bbasic\s+)(?=[A-Za-z0-9+/=]{16})([A-Za-z0-9+/]{8,}={0,2})")
 _URL_LOGIN: Final = re.compile(
     r"(://(?:[^\s:/@\"'<>]{0,200}:(?=[^\s/\"'<>]{1,500}@)|(?=[A-Za-z0-9_-]{0,200}[0-9][A-Za-z0-9_-]{0,200}@)(?=[A-Za-z0-9_-]{20})))"
     r"[^\s/\"'<>]{1,500}(?=@)"
@@ -118,7 +118,7 @@ _COOKIE: Final = re.compile(
     r"(?i)(\b(?:set-)?cookie(?:[\"'])?\s{0,8}:\s{0,8}(?:[\"'])?)([\w!#$%&*.^`|~+-]{1,100}=[^\r\n\"']+)"
 )
 _WEBHOOK: Final = re.compile(
-    r"((?:hooks\.slack\.com/services|discord(?:app)?\.com/api/webhooks|webhook\.office\.com/webhookb2)/)([A-Za-z0-9_/@-]{20,})"
+    r"(?<![A-Za-z0-9])((?:hooks\.slack\.com/services|discord(?:app)?\.com/api/webhooks|webhook\.office\.com/webhookb2)/)([A-Za-z0-9_/@-]{20,})"
 )
 
 
