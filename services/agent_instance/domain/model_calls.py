@@ -72,13 +72,14 @@ class ModelDoor(Protocol):
 @dataclass(slots=True)
 class Meter:
     """What a call under way has used so far. ``sent``: the endpoint has taken it, so that it counts.
-    ``error``: how the call ended, when the block does not raise it."""
+    ``error``: how the call ended, when the block does not raise it; ``said_error``: the answer itself tells one."""
 
     input_bytes: int = 0
     output_bytes: int = 0
     sent: bool = False
     usage: Usage | None = None
     error: CarrelError | None = None
+    said_error: bool = False
 
     def total(self) -> Usage:
         """What the endpoint has counted, or an estimate."""
@@ -120,7 +121,7 @@ class TurnModels:
         self.desk = desk
         self.budget = budget
         self.caller = caller
-        self._turn = turn
+        self._turn = self.host = turn
         self._tasks = TaskOwner(_task_failed)
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._metered = 0
