@@ -29,6 +29,7 @@ from carrel.errors import (
     ModelRefusedError,
     ModelUnavailableError,
 )
+from carrel.speech import Speech, split_text
 from servicekit.logs import get_logger
 from servicekit.tasks import TaskOwner
 from servicekit.telemetry.gen_ai import model_call, token_usage
@@ -40,7 +41,6 @@ from services.agent_instance.domain.model_answer import ChatAnswer, SseReader, U
 from services.agent_instance.domain.model_budget import StageBudget, UserGates
 from services.agent_instance.domain.model_endpoint import ModelEndpoint, ModelPolicy
 from services.agent_instance.domain.model_request import bounded, chat_request, estimate_tokens, limit_output
-from services.agent_instance.domain.model_speech import Speech, split_text
 from services.agent_instance.domain.statistics import ModelStatistics
 from services.agent_instance.models import AuditEntry, AuditOutcome, BudgetUse, Caller, JournalItem
 
