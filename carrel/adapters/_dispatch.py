@@ -6,6 +6,7 @@ in a script or a test of the agent alone, the same tool is called directly, with
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,15 +18,16 @@ from carrel.frozen import JSON, thaw
 from carrel.function_names import function_names
 from carrel.tools import Tool
 
-__all__ = ["at_work", "call", "named"]
+__all__ = ["at_work", "call", "call_from_thread", "named"]
 
-_context: ContextVar[AgentContext | None] = ContextVar("carrel_adapters_context", default=None)
+_Loop = asyncio.AbstractEventLoop
+_context: ContextVar[tuple[AgentContext, _Loop] | None] = ContextVar("carrel_adapters_context", default=None)
 
 
 @contextmanager
 def at_work(ctx: AgentContext) -> Iterator[None]:
     """Within the block, and in tasks begun there, tools are called in this context."""
-    token = _context.set(ctx)
+    token = _context.set((ctx, asyncio.get_running_loop()))
     try:
         yield
     finally:
@@ -55,11 +57,21 @@ async def call(tool: Tool, arguments: Mapping[str, Any]) -> JSON:
         ToolError: Whatever went wrong.
         InvalidContextError: The tool needs its run, and there is none.
     """
-    ctx = _context.get()
-    if ctx is not None:
+    at = _context.get()
+    if at is not None:
+        ctx, _ = at
         result: JSON = thaw(await ctx.call_tool(tool.name, **arguments))
         return result
     checked = tool.check_arguments(arguments)
     if tool.wants_context:
         raise InvalidContextError(f"the tool {tool.name} needs an agent's context: it works in a run of Carrel only")
     return thaw(await tool.func(**checked))
+
+
+def call_from_thread(tool: Tool, arguments: Mapping[str, Any]) -> JSON:
+    """As ``call``, from a thread that has no loop: those that libraries run blocking code in."""
+    at = _context.get()
+    if at is None:
+        return asyncio.run(call(tool, arguments))
+    _, loop = at
+    return asyncio.run_coroutine_threadsafe(call(tool, arguments), loop).result()

@@ -22,6 +22,7 @@ from carrel.speech import Speech
 __all__ = ["Voice", "voice_of"]
 
 Kind = Literal["message", "thinking"]
+Status = Literal["error", "timeout", "cancelled"]
 
 
 class Voice:
@@ -72,8 +73,10 @@ class Voice:
         data = {"tool_name": name, "tool_call_id": own_id, "arguments": told if isinstance(told, dict) else {"…": told}}
         await self._ctx._emit("tool_executing", data)  # noqa: SLF001  (one library in two parts)
 
-    async def returned(self, call_id: str, name: str, result: object = None, error: str | None = None) -> None:
-        """It has ended."""
+    async def returned(
+        self, call_id: str, name: str, result: object = None, *, error: str | None = None, status: Status = "error"
+    ) -> None:
+        """It has ended; with an ``error``, ``status`` says how."""
         own_id, began = self._calls.pop(call_id, (None, 0.0))
         if own_id is None:
             return
@@ -82,7 +85,7 @@ class Voice:
         if error is None:
             data |= {"status": "ok", "result": shown(result)}
         else:
-            data |= {"status": "error", "error": {"code": "TOOL_FAILED", "message": str(shown(error))[:2048]}}
+            data |= {"status": status, "error": {"code": "TOOL_FAILED", "message": str(shown(error))[:2048]}}
         await self._ctx._emit("tool_completed", data)  # noqa: SLF001  (one library in two parts)
 
     async def _tell(self, text: str) -> None:

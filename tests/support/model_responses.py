@@ -32,7 +32,7 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, "messages": messages, "tools": tools}
 
 
-def response(body: Mapping[str, Any], step: Answer, *, pieces: int = 1) -> dict[str, Any]:
+def response(body: Mapping[str, Any], step: Answer) -> dict[str, Any]:
     """The whole answer."""
     usage = {
         "input_tokens": 7,
@@ -41,7 +41,7 @@ def response(body: Mapping[str, Any], step: Answer, *, pieces: int = 1) -> dict[
         "input_tokens_details": {"cached_tokens": 0},
         "output_tokens_details": {"reasoning_tokens": 0},
     }
-    return {**_head(body), "status": "completed", "output": _output(step), "usage": usage}
+    return {**_head(body), "status": "completed", "output": _output(body, step), "usage": usage}
 
 
 async def events(body: Mapping[str, Any], step: Answer, pieces: list[str]) -> AsyncIterator[bytes]:
@@ -56,7 +56,7 @@ async def events(body: Mapping[str, Any], step: Answer, pieces: list[str]) -> As
 
     begun = {**_head(body), "status": "in_progress", "output": [], "usage": None}
     yield event("response.created", response=begun)
-    for index, item in enumerate(_output(step)):
+    for index, item in enumerate(_output(body, step)):
         where = {"output_index": index, "item_id": item["id"]}
         if item["type"] == "message":
             part = {"type": "output_text", "text": "", "annotations": []}
@@ -86,16 +86,18 @@ def _head(body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _output(step: Answer) -> list[dict[str, Any]]:
+def _output(body: Mapping[str, Any], step: Answer) -> list[dict[str, Any]]:
     content = [{"type": "output_text", "text": step.text, "annotations": []}]
     output: list[dict[str, Any]] = []
     calls = getattr(step, "calls", ())
+    # An id of its own for each call of a conversation, the same when the same is asked again.
+    turn = len(body["input"]) if isinstance(body.get("input"), list) else 0
     if step.text or not calls:
         output.append(
-            {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": content}
+            {"type": "message", "id": f"msg_{turn}", "role": "assistant", "status": "completed", "content": content}
         )
     for number, (name, args) in enumerate(calls):
         text = args if isinstance(args, str) else json.dumps(args)
-        item = {"type": "function_call", "id": f"fc_{number}", "call_id": f"call_{number}", "name": name}
+        item = {"type": "function_call", "id": f"fc_{turn}_{number}", "call_id": f"call_{turn}_{number}", "name": name}
         output.append({**item, "arguments": text, "status": "completed"})
     return output

@@ -268,10 +268,13 @@ def by_rules(body: Mapping[str, Any]) -> Step:
         body = model_responses.as_chat(body)
     messages = body["messages"]
     offered = {tool["function"]["name"] for tool in body.get("tools", ()) if tool.get("type") == "function"}
-    if messages[-1]["role"] == "tool":
+    handed_over = str(messages[-1].get("content")).startswith('{"assistant"')
+    if messages[-1]["role"] == "tool" and not handed_over:
         results = [m["content"] for m in messages if m["role"] == "tool"]
         return Say(f"Here is what I found: {results[-1]}", pieces=8, delay_s=0.02)
     asked = str(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
+    if (order := re.search(r"order (\d+)", asked, re.I)) and (call := _about_order(offered, asked)):
+        return CallTools((call, {} if call.startswith("transfer_to_") else {"number": int(order[1])}))
     if "keep_note" in offered and (note := re.search(r"\b(?:note|remember)\b[:,]?\s*(.+)", asked, re.I | re.S)):
         return CallTools(("keep_note", {"title": note[1].strip()[:40], "text": note[1].strip()}))
     if "convert_units" in offered and (found := _CONVERT.search(asked)):
@@ -282,6 +285,14 @@ def by_rules(body: Mapping[str, Any]) -> Step:
     earlier = sum(m["role"] == "user" for m in messages) - 1
     known = f" You have told me {earlier} thing(s) before." if earlier else ""
     return Say(f"I am a scripted model and heard: {asked[:200]}.{known}", pieces=8, delay_s=0.02)
+
+
+def _about_order(offered: set[str], asked: str) -> str:
+    """The function for a question about an order; a hand-off where that is the way to it."""
+    if not re.search("refund", asked, re.I):
+        return "find_order" if "find_order" in offered else ""
+    handoffs = sorted(name for name in offered if name.startswith("transfer_to_"))
+    return "refund_order" if "refund_order" in offered else next(iter(handoffs), "")
 
 
 async def _main(port: int) -> None:
