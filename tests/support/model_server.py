@@ -23,6 +23,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support import model_responses
+
 __all__ = ["CallTools", "Fail", "Hang", "ModelServer", "Raw", "Say", "model_server"]
 
 
@@ -137,7 +139,9 @@ class ModelServer:
             usage = {"prompt_tokens": 5, "total_tokens": 5}
             return web.json_response({"object": "list", "model": body["model"], "data": data, "usage": usage})
         if request.path.endswith("/responses"):
-            return web.json_response(_response(body, step))
+            if not body.get("stream"):
+                return web.json_response(model_responses.response(body, step))
+            return await _stream_response(request, body, step)
         if not body.get("stream"):
             return web.json_response(_completion(body, step))
         return await _stream(request, body, step)
@@ -177,11 +181,15 @@ def _completion(body: Mapping[str, Any], step: Say | CallTools) -> dict[str, Any
     return {**head, "choices": [choice], "usage": _usage(body, step)}
 
 
-def _response(body: Mapping[str, Any], step: Say | CallTools) -> dict[str, Any]:
-    content = [{"type": "output_text", "text": step.text, "annotations": []}]
-    output = [{"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": content}]
-    usage = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
-    return {"id": "resp_1", "object": "response", "model": body["model"], "output": output, "usage": usage}
+async def _stream_response(request: web.Request, body: Mapping[str, Any], step: Say | CallTools) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    async for event in model_responses.events(body, step, _pieces(step)):
+        if isinstance(step, Say) and step.delay_s and b"output_text.delta" in event:
+            await asyncio.sleep(step.delay_s)
+        await response.write(event)
+    await response.write_eof()
+    return response
 
 
 async def _stream(request: web.Request, body: Mapping[str, Any], step: Say | CallTools) -> web.StreamResponse:
@@ -256,12 +264,17 @@ _CONVERT = re.compile(r"(?P<value>-?[\d.]+)\s*(?P<source>[a-z°]+)\s+(?:in|to|in
 
 def by_rules(body: Mapping[str, Any]) -> Step:
     """Calls the tool that the user's words ask for, when it is offered, and puts its result into a sentence."""
+    if "messages" not in body:
+        body = model_responses.as_chat(body)
     messages = body["messages"]
     offered = {tool["function"]["name"] for tool in body.get("tools", ()) if tool.get("type") == "function"}
-    if messages[-1]["role"] == "tool":
+    handed_over = str(messages[-1].get("content")).startswith('{"assistant"')
+    if messages[-1]["role"] == "tool" and not handed_over:
         results = [m["content"] for m in messages if m["role"] == "tool"]
         return Say(f"Here is what I found: {results[-1]}", pieces=8, delay_s=0.02)
     asked = str(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
+    if (order := re.search(r"order (\d+)", asked, re.I)) and (call := _about_order(offered, asked)):
+        return CallTools((call, {} if call.startswith("transfer_to_") else {"number": int(order[1])}))
     if "keep_note" in offered and (note := re.search(r"\b(?:note|remember)\b[:,]?\s*(.+)", asked, re.I | re.S)):
         return CallTools(("keep_note", {"title": note[1].strip()[:40], "text": note[1].strip()}))
     if "convert_units" in offered and (found := _CONVERT.search(asked)):
@@ -272,6 +285,14 @@ def by_rules(body: Mapping[str, Any]) -> Step:
     earlier = sum(m["role"] == "user" for m in messages) - 1
     known = f" You have told me {earlier} thing(s) before." if earlier else ""
     return Say(f"I am a scripted model and heard: {asked[:200]}.{known}", pieces=8, delay_s=0.02)
+
+
+def _about_order(offered: set[str], asked: str) -> str:
+    """The function for a question about an order; a hand-off where that is the way to it."""
+    if not re.search("refund", asked, re.I):
+        return "find_order" if "find_order" in offered else ""
+    handoffs = sorted(name for name in offered if name.startswith("transfer_to_"))
+    return "refund_order" if "refund_order" in offered else next(iter(handoffs), "")
 
 
 async def _main(port: int) -> None:
