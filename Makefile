@@ -132,7 +132,7 @@ k8s-check: setup $(CHECKOV)/.complete ## every overlay and set of components: sc
 # checkov's dependencies and ours exclude each other.
 $(CHECKOV)/.complete: tools/checkov/requirements.txt tools/environment.sh tools/install.sh
 	@python="$$(tools/environment.sh $(PYTHON))"; "$$python" -m venv --clear $(CHECKOV)
-	tools/install.sh $(CHECKOV) tools/checkov/requirements.txt
+	tools/install.sh $(CHECKOV) tools/checkov/requirements.txt $(wildcard $(BIN)/uv)
 	@touch $@
 
 .PHONY: lock
