@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections import Counter
@@ -45,7 +46,9 @@ def stack(tag: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compos
     agents.mkdir(mode=0o755)
     shutil.copy(AGENTS, agents / "chaos.py")
     (agents / "chaos.py").chmod(0o644)
-    port = 18_080
+    with socket.socket() as free:  # one that stays the same when the gateway is started again
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
     environment = {
         "TAG": tag,
         "GATEWAY_PORT": str(port),
