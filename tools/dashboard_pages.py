@@ -59,8 +59,12 @@ def overview() -> dict[str, Any]:
                     ),
                     Panel(
                         "Identity mismatches",
-                        "Calls and events in another's name within an hour; all were refused.",
-                        [("sum(increase(carrel_identity_mismatch_total[1h]))", "mismatches")],
+                        "Calls and events in another's name, and calls that a service may not make, within an hour; "
+                        "all were refused.",
+                        [
+                            ("sum(increase(carrel_identity_mismatch_total[1h]))", "mismatches"),
+                            ("sum(increase(carrel_callers_refused_total[1h]))", "services"),
+                        ],
                         "short",
                         "stat",
                         4,

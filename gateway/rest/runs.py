@@ -20,6 +20,8 @@ from gateway.requests import answer_of, execute_request
 from gateway.rest.http import int_query, json_body, json_response, query
 from gateway.run_json import artifact_json, run_json, timing_json
 from gateway.runs import TERMINAL, UNENDED
+from servicekit.telemetry.names import of_run
+from servicekit.telemetry.tracing import current_span
 
 __all__ = ["RunHandlers"]
 
@@ -62,6 +64,8 @@ class RunHandlers:
                 fields={"bound": "excludes respond-async"},
             )
         run, _ = await self._parts.runs.execute(login, asked, audit={"source": "rest"})
+        if (span := current_span()).recording:
+            span.set(of_run(login.user_id, run.run_id))
         if wait_s > 0:
             run = await self._end_of(login, run, wait_s, bound=asked.bound)
         if asked.bound and run.state not in TERMINAL:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import jwt
 
@@ -21,7 +22,7 @@ from servicekit.identity.principals import ANY_SCOPE, Principal, RunPrincipal, S
 from servicekit.identity.signing import Signer
 from servicekit.logs import get_logger
 
-__all__ = ["ContextMessage", "TicketMinter", "TicketVerifier", "expired_ticket", "revoked_ticket"]
+__all__ = ["REFUSALS", "ContextMessage", "TicketMinter", "TicketVerifier", "expired_ticket", "revoked_ticket"]
 
 _log = get_logger("servicekit.identity")
 
@@ -29,6 +30,9 @@ _log = get_logger("servicekit.identity")
 _now = time.time
 _CACHE_SIZE: Final = 20_000
 _LOOK_S: Final = 1.0
+# Why a ticket is refused: "invalid" is malformed, of an unknown key, or with a wrong signature.
+REFUSALS: Final = ("missing", "invalid", "expired", "revoked", "scope")
+_E = TypeVar("_E", bound=Exception)
 _NEW_TICKET: Final = "get a fresh ticket and send the call again"
 
 
@@ -157,7 +161,7 @@ class TicketVerifier:
     """Turns a context message into a principal. Synchronous; a ticket's signature is checked once, its fields always.
 
     Not for use from several threads. ``identity_mismatch_total`` counts contexts that said another identity than their
-    ticket.
+    ticket, ``refused`` the tickets that were refused, by ``REFUSALS``.
     """
 
     def __init__(self, keyset: KeySet, leeway_s: float = 5.0, *, cache_size: int = _CACHE_SIZE) -> None:
@@ -169,6 +173,7 @@ class TicketVerifier:
         self._looked = 0.0
         self._next_line = 0.0
         self.identity_mismatch_total = 0
+        self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
         self._counts = self
         # Asked of each call, since a ticket may be revoked after it was verified.
         self.is_revoked: Callable[[Principal], bool] | None = None
@@ -179,7 +184,7 @@ class TicketVerifier:
         return self._leeway
 
     def alike(self) -> TicketVerifier:
-        """Another one with the same keys, which is told of revocations for itself. Mismatches are counted here."""
+        """Another one with the same keys, which is told of revocations for itself. Refusals are counted here."""
         other = TicketVerifier(self._keys, self._leeway, cache_size=self._cache_size)
         other._counts = self._counts
         return other
@@ -207,11 +212,11 @@ class TicketVerifier:
             known = self._learn(ticket, now)
         elif now >= known.ends:
             del self._cache[ticket]
-            raise expired_ticket()
+            raise self.refusal("expired", expired_ticket())
         if known.scope not in allow:
-            raise _wrong_scope(known.scope, allow)
+            raise self.refusal("scope", _wrong_scope(known.scope, allow))
         if self.is_revoked is not None and self.is_revoked(known.principal):
-            raise revoked_ticket()
+            raise self.refusal("revoked", revoked_ticket())
         if message.user_id != known.user_id:
             raise self._mismatch("user_id", known)
         if message.thread_id != known.thread_id:
@@ -240,10 +245,15 @@ class TicketVerifier:
             self._look_at_keys(now)
         known = self._cache.get(ticket) or self._learn(ticket, now)
         if now >= known.ends:
-            raise expired_ticket()
+            raise self.refusal("expired", expired_ticket())
         if self.is_revoked is not None and self.is_revoked(known.principal):
-            raise revoked_ticket()
+            raise self.refusal("revoked", revoked_ticket())
         return known.principal
+
+    def refusal(self, reason: str, error: _E) -> _E:
+        """The error to raise; the refusal is counted under its reason, one of ``REFUSALS``."""
+        self._counts.refused[reason] += 1
+        return error
 
     def _check_child(self, message: ContextMessage, request_id: str, known: _Known) -> None:
         prefix = known.child_prefix
@@ -262,13 +272,18 @@ class TicketVerifier:
 
     def _learn(self, ticket: str, now: float) -> _Known:
         if not ticket:
-            raise TicketError("the context carries no ticket", advice="put a ticket into context.ticket")
-        principal = principal_from_claims(read_claims(ticket, self._keys, self._leeway))
+            raise self.refusal(
+                "missing", TicketError("the context carries no ticket", advice="put a ticket into context.ticket")
+            )
+        try:
+            principal = principal_from_claims(read_claims(ticket, self._keys, self._leeway))
+        except TicketError as error:
+            raise self.refusal("expired" if isinstance(error, TicketExpiredError) else "invalid", error) from None
         # A key that was unknown may have just been read from the file: what older keys signed is judged anew.
         self._forget_if_keys_changed()
         known = _known(principal, self._leeway)
         if now >= known.ends:
-            raise expired_ticket()
+            raise self.refusal("expired", expired_ticket())
         if len(self._cache) >= self._cache_size:
             self._make_room(now)
         self._cache[ticket] = known

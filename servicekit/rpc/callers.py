@@ -15,6 +15,7 @@ from grpc import aio
 from carrel.errors import InternalError, PermissionDeniedError
 from servicekit.logs import get_logger
 from servicekit.tls.files import service_named
+from servicekit.tls.settings import IDENTITIES
 
 __all__ = ["CallerCheck"]
 
@@ -27,6 +28,8 @@ _UNKNOWN: Final = "unknown"
 class CallerCheck:
     """Holds calls to the table. ``refused`` counts by (caller, method): both are names of ours.
 
+    ``refused_by_caller`` has every name from the beginning: what begins at 0 is seen to rise by its first refusal.
+
     Args:
         callers: Method → services; a method that is not in it is refused.
         trust_domain: In which callers must have their names.
@@ -38,6 +41,7 @@ class CallerCheck:
         self._names: dict[bytes, str] = {}
         self._next_line = 0.0
         self.refused: Counter[tuple[str, str]] = Counter()
+        self.refused_by_caller: Counter[str] = Counter(dict.fromkeys((*IDENTITIES, _UNKNOWN), 0))
 
     def check(self, method: str, context: aio.ServicerContext[Any, Any]) -> None:
         """Raises:
@@ -65,6 +69,7 @@ class CallerCheck:
 
     def _refusal(self, caller: str, method: str, allowed: frozenset[str]) -> PermissionDeniedError:
         self.refused[caller, method] += 1
+        self.refused_by_caller[caller] += 1
         if (now := time.monotonic()) >= self._next_line:
             self._next_line = now + _LOG_EVERY_S
             _log.warning("a service called what it may not", caller=caller, method=method)

@@ -266,7 +266,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
 
     def _identify(self, request: Any, allow: frozenset[Scope]) -> Principal:
         if not request.HasField("context"):
-            raise TicketError("the request carries no context", advice="send a context with a ticket in it")
+            raise self._verifier.refusal(
+                "missing",
+                TicketError("the request carries no context", advice="send a context with a ticket in it"),
+            )
         return self._verifier.verify(request.context, allow)
 
 

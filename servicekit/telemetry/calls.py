@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from carrel.errors import Status
@@ -61,6 +62,15 @@ class Serving(Protocol):
     def readiness(self) -> Readiness: ...
     @property
     def verifier(self) -> TicketVerifier: ...
+    @property
+    def callers(self) -> Callers | None: ...
+
+
+class Callers(Protocol):
+    """Who was refused by its certificate: ``servicekit.rpc.callers.CallerCheck``."""
+
+    @property
+    def refused_by_caller(self) -> Mapping[str, int]: ...
 
 
 class Gate(Protocol):
@@ -84,6 +94,9 @@ def observe_serving(meters: Meters, server: Serving) -> None:
     gate, verifier = server.gate, server.verifier
     meters.read("carrel_grpc_calls_refused_total", lambda: gate.refused)
     meters.read("carrel_identity_mismatch_total", lambda: verifier.identity_mismatch_total)
+    meters.read("carrel_tickets_refused_total", lambda: verifier.refused)
+    callers = server.callers
+    meters.read("carrel_callers_refused_total", lambda: {} if callers is None else callers.refused_by_caller)
     observe_readiness(meters, server.readiness)
 
 

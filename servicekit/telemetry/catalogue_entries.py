@@ -200,6 +200,16 @@ _STORES: Final[tuple[_Row, ...]] = (
 
 _SECURITY: Final[tuple[_Row, ...]] = (
     ("counter carrel_identity_mismatch_total", "grpc", "Calls or items whose identity differed from their ticket."),
+    (
+        "counter carrel_tickets_refused_total{reason}",
+        "grpc",
+        "Calls and items refused for their ticket: missing, invalid, expired, revoked, scope (of a wrong kind).",
+    ),
+    (
+        "counter carrel_callers_refused_total{caller}",
+        "grpc",
+        "Calls refused because the caller's certificate may not make them; the log has the method.",
+    ),
     ("gauge carrel_revoked_users", "execution gateway", "Users whose revocation is known."),
     ("gauge carrel_revocations_age_seconds", "execution gateway", "Since revocations were last learned."),
 )

@@ -20,5 +20,6 @@ STAGE: Final = "carrel.stage"
 
 
 def of_run(user_id: str, run_id: str) -> dict[str, Attribute]:
-    """What every span of one run's work has."""
-    return {"carrel.run_id": run_id, "carrel.user": hash_user(user_id)}
+    """What the spans of one run's own work have; a span of none (``run_id`` is "") has its user."""
+    user: dict[str, Attribute] = {"carrel.user": hash_user(user_id)}
+    return {"carrel.run_id": run_id, **user} if run_id else user

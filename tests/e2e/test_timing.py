@@ -12,9 +12,6 @@ from services.execution.domain.timing import Part
 from tests.e2e.checks import until_end
 from tests.support.stack import ROOT, RunningStack
 
-# What the client's and the gateway's own work may be off by on a machine that does other things.
-_CLOSE_MS = 30.0
-
 
 async def test_the_parts_of_a_run_add_up_to_what_was_waited(slow_stack: RunningStack) -> None:
     async with slow_stack.client("tim") as client, slow_stack.http("tim") as http:
@@ -25,7 +22,7 @@ async def test_the_parts_of_a_run_add_up_to_what_was_waited(slow_stack: RunningS
         timing = await fetch_timing(http, run.run_id, time.monotonic() - began)
     assert timing is not None
     parts = dict(timing.parts_ms)
-    assert abs(sum(parts.values()) - timing.wall_ms) < _CLOSE_MS, timing
+    assert abs(sum(parts.values()) - timing.wall_ms) < 0.1, timing
     assert set(parts) <= {part.value for part in Part} | {REST}
     for part in (Part.ADMISSION, Part.AGENT_INSTANCE, Part.AGENT, Part.DELIVERY, Part.CHECKPOINT):
         assert parts[part.value] > 0, timing
@@ -46,5 +43,5 @@ def test_the_command_line_shows_a_table_that_adds_up(slow_stack: RunningStack) -
         check=True,
     )
     timing = next(body for line in told.stdout.splitlines() if (body := json.loads(line)).get("type") == "timing")
-    assert abs(sum(timing["parts_ms"].values()) - timing["wall_ms"]) < _CLOSE_MS, timing
+    assert abs(sum(timing["parts_ms"].values()) - timing["wall_ms"]) < 0.1, timing
     assert REST in timing["parts_ms"]

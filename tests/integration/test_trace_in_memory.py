@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from carrel.pseudonyms import hash_user
 from servicekit.telemetry.trace_tree import TraceSpan, render, traces
 from tests.conftest import Eventually
 from tests.e2e.checks import check_run, until_end
@@ -30,6 +31,16 @@ HOPS = {
     ("gateway", "deliver"),
     ("execution", "last events"),
 }
+OF_THE_RUN = (
+    "agent_execute",
+    "ExecutionService/ExecutePipeline",
+    "admission",
+    "run",
+    "stage count",
+    "attempt",
+    "emit",
+    "last events",
+)
 
 
 async def one_run(world: OneProcess, user: str) -> int:
@@ -63,6 +74,12 @@ async def test_trace_of_one_run_from_the_in_memory_exporters(tmp_path: Path, eve
     ids = {span.span_id for span in found}
     assert [span.name for span in found if span.parent_id not in ids] == ["agent_execute"]
     assert not [span for span in found if span.failed]
+    # A run's spans can be found by its id and by its user's pseudonym, as its log lines can; nobody is named.
+    whose = {span.name: (span.attributes.get("carrel.run_id"), span.attributes.get("carrel.user")) for span in found}
+    (run_id,) = {span.attributes["carrel.run_id"] for span in found if span.name == "run"}
+    assert {name: whose[name] for name in OF_THE_RUN} == dict.fromkeys(OF_THE_RUN, (run_id, hash_user("alice")))
+    assert whose["deliver"] == (None, hash_user("alice"))  # a socket is a user's, and its messages hold several runs'
+    assert "alice" not in str([span.attributes for span in found])
 
 
 async def test_run_that_is_not_sampled_makes_no_span_anywhere(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_page_says_what_to_see_to_do_and_when_to_ask_for_help(name: str) -> No
         assert (command[0] or command[1]) in COMMANDS
 
 
-COMMANDS = {"audit", "cancel", "config", "doctor", "migrate", "revoke", "run", "watch"}
+COMMANDS = {"audit", "cancel", "config", "doctor", "keys", "migrate", "revoke", "run", "watch"}
 
 
 def test_codes_in_alerts_are_errors_that_exist() -> None:
@@ -204,6 +204,77 @@ def test_files_that_are_made_are_as_they_would_be_made() -> None:
         made = json.dumps(page(), indent=2, ensure_ascii=False) + "\n"
         assert (dashboards.FOLDER / f"{name}.json").read_text("utf-8") == made, "run python -m tools.dashboards"
     assert metrics_doc.PAGE.read_text("utf-8") == metrics_doc.page(), "run python -m tools.metrics_doc"
+
+
+def scrape_job() -> dict[str, Any]:
+    page = (ROOT / "docs" / "operations" / "watch.md").read_text("utf-8")
+    (text,) = re.findall(r"```yaml\n(scrape_configs:\n.*?)```", page, re.S)
+    (job,) = yaml.safe_load(text)["scrape_configs"]
+    return dict(job)
+
+
+def relabelled(rules: list[dict[str, Any]], labels: dict[str, str]) -> dict[str, str] | None:
+    """What Prometheus makes of a target's labels; None for one that is not scraped. Only what the page uses."""
+    result = dict(labels)
+    for rule in rules:
+        value = rule.get("separator", ";").join(result.get(name, "") for name in rule["source_labels"])
+        match = re.fullmatch(rule.get("regex", "(.*)"), value)
+        if rule.get("action", "replace") == "keep":
+            if match is None:
+                return None
+        elif match is not None:
+            result[rule["target_label"]] = rule.get("replacement", "$1").replace("$1", match[1])
+    return {name: value for name, value in result.items() if not name.startswith("__meta_")}
+
+
+def test_the_page_s_job_for_kubernetes_finds_each_service_at_its_metrics() -> None:
+    component = (ROOT / "k8s" / "components" / "telemetry" / "kustomization.yaml").read_text("utf-8")
+    found = {}
+    for patch in yaml.safe_load(component)["patches"]:
+        values = {step["path"]: step["value"] for step in yaml.safe_load(patch["patch"])}
+        annotations = values.get("/spec/template/metadata/annotations")
+        if annotations is None:
+            continue
+        name, port = patch["target"]["name"], values["/spec/template/spec/containers/0/ports/-"]
+        labels = {
+            "__meta_kubernetes_pod_ip": "10.0.0.9",
+            "__meta_kubernetes_pod_name": f"{name}-1",
+            "__meta_kubernetes_pod_phase": "Running",
+            "__meta_kubernetes_pod_label_app_kubernetes_io_name": name,
+            "__meta_kubernetes_pod_container_port_name": port["name"],
+            "__address__": "10.0.0.9:1",
+        } | {
+            f"__meta_kubernetes_pod_annotation_{key.replace('.', '_').replace('/', '_')}": value
+            for key, value in annotations.items()
+        }
+        rules = scrape_job()["relabel_configs"]
+        assert relabelled(rules, labels | {"__meta_kubernetes_pod_container_port_name": "grpc"}) is None
+        assert relabelled(rules, labels | {"__meta_kubernetes_pod_phase": "Succeeded"}) is None
+        found[name] = relabelled(rules, labels)
+        assert found[name] == {
+            "__address__": f"10.0.0.9:{port['containerPort']}",
+            "__metrics_path__": "/metrics",
+            "job": f"carrel-{name}",
+            "instance": f"{name}-1",
+        }
+    assert {name.replace("-", "_") for name in found} == set(SERVICES)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_prometheus_takes_the_page_s_job(tmp_path: Path) -> None:
+    path = tmp_path / "prometheus.yml"
+    job = scrape_job()
+    # Debian's is built without the discovery of Kubernetes.
+    assert set(job.pop("kubernetes_sd_configs")[0]) == {"role", "namespaces"}
+    path.write_text(yaml.safe_dump({"scrape_configs": [job]}), "utf-8")
+    done = subprocess.run(
+        ["promtool", "check", "config", "--syntax-only", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")

@@ -24,6 +24,8 @@ from servicekit.identity.callers import METHOD_CALLERS
 from servicekit.identity.scopes import METHOD_SCOPES
 from servicekit.rpc.channel import open_channel, responses
 from servicekit.rpc.server import RpcServer
+from servicekit.telemetry.calls import observe_serving
+from servicekit.telemetry.meters import Meters
 from servicekit.tls.settings import IDENTITIES
 from tests.support.certificates import certificate_for, tls_of
 from tests.support.identity import identity
@@ -126,3 +128,15 @@ async def test_every_method_for_every_identity(tmp_path: Path, name: str) -> Non
                         refused += 1
         assert server.callers is not None
         assert server.callers.refused.total() == refused
+        meters = Meters(name)
+        observe_serving(meters, server)
+        told = {family.metric.name: family.numbers for family in (await meters.collect()).families}
+        by_caller = told["carrel_callers_refused_total"]
+        # Of every name from the beginning, so that the first refusal is seen as a rise.
+        assert {caller for (caller,) in by_caller} == {*IDENTITIES, "unknown"}
+        assert sum(by_caller.values()) == refused
+        assert by_caller["unknown",] == 0
+        let_through = sum(
+            len(METHOD_CALLERS[f"/{service.full_name}/{m.name}"] & set(IDENTITIES)) for m in service.methods
+        )
+        assert 0 < told["carrel_tickets_refused_total"]["missing",] <= let_through

@@ -15,7 +15,7 @@ from servicekit.identity.principals import RunPrincipal
 from servicekit.identity.tickets import ContextMessage
 from servicekit.logs import get_logger
 from servicekit.telemetry.buckets import sampled_trace
-from servicekit.telemetry.names import EVENTS
+from servicekit.telemetry.names import EVENTS, of_run
 from servicekit.telemetry.tracing import NO_TRACING, Attribute, Kind, Tracing, is_sampled
 from services.emitter.domain.guard import EventFields, Guard
 from services.emitter.domain.ledger import Ledger
@@ -147,7 +147,8 @@ class Intake:
             self._check_size(batch.size, 2 * self._max_item_bytes)
         # All are of one producer, and so of one run: the first one's trace is that of all.
         if self._tracing is not NO_TRACING and is_sampled(traceparent := item.events[0].traceparent):
-            told: dict[str, Attribute] = {EVENTS: batch.count}
+            context = item.context
+            told: dict[str, Attribute] = {EVENTS: batch.count, **of_run(context.user_id, context.run_id)}
             batch.span = self._tracing.batch("emit", (traceparent,), told, kind=Kind.PRODUCER)
         self._ledger.queue_batch(batch)
 

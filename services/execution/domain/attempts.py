@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 from carrel.errors import DrainingError, RunEndedError, WorkerLostError, WorkersBusyError
-from servicekit.telemetry.names import AGENT, ATTEMPT, FENCE, STAGE
+from servicekit.telemetry.names import AGENT, ATTEMPT, FENCE, STAGE, of_run
 from services.execution.domain.budgets import Budgets
 from services.execution.domain.errors import AgentInstanceLostError
 from services.execution.domain.ports import StageFailure, StageResult, StageStart
@@ -59,6 +59,8 @@ class Attempts:
             )
             try:
                 with span:
+                    if span.recording:
+                        span.set(of_run(start.identity.user, start.identity.run_id))
                     result = await session.run()
                     if isinstance(result.outcome, StageFailure):
                         span.fail(str(result.outcome.error.get("code", "")))

@@ -11,6 +11,7 @@ from functools import partial
 
 from carrel.errors import CancelledRunError, CarrelError, DrainingError, UnknownRunError
 from carrel.ids import new_id
+from servicekit.telemetry.names import of_run
 from services.execution.domain.admission import content_hash, parse_params
 from services.execution.domain.contract import engine_contract
 from services.execution.domain.engine import UserExecutionEngine
@@ -111,6 +112,8 @@ class ExecutionEngineFactory:
             # In a task of its own: a caller that goes away in this moment must not leave a run that nobody drives.
             task = self._services.start(self._admit(admission, began), "admission")
             with span:
+                if span.recording:
+                    span.set(of_run(request.identity.user, request.identity.run_id))
                 admitted = await asyncio.shield(task)
                 if isinstance(admitted, CarrelError):
                     raise admitted

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from carrel.errors import CarrelError, SealedLogError, StaleFenceError, UnavailableError
 from servicekit.logs import get_logger
+from servicekit.telemetry.names import of_run
 from services.execution.domain.ports import OutboxChannel
 from services.execution.domain.services import RunServices
 from services.execution.domain.timing import Part
@@ -109,7 +110,9 @@ class OutboxRelay:
             return
         self._closing = True
         identity = self._run.identity
-        with self._services.tracing.span("last events", parent=identity.traceparent):
+        with self._services.tracing.span("last events", parent=identity.traceparent) as span:
+            if span.recording:
+                span.set(of_run(identity.user, identity.run_id))
             await self._bring_to_end()
         await self.retire()
         self._services.changes.notify(self.ref.user, self.ref.run_id)

@@ -40,4 +40,10 @@ async def test_it_waits_until_the_run_has_come_to_its_end() -> None:
 
 
 def test_execution_that_goes_on_after_the_last_event_leaves_nothing() -> None:
+    late = {"parts_ms": {"admission": 2.0, "agent": 90.0, "websocket_emitter": 4.0, "delivery": 1.0}}
+    timing = Timing.of(late, 0.0945)
+    assert timing.parts_ms == {"admission": 2.0, "agent": 90.0, "websocket_emitter": 2.5, "delivery": 0.0, REST: 0.0}
+    assert sum(timing.parts_ms.values()) == timing.wall_ms
+    # The run began before this request: nothing here can explain that, and nothing is made up.
+    assert Timing.of(late, 0.05).parts_ms["delivery"] == 0.0
     assert Timing.of(body()["timing"], 0.09).parts_ms[REST] == 0.0

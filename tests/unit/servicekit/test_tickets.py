@@ -326,3 +326,28 @@ def test_context_of_the_library_with_its_ticket_is_taken_and_comes_back_whole(
     message = context_pb2.UserExecutionContext.FromString(context_to_proto(made).SerializeToString())
     assert verifier.verify(message).scope is scope
     assert context_from_proto(message) == made
+
+
+def test_refusals_are_counted_by_their_reason_for_calls_and_for_items_alike(
+    verifier: TicketVerifier, clock: Callable[[float], None]
+) -> None:
+    good, items = run_context("alice"), verifier.alike()
+    assert dict(verifier.refused) == dict.fromkeys(("missing", "invalid", "expired", "revoked", "scope"), 0)
+
+    def refused(context: Any, by: TicketVerifier = verifier, allow: frozenset[Scope] = RUN) -> None:
+        with pytest.raises((TicketError, ScopeError)):
+            by.verify(context, allow)
+
+    refused(context_pb2.UserExecutionContext(user_id="alice"))
+    refused(context_pb2.UserExecutionContext(user_id="alice", ticket="no.ticket.this"))
+    refused(good, allow=SESSION)
+    verifier.verify(good, RUN)
+    verifier.is_revoked = lambda _: True
+    refused(good)
+    items.verify(good, RUN)
+    clock(3600)
+    refused(good, by=items)  # known, and past its end
+    refused(good, by=items)  # new again, and past its end
+    with pytest.raises(TicketExpiredError):
+        verifier.verify_ticket(good.ticket)
+    assert dict(verifier.refused) == {"missing": 1, "invalid": 1, "scope": 1, "revoked": 1, "expired": 3}
