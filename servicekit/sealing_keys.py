@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.keys import write_private
 from servicekit.logs import get_logger
-from servicekit.private_files import Stamp, check_private, stamp_of
+from servicekit.private_files import Stamp, check_private, json_of, read_small, stamp_of
 
 __all__ = ["SealingKeys", "add_key"]
 
@@ -124,7 +124,7 @@ def _read(path: Path) -> dict[str, AESGCM]:
 
 def _document(path: Path) -> dict[str, list[Any]]:
     try:
-        document = json.loads(path.read_bytes())
+        document = json_of(read_small(path))
     except OSError as error:
         raise InvalidConfigurationError(
             f"the encryption keys {path} cannot be read: {error.strerror}", advice=_ADVICE
