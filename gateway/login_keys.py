@@ -6,7 +6,6 @@ network are ``login_jwks``'s.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from carrel.errors import InvalidConfigurationError
-from servicekit.private_files import Stamp, check_private, stamp_of
+from servicekit.private_files import Stamp, check_private, json_of, read_small, stamp_of
 
 __all__ = ["MIN_SECRET_BYTES", "KeySource", "LoginKey", "LoginKeys", "NoKeysError", "find_key", "public_keys"]
 
@@ -78,7 +77,7 @@ class LoginKeys:
             InvalidConfigurationError: It is missing, too short, or readable by every user of the machine.
         """
         try:
-            secret = path.read_bytes().strip()
+            secret = read_small(path).strip()
             check_private("the login secret", path)
         except OSError as error:
             raise InvalidConfigurationError(
@@ -173,7 +172,7 @@ def _is_strong(key: LoginKey) -> bool:
 
 def _read_jwks(path: Path) -> tuple[LoginKey, ...]:
     try:
-        listed = json.loads(path.read_bytes())["keys"]
+        listed = json_of(read_small(path))["keys"]
         keys = tuple(key for jwk in listed for key in _keys_of(jwk))
     except OSError as error:
         raise InvalidConfigurationError(

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.keys import write_private
 from servicekit.logs import get_logger
-from servicekit.private_files import Stamp, check_private, stamp_of
+from servicekit.private_files import Stamp, check_private, json_of, read_small, stamp_of
 
 __all__ = ["SealingKeys", "add_key"]
 
@@ -28,6 +28,7 @@ _LOOK_EVERY_S: Final = 5.0
 _LOOK_UNKNOWN_EVERY_S: Final = 1.0
 _MOST_KEYS: Final = 50
 _KID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_COMPARED: Final = b"carrel-same-key"
 _ADVICE: Final = "make one with `carrel encryption-key FILE`, and name it in the service's ENCRYPTION__KEY_FILE"
 
 
@@ -71,13 +72,31 @@ class SealingKeys:
         if stamp is None or stamp == self._stamp:
             return
         try:
-            self._keys = _read(self._path)
+            keys = _read(self._path)
+            self._refuse_others(keys)
         except InvalidConfigurationError as error:
             # Half written, or wrong: the keys of before go on until it is mended.
             _log.warning("the encryption keys cannot be read again", reason=error.message)
             return
-        self._stamp = stamp
+        self._keys, self._stamp = keys, stamp
         _log.info("encryption keys changed", newest=next(iter(self._keys)), keys=len(self._keys))
+
+    def _refuse_others(self, keys: dict[str, AESGCM]) -> None:
+        """A name stands for one key for ever: what the former has sealed would never open again.
+
+        Raises:
+            InvalidConfigurationError: A known name has another key now.
+        """
+        for kid, key in keys.items():
+            known = self._keys.get(kid)
+            if known is not None and not _same(known, key):
+                raise _wrong(self._path, f"has another key called {kid!r} than the one that is in use")
+
+
+def _same(one: AESGCM, other: AESGCM) -> bool:
+    nonce = bytes(12)
+    # The bytes of a key are not kept beside it. With a nonce of its own nothing else is ever sealed.
+    return one.encrypt(nonce, b"", _COMPARED) == other.encrypt(nonce, b"", _COMPARED)
 
 
 def add_key(path: Path, kid: str = "") -> str:
@@ -125,7 +144,7 @@ def _read(path: Path) -> dict[str, AESGCM]:
 
 def _document(path: Path) -> dict[str, list[Any]]:
     try:
-        document = json.loads(path.read_bytes())
+        document = json_of(read_small(path))
     except OSError as error:
         raise InvalidConfigurationError(
             f"the encryption keys {path} cannot be read: {error.strerror}", advice=_ADVICE
