@@ -15,7 +15,7 @@ import pytest
 
 from conformance.client.suite import ALL
 from tests.js.scripted import scripted_gateways
-from tests.support.needs import node, npm
+from tests.support.needs import node
 from tests.support.stack import ROOT
 from tests.support.whole import WHOLE
 
