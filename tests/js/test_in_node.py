@@ -25,7 +25,7 @@ CLIENT: Final = ROOT / "clients" / "js"
 _CUTS: Final = "0" if WHOLE else "10"
 
 
-async def tested(*files: str, **environment: str) -> tuple[int, str]:
+async def run_tests(*files: str, **environment: str) -> tuple[int, str]:
     """``node --test`` of these files: the exit code, and what it printed."""
     process = await asyncio.create_subprocess_exec(
         *(node(), "--test", "--test-reporter=tap", *files),
@@ -52,7 +52,7 @@ def failures(output: str) -> str:
 
 async def test_units() -> None:
     files = sorted(str(path) for path in (HERE / "unit").glob("*.test.js"))
-    code, output = await tested(*files)
+    code, output = await run_tests(*files)
     assert code == 0, failures(output)
 
 
@@ -60,7 +60,7 @@ async def test_units() -> None:
 @pytest.mark.timeout(180)
 async def test_faults() -> None:
     async with scripted_gateways() as url:
-        code, output = await tested("faults.test.js", FAULTS_URL=url, FAULTS_CUTS=_CUTS)
+        code, output = await run_tests("faults.test.js", FAULTS_URL=url, FAULTS_CUTS=_CUTS)
     assert code == 0, failures(output)
     passed = re.search(r"^# pass (\d+)$", output, re.MULTILINE)
     assert passed is not None
