@@ -116,7 +116,7 @@ export class CarrelClient {
 
   /**
    * Connect; returns once the gateway has said where the stream begins. Asked again it is the same connection.
-   * @param {{signal?: AbortSignal}} [options] The signal ends the client, not only the waiting.
+   * @param {{signal?: AbortSignal}} [options] The signal ends the client, not the waiting alone.
    * @returns {Promise<this>}
    * @throws {CarrelError} It was refused, or cannot be reached; later losses are mended, and told by the iterators.
    */
@@ -338,17 +338,17 @@ export class CarrelClient {
 
   /** @param {AbortSignal} signal */
   async _connections(signal) {
-    let failures = 0
-    let broken = 0
+    let [failures, broken, problem] = [0, 0, ""]
     for (;;) {
       await this._inbox.halfEmpty(() => this._commands.texts.length > 0, signal)
-      this._turn("connecting", "", 0, failures)
+      this._turn("connecting", problem, 0, failures)
       const began = performance.now()
       const seen = this._reader.position
       this._link = new Link(this._options, this._login, this._reader, this._inbox, this._commands, () =>
         this._onConnected(),
       )
       const lost = await this._link.run(signal).catch(passLost)
+      problem = lost.problem
       const moved = formatPosition(this._reader.position) !== formatPosition(seen)
       const steady = moved || performance.now() - began >= STEADY_AFTER_MS
       failures = steady && this._connectedOnce ? 1 : failures + 1
