@@ -33,13 +33,13 @@ with extra("langgraph", "langgraph", "langchain_core"):
     from langgraph.checkpoint.memory import InMemorySaver
     from langgraph.errors import GraphBubbleUp
     from langgraph.pregel import Pregel
-    from langgraph.types import Command, Interrupt
+    from langgraph.types import Command, Interrupt, StreamMode
 
 __all__ = ["agent_class", "tools"]
 
 Graph = Pregel[Any, Any, Any, Any]
 
-_MODES: Final = ("messages", "updates", "values")
+_MODES: Final[list[StreamMode]] = ["messages", "updates", "values"]
 
 
 def agent_class(
@@ -145,7 +145,6 @@ class _Listener(AsyncCallbackHandler):
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
         self._loop = asyncio.get_running_loop()
-        self._names: dict[UUID, str] = {}
 
     async def on_tool_start(
         self,
@@ -157,22 +156,20 @@ class _Listener(AsyncCallbackHandler):
         **kwargs: Any,
     ) -> None:
         name = str(kwargs.get("name") or serialized.get("name") or "tool")
-        self._names[run_id] = name
         arguments = inputs if inputs is not None else {"input": input_str}
         await self._here(self._voice.called(str(run_id), name, arguments))
 
     async def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         result = output.content if isinstance(output, BaseMessage) else output
         error = str(result) if getattr(output, "status", "success") == "error" else None
-        await self._here(self._voice.returned(str(run_id), self._names.pop(run_id, "tool"), result, error=error))
+        await self._here(self._voice.returned(str(run_id), result, error=error))
 
     async def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        name = self._names.pop(run_id, "tool")
         if isinstance(error, GraphBubbleUp):
             # It stopped to ask, and runs again with the answer.
-            ended = self._voice.returned(str(run_id), name, error="it waits for an answer", status="cancelled")
+            ended = self._voice.returned(str(run_id), error="it waits for an answer", status="cancelled")
         else:
-            ended = self._voice.returned(str(run_id), name, error=f"{type(error).__name__}: {error}")
+            ended = self._voice.returned(str(run_id), error=f"{type(error).__name__}: {error}")
         await self._here(ended)
 
     async def _here(self, telling: Coroutine[Any, Any, None]) -> None:

@@ -168,7 +168,7 @@ async def _hear(voice: Voice, event: object) -> None:
             await voice.called(part.tool_call_id, part.tool_name, _arguments(part))
         case messages.FunctionToolResultEvent(part=part):
             error = None if part.outcome == "success" else str(part.content)
-            await voice.returned(part.tool_call_id, part.tool_name, part.content, error=error)
+            await voice.returned(part.tool_call_id, part.content, error=error)
         case _:
             pass
 

@@ -1,0 +1,18 @@
+"""A scripted model where the libraries' own clients look for one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.support.model_server import ModelServer, by_rules, model_server
+
+
+@pytest.fixture
+async def model(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelServer]:
+    """One that answers by rules, or by the script that a test gives it."""
+    async with model_server(otherwise=by_rules, keep_alive=False) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "one")
+        yield server
