@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 
 from carrel.client import Event
 from carrel.ids import new_id
+from examples.adapters.__main__ import main
 from tests.adapters.test_desks import REFUND, WHERE
 from tests.conftest import Eventually
 from tests.e2e.checks import check_run, until_end
-from tests.support.model_server import Hang, ModelServer, Say, Step, by_rules, model_server
-from tests.support.stack import ROOT, RunningStack, clean_environment, running_stack
+from tests.support.model_server import Hang, Say, Step, by_rules, model_server
+from tests.support.stack import RunningStack, running_stack
 
 LIBRARIES = {"pydantic": "pydantic-desk", "langgraph": "graph-desk", "openai": "openai-desk"}
 PREFIX = "CARREL_AGENT_INSTANCE_MODELS__"
@@ -45,18 +47,12 @@ def stack(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
         yield running
 
 
-async def alone(library: str, question: str, server: ModelServer) -> str:
+async def alone(library: str, question: str, capsys: pytest.CaptureFixture[str]) -> str:
     """The example's answer without Carrel, by its own program."""
-    process = await asyncio.create_subprocess_exec(
-        str(ROOT / ".venv/bin/python"),
-        *("-m", "examples.adapters", library, question),
-        cwd=ROOT,
-        env=clean_environment({"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": "any"}),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 0
-    return out.decode().strip()
+    # It looks for its key when it is loaded.
+    sys.modules.pop("examples.adapters.langgraph_desk", None)
+    assert await asyncio.to_thread(main, [library, question]) == 0
+    return capsys.readouterr().out.strip()
 
 
 async def inside(stack: RunningStack, agent: str, question: str) -> list[Event]:
@@ -75,9 +71,17 @@ async def inside(stack: RunningStack, agent: str, question: str) -> list[Event]:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-async def test_the_same_answer_inside_and_outside(library: str, stack: RunningStack, port: int) -> None:
-    async with model_server(otherwise=by_rules, port=port) as server:
-        outside = [await alone(library, question, server) for question in (WHERE, REFUND)]
+async def test_the_same_answer_inside_and_outside(
+    library: str,
+    stack: RunningStack,
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with model_server(otherwise=by_rules, port=port, keep_alive=False) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "any")
+        outside = [await alone(library, question, capsys) for question in (WHERE, REFUND)]
         asked = len(server.requests)
         runs = [await inside(stack, LIBRARIES[library], question) for question in (WHERE, REFUND)]
         again = len(server.requests) - asked
@@ -112,7 +116,7 @@ async def test_cancelled_on_request(library: str, stack: RunningStack, port: int
 async def test_recovered_at_the_stage_and_the_call_after_a_kill(
     stack: RunningStack, port: int, eventually: Eventually
 ) -> None:
-    """All three at once: their second model call hangs, agent_instance is killed, and the new one goes on from there."""
+    """All three at once: their second model call hangs, agent_instance is killed, the new one goes on from there."""
     hanging = True
 
     def rule(body: Mapping[str, Any]) -> Step:
@@ -139,8 +143,7 @@ async def test_recovered_at_the_stage_and_the_call_after_a_kill(
 async def _two_stages(stack: RunningStack, agent: str) -> list[Event]:
     async with stack.client(new_id("user")) as client:
         run = await client.execute(WHERE, pipeline=["first", agent])
-        async with asyncio.timeout(120):
-            return check_run(await until_end(client, run.run_id), run.run_id)
+        return check_run(await until_end(client, run.run_id, within=120), run.run_id)
 
 
 def test_nothing_was_sent_elsewhere(stack: RunningStack) -> None:
