@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+# Now, and not while an agent's time runs: they load the libraries.
+import examples.adapters.openai_desk
+import examples.adapters.pydantic_desk  # noqa: F401
 from tests.support.model_server import ModelServer, by_rules, model_server
 
 

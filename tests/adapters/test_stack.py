@@ -93,12 +93,14 @@ async def test_the_same_answer_inside_and_outside(
         assert "".join(said) == answer
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-async def test_one_that_hangs_is_ended_by_its_timeout(library: str, stack: RunningStack, port: int) -> None:
+async def test_one_that_hangs_is_ended_by_its_timeout(stack: RunningStack, port: int) -> None:
     async with model_server(otherwise=by_rules, port=port):
-        events = await inside(stack, f"{library}-slow", WHERE)
-    assert events[-1].data["status"] == "FAILED"
-    assert events[-1].data["error"]["code"] == "AGENT_IDLE_TIMEOUT"
+        ended = await asyncio.gather(*(inside(stack, f"{library}-slow", WHERE) for library in LIBRARIES))
+    for events in ended:
+        assert events[-1].data["status"] == "FAILED"
+        assert events[-1].data["error"]["code"] == "AGENT_IDLE_TIMEOUT"
+        kinds = [event.event_type for event in events]
+        assert (kinds.count("tool_executing"), kinds.count("tool_completed")) == (1, 0)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -40,7 +40,7 @@ def pydantic_agent() -> pydantic_library.Agent[Any, str]:
     return pydantic_library.Agent("openai-chat:any", toolsets=[pydantic_ai.toolset(double, whose)])
 
 
-def graph() -> langgraph.Graph:
+def graph() -> Any:
     """A model and its tools, the node that asks the model a blocking one."""
     mine = langgraph.tools(double, whose)
     model = ChatOpenAI().bind_tools(mine)
