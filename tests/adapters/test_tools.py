@@ -15,7 +15,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from carrel import Agent, AgentContext, tool
 from carrel.adapters import langgraph, openai_agents, pydantic_ai
 from carrel.errors import InvalidConfigurationError, InvalidContextError
-from tests.support.model_server import CallTools, ModelServer, Say
+from tests.support.model_server import CallTools, ModelServer, Say, Step
 from tests.unit.agent_instance.support import Bench
 
 LIBRARIES = ("pydantic", "langgraph", "openai")
@@ -91,7 +91,7 @@ async def alone(library: str, text: str) -> str:
 
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_a_call_goes_through_the_dispatcher_and_is_not_made_again(library: str, model: ModelServer) -> None:
-    script = [CallTools(("numbers_double", {"number": 4})), Say("eight")]
+    script: list[Step] = [CallTools(("numbers_double", {"number": 4})), Say("eight")]
     model.script[:] = script
     calls.clear()
     first = await Bench(made(library), permissions=frozenset({"numbers:*"})).run("one")
@@ -117,7 +117,7 @@ async def test_a_refusal_is_told_to_the_model(library: str, model: ModelServer) 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_a_tool_that_asks_its_user_does(library: str, model: ModelServer) -> None:
-    script = [CallTools(("whose", {})), Say("it is alice's")]
+    script: list[Step] = [CallTools(("whose", {})), Say("it is alice's")]
     model.script[:] = script
     first = await Bench(made(library)).run("one")
     assert first.outcome is not None
