@@ -6,9 +6,9 @@ Not the running of it: each library's own module gives the ``run``.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Generic, TypedDict, TypeVar
 
 from carrel.agent_context import AgentContext
@@ -17,7 +17,7 @@ from carrel.errors import InvalidConfigurationError
 from carrel.frozen import JSON
 from carrel.tools import Tool
 
-__all__ = ["Declarations", "Run", "Source", "declare", "extra"]
+__all__ = ["Declarations", "Run", "Source", "declare", "need"]
 
 T = TypeVar("T")
 Run = Callable[[AgentContext, Request], Awaitable[Mapping[str, JSON]]]
@@ -39,47 +39,47 @@ class Declarations(TypedDict, total=False):
     timeout_s: float | None
 
 
-@contextmanager
-def extra(name: str, *packages: str) -> Iterator[None]:
-    """Around the imports of a library: when one of its packages is missing, the error names the extra that has it.
+def need(extra: str, *packages: str) -> None:
+    """Look whether a library is installed, without loading it.
 
     Raises:
-        InvalidConfigurationError: It is not installed.
+        InvalidConfigurationError: It is not; the error names the extra that has it.
     """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in packages:
-            raise
-        raise InvalidConfigurationError(
-            f"{error.name} is not installed, which agents of this kind need",
-            advice=f"pip install 'carrel[{name}]'",
-            extra=name,
-        ) from error
+    for package in packages:
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            raise InvalidConfigurationError(
+                f"{package} is not installed, which agents of this kind need",
+                advice=f"pip install 'carrel[{extra}]'",
+                extra=extra,
+            )
 
 
 class Source(Generic[T]):
     """Where the library's agent comes from: itself, ``"module:attribute"``, or a function without arguments.
 
     The last two are looked up in the worker, at each attempt: what is made there finds ``OPENAI_BASE_URL`` and
-    ``OPENAI_API_KEY`` in its environment, as clients want them that look for them when they are made.
+    ``OPENAI_API_KEY`` in its environment, as clients want them that look for them when they are made; and the service
+    itself need not load the library.
 
     Args:
-        kind: What the library's agents are instances of.
+        library: What the agent is of, for errors.
+        kind: Gives what the library's agents are instances of; loads the library.
 
     Raises:
         InvalidConfigurationError: It is none of these.
     """
 
-    def __init__(self, given: object, kind: type[T] | tuple[type[T], ...]) -> None:
+    def __init__(self, given: object, library: str, kind: Callable[[], type[T]]) -> None:
         self._given = given
+        self._library = library
         self._kind = kind
         if isinstance(given, str):
             module, _, attribute = given.partition(":")
             if not module or not attribute:
                 raise self._wrong(f"{given!r} does not name one", "write 'module:attribute'")
-        elif not isinstance(given, kind) and not callable(given):
-            raise self._wrong(f"a {type(given).__name__} is none", "give the agent, 'module:attribute', or a function")
+        elif isinstance(given, type) or not (callable(given) or isinstance(given, kind())):
+            told = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
+            raise self._wrong(f"{told} is none", "give the agent, 'module:attribute', or a function that makes it")
 
     def get(self) -> T:
         """The agent.
@@ -87,28 +87,29 @@ class Source(Generic[T]):
         Raises:
             InvalidConfigurationError: There is none where it should be.
         """
+        kind = self._kind()
         found: object = self._given
         if isinstance(found, str):
             module, _, attribute = found.partition(":")
             found = importlib.import_module(module)
             for part in attribute.split("."):
                 found = getattr(found, part, None)
-        if not isinstance(found, self._kind) and callable(found):
+        if not isinstance(found, kind) and callable(found) and not isinstance(found, type):
             found = found()
-        if not isinstance(found, self._kind):
+        if not isinstance(found, kind):
             told = self._given if isinstance(self._given, str) else "the function"
             raise self._wrong(f"{told} gives a {type(found).__name__}", "correct what it names or returns")
         return found
 
     def _wrong(self, problem: str, advice: str) -> InvalidConfigurationError:
-        kinds = self._kind if isinstance(self._kind, tuple) else (self._kind,)
-        return InvalidConfigurationError(
-            f"an adapter needs a {kinds[0].__module__.partition('.')[0]} agent: {problem}", advice=advice
-        )
+        return InvalidConfigurationError(f"this needs an agent of {self._library}: {problem}", advice=advice)
 
 
-def declare(run: Run, name: str, description: str, declarations: Declarations) -> type[Agent]:
+def declare(run: Run, name: str, description: str, declarations: Declarations, *preload: str) -> type[Agent]:
     """The agent class, defined in the module that called the caller of this.
+
+    Args:
+        preload: The modules that load the library: once for all workers.
 
     Raises:
         InvalidConfigurationError: A declaration is wrong.
@@ -127,6 +128,7 @@ def declare(run: Run, name: str, description: str, declarations: Declarations) -
         "description": description,
         "dependencies": _NEEDS_MODEL,
         **declarations,
+        "preload": (*preload, *declarations.get("preload", ())),
         "run": run_it,
         # As for any class: who loads an author's module takes those that are defined in it.
         "__module__": sys._getframe(2).f_globals.get("__name__", __name__),  # noqa: SLF001

@@ -61,8 +61,9 @@ async def ask(ctx: AgentContext, value: object, schema: Mapping[str, Any] | None
     told = to_json(value)
     words = told if isinstance(told, str) else None
     if isinstance(told, dict):
-        words = next((told[name] for name in _WORDS if isinstance(told.get(name), str) and told[name].strip()), None)
-        others = {name: item for name, item in told.items() if item is not words}
+        named = next((name for name in _WORDS if isinstance(told.get(name), str) and told[name].strip()), "")
+        words = told.get(named)
+        others = {name: item for name, item in told.items() if name not in (named, "choices")}
         if words is not None and others:
             words = f"{words[:_MAX_CHARS]}\n{_text(others)}"
     prompt = words if words is not None and words.strip() else _text(told)

@@ -34,7 +34,7 @@ class Voice:
         self._speech: Speech | None = None
         self._about: tuple[Kind, str] | None = None
         self._message_id: str | None = None
-        self._calls: dict[str, tuple[str, float]] = {}
+        self._calls: dict[str, tuple[str, str, float]] = {}
         self._last = 0
         self._lock = asyncio.Lock()
 
@@ -68,18 +68,18 @@ class Voice:
         self._last += 1
         # Some models number their calls anew in each answer.
         own_id = f"{self._last}-{call_id}"
-        self._calls[call_id] = (own_id, time.monotonic())
+        self._calls[call_id] = (own_id, name, time.monotonic())
         told = shown(arguments)
         data = {"tool_name": name, "tool_call_id": own_id, "arguments": told if isinstance(told, dict) else {"…": told}}
         await self._ctx._emit("tool_executing", data)  # noqa: SLF001  (one library in two parts)
 
     async def returned(
-        self, call_id: str, name: str, result: object = None, *, error: str | None = None, status: Status = "error"
+        self, call_id: str, result: object = None, *, error: str | None = None, status: Status = "error"
     ) -> None:
-        """It has ended; with an ``error``, ``status`` says how."""
-        own_id, began = self._calls.pop(call_id, (None, 0.0))
-        if own_id is None:
+        """A call that ``called`` has told of has ended; with an ``error``, ``status`` says how."""
+        if (call := self._calls.pop(call_id, None)) is None:
             return
+        own_id, name, began = call
         seconds = time.monotonic() - began
         data: dict[str, Any] = {"tool_name": name, "tool_call_id": own_id, "duration_ms": round(seconds * 1000, 3)}
         if error is None:

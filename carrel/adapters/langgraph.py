@@ -10,36 +10,24 @@ to the user, whose answer resumes the graph. docs/adapters.md says what is not.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, Unpack
-from uuid import UUID
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Unpack
 
-from carrel.adapters._declare import Declarations, Source, declare, extra
-from carrel.adapters._dispatch import at_work, call, call_from_thread, named
-from carrel.adapters._questions import ask
-from carrel.adapters._values import answer_of, conversation
-from carrel.adapters._voice import Voice, voice_of
+from carrel.adapters._declare import Declarations, Source, declare, need
+from carrel.adapters._dispatch import at_work, named
+from carrel.adapters._values import conversation
+from carrel.adapters._voice import voice_of
 from carrel.agent_context import AgentContext
 from carrel.agents import Agent, Request
-from carrel.errors import ToolError
-from carrel.frozen import JSON, thaw
+from carrel.frozen import JSON
 from carrel.tools import Tool
 
-with extra("langgraph", "langgraph", "langchain_core"):
-    from langchain_core.callbacks import AsyncCallbackHandler
-    from langchain_core.messages import AIMessage, BaseMessage
-    from langchain_core.tools import BaseTool, StructuredTool, ToolException
-    from langgraph.checkpoint.memory import InMemorySaver
-    from langgraph.errors import GraphBubbleUp
-    from langgraph.pregel import Pregel
-    from langgraph.types import Command, Interrupt
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
+    from carrel.adapters._langgraph import Graph
 
 __all__ = ["agent_class", "tools"]
-
-Graph = Pregel[Any, Any, Any, Any]
-
-_MODES: Final = ("messages", "updates", "values")
 
 
 def agent_class(
@@ -71,22 +59,22 @@ def agent_class(
     Raises:
         InvalidConfigurationError: What is given is no graph, or a declaration is wrong.
     """
-    source: Source[Graph] = Source(graph, Pregel)
+    need("langgraph", "langgraph", "langchain_core")
+    source: Source[Graph] = Source(graph, "LangGraph", _kind)
     offered = named(declarations.get("tools", ()))
 
     async def run(ctx: AgentContext, request: Request) -> Mapping[str, JSON]:
+        from carrel.adapters import _langgraph
+
         found = source.get()
-        if found.checkpointer is None:
-            # An interrupt needs one; this lasts as long as the attempt.
-            found = found.copy({"checkpointer": InMemorySaver()})
         given = {"messages": conversation(request)} if input is None else input(request)
         runtime = None if context is None else context(ctx, request)
         async with voice_of(ctx, offered) as voice:
             with at_work(ctx):
-                state = await _Turn(ctx, found, voice, config or {}, runtime).run(given)
-        return _answer(state) if answer is None else answer(state)
+                state = await _langgraph.run(ctx, voice, found, given, config or {}, runtime)
+        return _langgraph.answer_of_state(state) if answer is None else answer(state)
 
-    return declare(run, name, description, declarations)
+    return declare(run, name, description, declarations, "carrel.adapters._langgraph", "langchain_openai")
 
 
 def tools(*carrels: Tool) -> list[BaseTool]:
@@ -96,142 +84,13 @@ def tools(*carrels: Tool) -> list[BaseTool]:
     Raises:
         InvalidConfigurationError: One is no tool of Carrel's.
     """
-    return [_structured(function, tool) for function, tool in named(carrels).items()]
+    need("langgraph", "langgraph", "langchain_core")
+    from carrel.adapters import _langgraph
+
+    return _langgraph.tools(*carrels)
 
 
-class _Turn:
-    """One run of a graph, from its input to its last state."""
+def _kind() -> type[Graph]:
+    from langgraph.pregel import Pregel
 
-    def __init__(
-        self, ctx: AgentContext, graph: Graph, voice: Voice, config: Mapping[str, Any], context: object
-    ) -> None:
-        self._ctx = ctx
-        self._graph = graph
-        self._voice = voice
-        self._context = context
-        configurable = {"thread_id": ctx.context.thread_id, **config.get("configurable", {})}
-        callbacks = [*config.get("callbacks", ()), _Listener(voice)]
-        self._config: Any = {**config, "configurable": configurable, "callbacks": callbacks}
-
-    async def run(self, given: Any) -> Any:
-        """The last state."""
-        while True:
-            state, interrupts = await self._until_stopped(given)
-            await self._voice.pause()
-            if not interrupts:
-                return state
-            answers = {item.id: await ask(self._ctx, item.value, _schema(item)) for item in interrupts}
-            given = Command(resume={key: thaw(value) for key, value in answers.items()})
-
-    async def _until_stopped(self, given: Any) -> tuple[Any, list[Interrupt[Any]]]:
-        state: Any = None
-        interrupts: dict[str, Interrupt[Any]] = {}
-        stream = self._graph.astream(given, self._config, context=self._context, stream_mode=_MODES)
-        async for mode, piece in stream:
-            if mode == "values":
-                state = piece
-            elif mode == "messages":
-                await _say(self._voice, piece[0])
-            elif isinstance(piece, Mapping):
-                interrupts |= {item.id: item for item in piece.get("__interrupt__", ())}
-        return state, list(interrupts.values())
-
-
-class _Listener(AsyncCallbackHandler):
-    """Hears which tools the graph calls, from whatever thread."""
-
-    run_inline = True
-
-    def __init__(self, voice: Voice) -> None:
-        self._voice = voice
-        self._loop = asyncio.get_running_loop()
-        self._names: dict[UUID, str] = {}
-
-    async def on_tool_start(
-        self,
-        serialized: dict[str, Any],
-        input_str: str,
-        *,
-        run_id: UUID,
-        inputs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        name = str(kwargs.get("name") or serialized.get("name") or "tool")
-        self._names[run_id] = name
-        arguments = inputs if inputs is not None else {"input": input_str}
-        await self._here(self._voice.called(str(run_id), name, arguments))
-
-    async def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        result = output.content if isinstance(output, BaseMessage) else output
-        error = str(result) if getattr(output, "status", "success") == "error" else None
-        await self._here(self._voice.returned(str(run_id), self._names.pop(run_id, "tool"), result, error=error))
-
-    async def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        name = self._names.pop(run_id, "tool")
-        if isinstance(error, GraphBubbleUp):
-            # It stopped to ask, and runs again with the answer.
-            ended = self._voice.returned(str(run_id), name, error="it waits for an answer", status="cancelled")
-        else:
-            ended = self._voice.returned(str(run_id), name, error=f"{type(error).__name__}: {error}")
-        await self._here(ended)
-
-    async def _here(self, telling: Coroutine[Any, Any, None]) -> None:
-        """Blocking nodes run in threads, with loops of their own."""
-        if asyncio.get_running_loop() is self._loop:
-            await telling
-        else:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(telling, self._loop))
-
-
-async def _say(voice: Voice, message: object) -> None:
-    if not isinstance(message, AIMessage):
-        return
-    part = message.id or ""
-    for block in message.content_blocks:
-        if block["type"] == "text":
-            await voice.say(block["text"], "message", part)
-        elif block["type"] == "reasoning":
-            await voice.say(block.get("reasoning", ""), "thinking", part)
-
-
-def _schema(item: Interrupt[Any]) -> Mapping[str, Any] | None:
-    if isinstance(item.response_schema, Mapping):
-        return item.response_schema
-    choices = item.value.get("choices") if isinstance(item.value, Mapping) else None
-    if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
-        return {"type": "string", "enum": choices}
-    return None
-
-
-def _answer(state: Any) -> Mapping[str, JSON]:
-    if isinstance(state, Mapping) and state.get("structured_response") is not None:
-        return answer_of(state["structured_response"])
-    said = state.get("messages") if isinstance(state, Mapping) else None
-    if isinstance(said, list) and said and isinstance(said[-1], BaseMessage):
-        return {"answer": str(said[-1].text)}
-    return answer_of(state)
-
-
-def _structured(function: str, tool: Tool) -> StructuredTool:
-    async def body(**arguments: Any) -> JSON:
-        try:
-            return await call(tool, arguments)
-        except ToolError as error:
-            raise ToolException(f"error: {error}") from error
-
-    def blocking(**arguments: Any) -> JSON:
-        try:
-            return call_from_thread(tool, arguments)
-        except ToolError as error:
-            raise ToolException(f"error: {error}") from error
-
-    return StructuredTool.from_function(
-        func=blocking,
-        coroutine=body,
-        name=function,
-        description=tool.description or function,
-        args_schema=thaw(tool.input_schema),
-        infer_schema=False,
-        # The model is told, and may do otherwise.
-        handle_tool_error=True,
-    )
+    return Pregel

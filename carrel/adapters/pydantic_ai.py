@@ -10,37 +10,24 @@ calls become questions to the user, its models are reached through Carrel's prox
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterable, Callable, Mapping
-from typing import Any, Final, TypeVar, Unpack
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Unpack
 
-from carrel.adapters._declare import Declarations, Source, declare, extra
-from carrel.adapters._dispatch import at_work, call, named
-from carrel.adapters._questions import approve, ask
-from carrel.adapters._values import answer_of, conversation
-from carrel.adapters._voice import Voice, voice_of
+from carrel.adapters._declare import Declarations, Source, declare, need
+from carrel.adapters._dispatch import at_work, named
+from carrel.adapters._values import answer_of
+from carrel.adapters._voice import voice_of
 from carrel.agent_context import AgentContext
 from carrel.agents import Agent, Request
-from carrel.errors import ToolError
-from carrel.frozen import JSON, thaw
+from carrel.frozen import JSON
 from carrel.tools import Tool
 
-with extra("pydantic-ai", "pydantic_ai"):
-    from pydantic_ai import Tool as PydanticTool
-    from pydantic_ai import messages
-    from pydantic_ai.agent import AbstractAgent
-    from pydantic_ai.capabilities import HandleDeferredToolCalls
-    from pydantic_ai.exceptions import ToolFailed
-    from pydantic_ai.models.openai import OpenAIChatModel
-    from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext, ToolDenied
+if TYPE_CHECKING:
     from pydantic_ai.toolsets import FunctionToolset
 
+    from carrel.adapters._pydantic_ai import AnyAgent
+
 __all__ = ["agent_class", "toolset"]
-
-DepsT = TypeVar("DepsT")
-AnyAgent = AbstractAgent[Any, Any]
-
-_REFUSED: Final = "The user did not allow this call."
 
 
 def agent_class(
@@ -70,43 +57,28 @@ def agent_class(
     Raises:
         InvalidConfigurationError: What is given is no agent, or a declaration is wrong.
     """
-    source: Source[AnyAgent] = Source(agent, AbstractAgent)
-    if isinstance(agent, AbstractAgent) and (there := _carrels(agent)):
-        declarations.setdefault("tools", tuple(there))
+    need("pydantic-ai", "pydantic_ai")
+    source: Source[AnyAgent] = Source(agent, "pydantic-ai", _kind)
+    if not isinstance(agent, str) and not callable(agent):
+        from carrel.adapters._pydantic_ai import carrels
+
+        if there := carrels(agent):
+            declarations.setdefault("tools", tuple(there))
     offered = declarations.get("tools", ())
+    told_by_host = named(offered)
 
     async def run(ctx: AgentContext, request: Request) -> Mapping[str, JSON]:
+        from carrel.adapters import _pydantic_ai
+
         found = source.get()
-        missing = [tool for tool in offered if tool not in _carrels(found)]
-        async with voice_of(ctx, named(offered)) as voice:
-
-            async def hear(_: RunContext[Any], events: AsyncIterable[messages.AgentStreamEvent]) -> None:
-                async for event in events:
-                    await _hear(voice, event)
-
-            async def resolve(_: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
-                await voice.pause()
-                return await _resolve(ctx, requests)
-
+        async with voice_of(ctx, told_by_host) as voice:
             with at_work(ctx):
-                result = await found.run(
-                    request.message if prompt is None else prompt(request),
-                    message_history=_history(request),
-                    model=_model(found, ctx),
-                    deps=None if deps is None else deps(ctx, request),
-                    toolsets=[toolset(*missing)] if missing else None,
-                    capabilities=[HandleDeferredToolCalls(resolve)],
-                    event_stream_handler=hear,
-                )
-        return answer_of(result.output) if answer is None else answer(result.output)
+                said = request.message if prompt is None else prompt(request)
+                given = None if deps is None else deps(ctx, request)
+                output = await _pydantic_ai.run(ctx, voice, found, request, offered, user_prompt=said, deps=given)
+        return answer_of(output) if answer is None else answer(output)
 
-    return declare(run, name, description, declarations)
-
-
-class _Toolset(FunctionToolset[Any]):
-    """The tools that it was made of, beside what pydantic-ai makes of them."""
-
-    carrels: tuple[Tool, ...] = ()
+    return declare(run, name, description, declarations, "carrel.adapters._pydantic_ai")
 
 
 def toolset(*tools: Tool) -> FunctionToolset[Any]:
@@ -115,82 +87,13 @@ def toolset(*tools: Tool) -> FunctionToolset[Any]:
     Raises:
         InvalidConfigurationError: One is no tool of Carrel's.
     """
-    made = []
-    for function, tool in named(tools).items():
-        schema = thaw(tool.input_schema)
-        made.append(PydanticTool[Any].from_schema(_body(tool), function, tool.description or None, schema))
-    found = _Toolset(made)
-    found.carrels = tools
-    return found
+    need("pydantic-ai", "pydantic_ai")
+    from carrel.adapters import _pydantic_ai
+
+    return _pydantic_ai.toolset(*tools)
 
 
-def _carrels(agent: AnyAgent) -> list[Tool]:
-    return [tool for item in agent.toolsets if isinstance(item, _Toolset) for tool in item.carrels]
+def _kind() -> type[AnyAgent]:
+    from pydantic_ai.agent import AbstractAgent
 
-
-def _body(tool: Tool) -> Callable[..., Any]:
-    async def body(**arguments: Any) -> JSON:
-        try:
-            return await call(tool, arguments)
-        except ToolError as error:
-            # The model is told, and may do otherwise.
-            raise ToolFailed(f"error: {error}") from error
-
-    return body
-
-
-def _model(agent: AnyAgent, ctx: AgentContext) -> OpenAIChatModel | None:
-    return OpenAIChatModel(ctx.llm.model) if agent.model is None and ctx.llm.available else None
-
-
-def _history(request: Request) -> list[messages.ModelMessage]:
-    found: list[messages.ModelMessage] = []
-    for item in conversation(request)[:-1]:
-        if item["role"] == "user":
-            found.append(messages.ModelRequest(parts=[messages.UserPromptPart(item["content"])]))
-        else:
-            found.append(messages.ModelResponse(parts=[messages.TextPart(item["content"])]))
-    return found
-
-
-async def _hear(voice: Voice, event: object) -> None:
-    match event:
-        case messages.PartStartEvent(part=messages.TextPart(content=text)):
-            await voice.pause()
-            await voice.say(text)
-        case messages.PartDeltaEvent(delta=messages.TextPartDelta(content_delta=text)):
-            await voice.say(text)
-        case messages.PartStartEvent(part=messages.ThinkingPart(content=text)):
-            await voice.say(text, "thinking")
-        case messages.PartDeltaEvent(delta=messages.ThinkingPartDelta(content_delta=str(text))):
-            await voice.say(text, "thinking")
-        case messages.FunctionToolCallEvent(part=part, args_valid=bool()):
-            await voice.called(part.tool_call_id, part.tool_name, _arguments(part))
-        case messages.FunctionToolResultEvent(part=part):
-            error = None if part.outcome == "success" else str(part.content)
-            await voice.returned(part.tool_call_id, part.tool_name, part.content, error=error)
-        case _:
-            pass
-
-
-async def _resolve(ctx: AgentContext, requests: DeferredToolRequests) -> DeferredToolResults:
-    """Ask the user, one thing after the other."""
-    results = DeferredToolResults()
-    for part in requests.approvals:
-        said = await approve(ctx, part.tool_name, _arguments(part))
-        results.approvals[part.tool_call_id] = said.approved or ToolDenied(said.reason or _REFUSED)
-    for part in requests.calls:
-        about = _arguments(part)
-        results.calls[part.tool_call_id] = await ask(
-            ctx, about if isinstance(about, dict) and about else part.tool_name
-        )
-    return results
-
-
-def _arguments(part: messages.ToolCallPart) -> Any:
-    if not isinstance(part.args, str):
-        return part.args or {}
-    try:
-        return json.loads(part.args or "{}")
-    except ValueError:
-        return {"…": part.args}
+    return AbstractAgent

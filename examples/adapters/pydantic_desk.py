@@ -11,7 +11,7 @@ from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults
 
 from examples.adapters.orders import INSTRUCTIONS, find, refund
 
-# The model's client is made when the agent runs, so that this module loads where there is no key.
+# With `defer_model_check` the client is made when the agent runs, so that this module loads where there is no key.
 agent = Agent("openai:gpt-4o-mini", instructions=INSTRUCTIONS, defer_model_check=True)
 
 

@@ -90,7 +90,10 @@ class Seen:
 class ModelServer:
     """The server. ``requests``: what it got; ``aborted``: how many the other side gave up; ``open``: under way now."""
 
-    def __init__(self, *script: Step, otherwise: Rule | None = None, key: str | None = None) -> None:
+    def __init__(
+        self, *script: Step, otherwise: Rule | None = None, key: str | None = None, keep_alive: bool = True
+    ) -> None:
+        self._keep_alive = keep_alive
         self.script = list(script)
         self.otherwise: Rule = otherwise or (lambda _: Say("ok"))
         self.key = key
@@ -105,6 +108,8 @@ class ModelServer:
         app.router.add_post("/v1/embeddings", self._counted)
         app.router.add_post("/v1/responses", self._counted)
         app.router.add_get("/v1/models", self._models)
+        if not self._keep_alive:
+            app.on_response_prepare.append(_close)
         return app
 
     async def _models(self, _: web.Request) -> web.Response:
@@ -145,6 +150,10 @@ class ModelServer:
         if not body.get("stream"):
             return web.json_response(_completion(body, step))
         return await _stream(request, body, step)
+
+
+async def _close(_: web.Request, response: web.StreamResponse) -> None:
+    response.force_close()
 
 
 def _error(status: int, message: str, headers: Mapping[str, str]) -> web.Response:
@@ -241,10 +250,14 @@ def _pieces(step: Say | CallTools) -> list[str]:
 
 @asynccontextmanager
 async def model_server(
-    *script: Step, otherwise: Rule | None = None, key: str | None = None, port: int = 0
+    *script: Step,
+    otherwise: Rule | None = None,
+    key: str | None = None,
+    port: int = 0,
+    keep_alive: bool = True,
 ) -> AsyncIterator[ModelServer]:
-    """The server on 127.0.0.1 for the length of the block."""
-    server = ModelServer(*script, otherwise=otherwise, key=key)
+    """The server on 127.0.0.1 for the length of the block. Without ``keep_alive``, for clients that outlive a loop."""
+    server = ModelServer(*script, otherwise=otherwise, key=key, keep_alive=keep_alive)
     runner = web.AppRunner(server.app(), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
