@@ -79,7 +79,7 @@ RUN python3 -m pip --python /hatch/bin/python wheel --quiet --no-deps --no-build
     done \
  && mkdir -p /apps/cli/opt/carrel/bin && cp /installed/bin/carrel /apps/cli/opt/carrel/bin/ \
  && mkdir -p /folders/var/lib/carrel/keys /folders/var/lib/carrel/saved \
- && for name in gateway execution agent_instance emitter bridge postgres redis; do mkdir -p "/folders/run/carrel/handed/$name"; done \
+ && for name in gateway execution agent_instance emitter bridge postgres redis operator; do mkdir -p "/folders/run/carrel/handed/$name"; done \
  && find /apps /folders -depth -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 

@@ -30,6 +30,9 @@ BUILD_ARGS ?=
 K8S ?=
 
 BIN := $(VENV)/bin
+# Some containers set it; each of the hundreds of processes that tests start would then compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # -P keeps a folder of the caller's called `services` from hiding ours.
 RUN := $(BIN)/python -P
 STAMP := $(VENV)/.complete
@@ -42,11 +45,12 @@ help: ## what there is to make (this list)
 .PHONY: setup
 setup: $(STAMP) ## makes .venv from the hashed constraints.txt; quick when nothing changed
 
-$(STAMP): pyproject.toml constraints.txt tools/environment.sh
+$(STAMP): pyproject.toml constraints.txt tools/environment.sh tools/install.sh
 	@python="$$(tools/environment.sh $(PYTHON))"; \
 	 [ -x $(BIN)/pip ] || "$$python" -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	tools/install.sh $(VENV) constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -q $(WRITTEN)
 	@touch $@
 
 .PHONY: run
@@ -126,9 +130,9 @@ k8s-check: setup $(CHECKOV)/.complete ## every overlay and set of components: sc
 	$(RUN) -m tools.k8s_check --checkov $(CHECKOV)/bin/checkov $(K8S)
 
 # checkov's dependencies and ours exclude each other.
-$(CHECKOV)/.complete: tools/checkov/requirements.txt tools/environment.sh
+$(CHECKOV)/.complete: tools/checkov/requirements.txt tools/environment.sh tools/install.sh
 	@python="$$(tools/environment.sh $(PYTHON))"; "$$python" -m venv --clear $(CHECKOV)
-	$(CHECKOV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tools/checkov/requirements.txt
+	tools/install.sh $(CHECKOV) tools/checkov/requirements.txt $(wildcard $(BIN)/uv)
 	@touch $@
 
 .PHONY: lock

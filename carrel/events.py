@@ -6,6 +6,7 @@ Data of each kind (``?`` may be absent; further fields are allowed everywhere):
     agent_thinking   text, heartbeat? (sign of life of a silent agent), shed? (how many were left out)
     tool_executing   tool_name, tool_call_id, arguments?
     tool_completed   tool_name, tool_call_id, status ok|error|timeout|cancelled, duration_ms, result?, error?
+                     (both: reported? when the tool is of the agent's own library, and the event the agent's word)
     agent_completed  agent_name, result?, artifact? (reference, when the result is over its bound), duration_ms?
     agent_error      code, message, advice?, retryable?, retry_after_s?, details?, agent_name?, fallback?
     agent_message    message_id, and one of delta (a piece to append) or text (the whole)

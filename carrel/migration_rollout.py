@@ -143,6 +143,8 @@ class FileRollout:
             ) from None
         except AttributeError:
             raise InvalidConfigurationError(f"the rollout {self._path} holds no object", advice=advice) from None
+        except RecursionError:
+            raise InvalidConfigurationError(f"the rollout {self._path} nests too deep", advice=advice) from None
         except ValueError as error:
             raise InvalidConfigurationError(f"the rollout {self._path} is wrong: {error}", advice=advice) from None
         self._stamp = stamp

@@ -77,7 +77,7 @@ def from_status(status: status_pb2.Status) -> CarrelError:
         details["fields"] = {violation.field: violation.description for violation in bad.field_violations}
     retry = _find(status, error_details_pb2.RetryInfo)
     if retry is not None:
-        data["retry_after_s"] = retry.retry_delay.seconds + retry.retry_delay.nanos / 10**9
+        data["retry_after_s"] = (retry.retry_delay.seconds * 10**9 + retry.retry_delay.nanos) / 10**9
     return from_dict({**data, "details": details})
 
 

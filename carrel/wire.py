@@ -99,7 +99,9 @@ def error_from_proto(detail: context_pb2.ErrorDetail) -> CarrelError:
     except (ValueError, RecursionError):
         details = {}
     known = detail.status in Status.__members__.values()
-    delay = detail.retry_after.seconds + detail.retry_after.nanos / 10**9 if detail.HasField("retry_after") else None
+    after = detail.retry_after
+    # One division: two roundings would make 1.36 s another number.
+    delay = (after.seconds * 10**9 + after.nanos) / 10**9 if detail.HasField("retry_after") else None
     return from_dict(
         {
             "code": detail.code,

@@ -17,6 +17,7 @@ from gateway.agents import Agents
 from gateway.attachment import Attachment
 from gateway.config import GatewaySettings
 from gateway.connections import Connections
+from gateway.development import DevelopmentSignIn, Issuer
 from gateway.downstream import Downstream
 from gateway.file_limit import raise_file_limit
 from gateway.handshake import Handshake
@@ -27,8 +28,11 @@ from gateway.login import LoginVerifier
 from gateway.login_start import LoginSource
 from gateway.metrics import RequestMeter, observe_gateway
 from gateway.origins import Origins
+from gateway.overview import Overview
+from gateway.pages import console_pages
 from gateway.parts import Parts
 from gateway.positioning import Positioning
+from gateway.rest.console import ConsoleHandlers
 from gateway.rest.events import EventHandlers
 from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
 from gateway.rest.routes import add_routes
@@ -75,6 +79,8 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
     async with (
         open_channel(settings.bridge, tls=tls.to("bridge")) as bridge,
         Copies(settings.bridge, "bridge", tls=tls) as bridges,
+        Copies(settings.execution, "execution", tls=tls) as executions,
+        Copies(settings.agent_instance, "agent_instance", tls=tls) as instances,
         open_channel(settings.execution, tls=tls.to("execution")) as execution,
         open_channel(settings.agent_instance, tls=tls.to("agent_instance")) as agents,
         source.opened(start) as logins,
@@ -88,7 +94,8 @@ async def app(settings: GatewaySettings, start: Starter) -> AsyncIterator[Gatewa
         tracing = start.telemetry.tracing
         hub = Hub(settings.max_events_per_user, settings.ring_bytes, settings.rings_bytes, tracing)
         revocations = Revocations(execution, desk, hub)
-        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents), hub, revocations, tracing)
+        overview = Overview({"execution": executions, "agent_instance": instances, "bridge": bridges}, desk)
+        parts = _parts(settings, desk, logins, tokens, (bridge, execution, agents), hub, revocations, overview, tracing)
         logins.check = tokens.check = revocations.check
         async with start.phase(Phase.INTEGRATION, needs="the revoked users that execution knows"):
             await revocations.look()
@@ -135,8 +142,17 @@ def web_application(
         middlewares=[counted, traced(parts.tracing), edge(parts.origins)], client_max_size=MAX_BODY_BYTES
     )
     application.on_response_prepare.append(on_prepare(parts.origins))
-    add_routes(application, parts, readiness, handshake.handle, events, settings.execute_wait_seconds)
+    console = _console(settings, parts) if settings.console else None
+    add_routes(application, parts, readiness, handshake.handle, events, settings.execute_wait_seconds, console=console)
     return application
+
+
+def _console(settings: GatewaySettings, parts: Parts) -> ConsoleHandlers:
+    """The page for people. Signing in by a name needs the development secret, and a setting that does not say no."""
+    login = settings.login
+    by_name = settings.console_sign_in and not (settings.production or login.fetched or login.jwks)
+    issuer = Issuer(settings.login_secret, login.issuer, login.audience)
+    return ConsoleHandlers(console_pages(), DevelopmentSignIn(issuer, parts) if by_name else None)
 
 
 def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream, source: LoginSource) -> Readiness:
@@ -161,6 +177,7 @@ def _parts(  # noqa: PLR0913, PLR0917 -- called once, in this file
     channels: tuple[aio.Channel, aio.Channel, aio.Channel],
     hub: Hub,
     revocations: Revocations,
+    overview: Overview,
     tracing: Tracing,
 ) -> Parts:
     bridge, execution, agents = channels
@@ -181,6 +198,7 @@ def _parts(  # noqa: PLR0913, PLR0917 -- called once, in this file
         agents=Agents(agents, desk),
         exits=revocations,
         audit=AuditTrail(execution, desk),
+        overview=overview,
         tracing=tracing,
     )
 

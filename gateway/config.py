@@ -108,6 +108,11 @@ class GatewaySettings(SharedSettings):
         (), description="origins of pages that may connect; in development those of this machine may, too"
     )
     trusted_proxies: tuple[str, ...] = Field((), description="networks of proxies whose X-Forwarded-For is believed")
+    console: bool = Field(True, description="serve the console, a page for people, at /")
+    console_sign_in: bool = Field(
+        True,
+        description="in development, let the console's page on this machine sign in by a user's name, without a token",
+    )
     connect_seconds: float = Field(15.0, gt=0, le=300, description="how long a connection may take to log in")
     position_seconds: float = Field(10.0, gt=0, le=300, description="how long a connection waits for the event log")
     upstream_patience_seconds: float = Field(

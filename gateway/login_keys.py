@@ -6,7 +6,6 @@ network are ``login_jwks``'s.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from carrel.errors import InvalidConfigurationError
 from servicekit.logs import get_logger
-from servicekit.private_files import FollowedFiles, check_private
+from servicekit.private_files import FollowedFiles, check_private, json_of, read_small
 
 __all__ = ["MIN_SECRET_BYTES", "KeySource", "LoginKey", "LoginKeys", "NoKeysError", "find_key", "public_keys"]
 
@@ -85,7 +84,7 @@ class LoginKeys:
             InvalidConfigurationError: It is missing, too short, or readable by every user of the machine.
         """
         try:
-            secret = path.read_bytes().strip()
+            secret = read_small(path).strip()
             check_private("the login secret", path)
         except OSError as error:
             raise InvalidConfigurationError(
@@ -164,7 +163,7 @@ def _is_strong(key: LoginKey) -> bool:
 
 def _read_jwks(path: Path) -> tuple[LoginKey, ...]:
     try:
-        listed = json.loads(path.read_bytes())["keys"]
+        listed = json_of(read_small(path))["keys"]
         keys = tuple(key for jwk in listed for key in _keys_of(jwk))
     except OSError as error:
         raise InvalidConfigurationError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.agents import Agents
 from gateway.connections import Connections
@@ -26,6 +26,14 @@ class Exits(Protocol):
 
     async def sign_out(self, login: Login, *, everywhere: bool) -> int:
         """See ``shared_state.Revocations``."""
+        ...
+
+
+class Services(Protocol):
+    """Counts of the services behind the gateway."""
+
+    async def ask(self) -> dict[str, Any]:
+        """See ``overview.Overview``."""
         ...
 
 
@@ -55,6 +63,7 @@ class Parts:
     agents: Agents
     exits: Exits
     audit: Audit
+    overview: Services
     tracing: Tracing = NO_TRACING
 
     def statistics(self) -> GatewayStatistics:

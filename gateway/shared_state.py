@@ -56,13 +56,15 @@ class AuditTrail:
     def __init__(self, execution: aio.Channel, desk: TicketDesk) -> None:
         self._stub = ExecutionServiceStub(execution)
         self._desk = desk
+        self._told = False
 
     async def record(self, user_id: str, action: str, target: str) -> None:
         """Keep an act that concerns a user.
 
         Raises:
             CarrelError: It cannot be kept: then the act must not be done. An execution of the release before this one
-                keeps no such records; during an upgrade that is logged, and the act is done as it was there.
+                keeps no such records. During an upgrade the act is done as it was there; each is a line of the log
+                instead, and the first one says why.
         """
         request = execution_pb2.RecordAuditRequest(
             context=self._desk.own(), user_id=user_id, action=action, target=target
@@ -70,7 +72,15 @@ class AuditTrail:
         try:
             await self._stub.RecordAudit(request)
         except NotImplementedYetError:
-            _log.warning("not in the audit trail: execution is of the former release", action=action, target=target)
+            if not self._told:
+                self._told = True
+                _log.warning(
+                    "execution is of the former release and keeps no record of acts at the gateway: until it is"
+                    " upgraded they are done, and are in this log alone"
+                )
+            _log.warning("not in the audit trail", action=action, target=target, user=hash_user(user_id))
+        else:
+            self._told = False
 
 
 class Revocations:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from carrel.errors import InvalidConfigurationError
 
-__all__ = ["FollowedFiles", "Stamp", "check_private", "stamp_of"]
+__all__ = ["MOST_BYTES", "FollowedFiles", "Stamp", "check_private", "json_of", "read_small", "stamp_of"]
 
 # Time of the last change, size, inode: a file that was replaced in one step differs in the last.
 Stamp: TypeAlias = tuple[int, int, int]
 
+# No file with keys or certificates comes near it.
+MOST_BYTES: Final = 1 << 20
 _OTHERS: Final = 0o007
 
 _T = TypeVar("_T")
@@ -82,12 +88,54 @@ def stamp_of(path: Path) -> Stamp:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
+def read_small(path: Path) -> bytes:
+    """The content of a file that somebody may have exchanged for anything: a pipe is not waited for, and what is large
+    is not read.
+
+    Raises:
+        OSError: It cannot be read, is no file, or has more than MOST_BYTES bytes.
+    """
+    # Without waiting for a writer, should it be a pipe.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        with os.fdopen(os.dup(handle), "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    finally:
+        os.close(handle)
+    if len(data) > MOST_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return data
+
+
+def json_of(data: bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: It is none, or nests beyond what is read.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+
+
 def check_private(what: str, path: Path) -> None:
     """Raises:
-    InvalidConfigurationError: Every user of the machine may read or write the file; ``what`` names its content.
-    OSError: It cannot be looked at.
+    InvalidConfigurationError: Every user of the machine may read or write the file, or it has just gone; ``what`` names
+        its content.
     """
-    if path.stat().st_mode & _OTHERS:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise InvalidConfigurationError(
+            f"{what} {path} cannot be looked at: {error.strerror}", advice="put the file back, or mend the path"
+        ) from None
+    if mode & _OTHERS:
         raise InvalidConfigurationError(
             f"{what} {path} can be read or written by every user of this machine", advice=f"chmod 600 {path}"
         )

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.keys import write_private
 from servicekit.logs import get_logger
-from servicekit.private_files import FollowedFiles, check_private
+from servicekit.private_files import FollowedFiles, check_private, json_of, read_small
 
 __all__ = ["SealingKeys", "add_key"]
 
@@ -29,6 +28,7 @@ _LOOK_EVERY_S: Final = 5.0
 _LOOK_UNKNOWN_EVERY_S: Final = 1.0
 _MOST_KEYS: Final = 50
 _KID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_COMPARED: Final = b"carrel-same-key"
 _ADVICE: Final = "make one with `carrel encryption-key FILE`, and name it in the service's ENCRYPTION__KEY_FILE"
 
 
@@ -40,30 +40,53 @@ class SealingKeys:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = FollowedFiles(path, read=partial(_read, path), refused=_not_usable)
+        self._path = path
+        self._keys: dict[str, AESGCM] = {}
+        self._file = FollowedFiles(path, read=self._take, refused=_not_usable)
 
     def newest(self) -> tuple[str, AESGCM]:
         """The name and the key that new values are sealed with."""
         self._look(_LOOK_EVERY_S)
-        return next(iter(self._file.value.items()))
+        return next(iter(self._keys.items()))
 
     def get(self, kid: str) -> AESGCM | None:
         """A key by its name; one that is unknown is looked for in the file, once a second."""
-        key = self._file.value.get(kid)
+        key = self._keys.get(kid)
         if key is None:
             self._look(_LOOK_UNKNOWN_EVERY_S)
-            key = self._file.value.get(kid)
+            key = self._keys.get(kid)
         return key
 
     def items(self) -> tuple[tuple[str, AESGCM], ...]:
         """All keys by name, the newest first."""
-        return tuple(self._file.value.items())
+        return tuple(self._keys.items())
 
     def _look(self, every_s: float) -> None:
         # Several threads come here; each sees one whole set of keys or the other.
         if self._file.look(every_s):
-            keys = self._file.value
-            _log.info("encryption keys changed", newest=next(iter(keys)), keys=len(keys))
+            _log.info("encryption keys changed", newest=next(iter(self._keys)), keys=len(self._keys))
+
+    def _take(self) -> None:
+        keys = _read(self._path)
+        self._refuse_others(keys)
+        self._keys = keys
+
+    def _refuse_others(self, keys: dict[str, AESGCM]) -> None:
+        """A name stands for one key for ever: what the former has sealed would never open again.
+
+        Raises:
+            InvalidConfigurationError: A known name has another key now.
+        """
+        for kid, key in keys.items():
+            known = self._keys.get(kid)
+            if known is not None and not _same(known, key):
+                raise _wrong(self._path, f"has another key called {kid!r} than the one that is in use")
+
+
+def _same(one: AESGCM, other: AESGCM) -> bool:
+    nonce = bytes(12)
+    # The bytes of a key are not kept beside it. With a nonce of its own nothing else is ever sealed.
+    return one.encrypt(nonce, b"", _COMPARED) == other.encrypt(nonce, b"", _COMPARED)
 
 
 def add_key(path: Path, kid: str = "") -> str:
@@ -75,7 +98,8 @@ def add_key(path: Path, kid: str = "") -> str:
     known = _document(path)["keys"] if path.exists() else []
     if path.exists():
         _ = _read(path)
-    kid = kid or f"key-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    # Its second is not enough of a name: two may be made in one, also at two copies of the file.
+    kid = kid or f"key-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"
     if not _KID.fullmatch(kid) or any(jwk.get("kid") == kid for jwk in known):
         raise InvalidConfigurationError(
             f"a key cannot be called {kid!r}: it has 1 to 64 letters, digits, '_', '.' or '-', and no other key's name",
@@ -110,7 +134,7 @@ def _read(path: Path) -> dict[str, AESGCM]:
 
 def _document(path: Path) -> dict[str, list[Any]]:
     try:
-        document = json.loads(path.read_bytes())
+        document = json_of(read_small(path))
     except OSError as error:
         raise InvalidConfigurationError(
             f"the encryption keys {path} cannot be read: {error.strerror}", advice=_ADVICE

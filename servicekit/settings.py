@@ -31,8 +31,11 @@ __all__ = [
     "load_settings",
 ]
 
-# A process leaves the names of the others alone. CLI, UP, DOCTOR and TEST are no services but have names of their own.
-SERVICES: Final = ("EXECUTION", "AGENT_INSTANCE", "EMITTER", "BRIDGE", "GATEWAY", "CLI", "UP", "DOCTOR", "TEST")
+# A process leaves the names of the others alone. From CLI on they are no services but have names of their own.
+SERVICES: Final = (
+    *("EXECUTION", "AGENT_INSTANCE", "EMITTER", "BRIDGE", "GATEWAY"),
+    *("CLI", "UP", "DOCTOR", "OPERATOR", "TEST"),
+)
 
 # The documents' names that share a prefix with other programs' variables. One that is nearly one of these is a mistake;
 # any other is somebody else's. No process reads all of them, and none reads WEBSOCKET_ENABLE_COMPRESSION: batches are

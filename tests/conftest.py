@@ -16,6 +16,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from tests.support.order import Scheduler, first_the_long_ones
 from tests.support.postgres import PostgresServer, postgres_server
 
 T = TypeVar("T")
@@ -24,6 +25,18 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 # No deadline per example: the machine is shared, and pytest-timeout bounds the test as a whole.
 settings.register_profile("carrel", deadline=None)
 settings.load_profile("carrel")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler | None:
+    """Ours, where tests are distributed by file."""
+    return Scheduler(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a process of xdist the order of the files matters."""
+    if hasattr(config, "workerinput"):
+        first_the_long_ones(items)
 
 
 class Eventually(Protocol):

@@ -17,6 +17,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Final
@@ -80,17 +81,21 @@ class Installed:
 
     by_name: dict[str, Distribution] = field(default_factory=dict)
     by_top: dict[str, set[str]] = field(default_factory=dict)
+    files: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
+    @cache
     def here(cls) -> Installed:
-        """Those of this environment."""
+        """Those of this environment, read once: their lists of files are long."""
         found = cls()
         for each in distributions():
             name = canonicalize_name(each.metadata["Name"])
             if name in found.by_name:
                 continue
             found.by_name[name] = each
-            for file in each.files or ():
+            files = each.files or ()
+            found.files[name] = [str(file) for file in files]
+            for file in files:
                 if file.suffix in {".py", ".so"} and not file.parts[0].startswith((".", "_")):
                     found.by_top.setdefault(file.parts[0].partition(".")[0], set()).add(name)
         return found
@@ -111,7 +116,7 @@ class Installed:
 
     def _has(self, name: str, path: str) -> bool:
         starts = (f"{path}/", f"{path}.py", f"{path}.cpython", f"{path}.abi3")
-        return any(str(file).startswith(starts) for file in self.by_name[name].files or ())
+        return any(file.startswith(starts) for file in self.files[name])
 
     def needs(self, name: str, extras: Iterable[str]) -> Iterator[tuple[str, frozenset[str]]]:
         """(name, extras) of what a distribution with these extras needs in the images."""
@@ -158,13 +163,17 @@ def imports_of(deployable: Deployable, root: Path = ROOT) -> set[str]:
     return found
 
 
-def _imported(path: Path) -> Iterator[str]:
+@cache
+def _imported(path: Path) -> frozenset[str]:
+    """Once per file, since most images have most of them."""
+    found = set[str]()
     for node in _running(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
 
 
 def _running(tree: ast.AST) -> Iterator[ast.AST]:

@@ -59,6 +59,27 @@ class Vendored:
 
 VENDORED: Final = (
     Vendored(
+        (
+            "gateway/console/vendor/preact.js",
+            "gateway/console/vendor/preact-hooks.js",
+            "gateway/console/vendor/preact-LICENSE.txt",
+        ),
+        "Preact",
+        "11.2.0",
+        "github.com/preactjs/preact",
+        "Copyright (c) 2015-present Jason Miller",
+        "the MIT License; the text is in gateway/console/vendor/preact-LICENSE.txt",
+        "the hooks import ./preact.js, and no source maps are named",
+    ),
+    Vendored(
+        ("gateway/console/vendor/htm.js", "gateway/console/vendor/htm-LICENSE.txt"),
+        "htm",
+        "3.1.1",
+        "github.com/developit/htm",
+        "Copyright 2018 Google Inc.",
+        "the Apache License, Version 2.0",
+    ),
+    Vendored(
         ("protos/buf/validate/validate.proto", "carrel/v1/validate_pb2.py", "carrel/v1/validate_pb2.pyi"),
         "Protovalidate",
         "1.2.2",

@@ -196,19 +196,6 @@ def cancel(
 
 
 @app.command()
-def revoke(
-    user: Annotated[str, typer.Argument(help="Whose logins, tickets and sockets of until now are to end.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the runs' errors.")] = "",
-    state: StateOption = STATE,
-) -> None:
-    """End what a user has begun until now, everywhere. For whoever may read the state folder's keys."""
-    from carrel.cli.revoke import revoke_user
-    from carrel.cli.state import StateFolder
-
-    _finish(revoke_user(StateFolder(state), user, reason))
-
-
-@app.command()
 def watch(
     run: Annotated[str, typer.Option("--run", help="Only this run, from its first event to its end.")] = "",
     thread: Annotated[str, typer.Option("--thread", help="Only this thread.")] = "",
@@ -272,7 +259,8 @@ def config(
     service: Annotated[
         str,
         typer.Argument(
-            help="execution, agent_instance, emitter, bridge, gateway, doctor or cli; by default all. Or features."
+            help="execution, agent_instance, emitter, bridge, gateway, doctor, operator or cli; by default all. Or"
+            " features."
         ),
     ] = "",
     state: StateOption = STATE,

@@ -7,23 +7,17 @@ import os
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from carrel.cli.audit_chain import Chain, chain_of
-from carrel.cli.operators import execution_address, operator_channel, operator_ticket
+from carrel.cli.operators import Operator
 from carrel.cli.output import EXIT_OK, Printer
-from carrel.cli.state import StateFolder
 from carrel.errors import InvalidRequestError, StartupError
-from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import agent_instance_pb2 as ai
-from carrel.v1 import context_pb2, execution_pb2
-from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
+from carrel.v1 import execution_pb2
 
 __all__ = ["export_audit", "moment", "verify_file"]
 
-_CALL_S: Final = 30.0
-_LIFETIME_S: Final = 600.0
 _PAGE: Final = 1000
 # An act is recorded when it has ended, under the time when it began: what began so lately may still come.
 _SETTLED: Final = dt.timedelta(minutes=15)
@@ -47,17 +41,30 @@ def moment(text: str) -> dt.datetime | None:
 
 
 async def export_audit(
-    state: StateFolder, output: Path, *, since: dt.datetime | None, until: dt.datetime | None, user_id: str
+    operator: Operator, output: Path, *, since: dt.datetime | None, until: dt.datetime | None, user_id: str
 ) -> int:
     """Write records into the file, or those that have come since into one that is there; the exit code.
 
+    Args:
+        operator: Whom execution lets read.
+        output: The file.
+        since: Records of acts that began from then on.
+        until: Records of acts that began before then; a quarter of an hour ago when None.
+        user_id: Of this user only; of everybody when empty.
+
     Raises:
-        StartupError: No stack runs in the state folder, or the file cannot be written.
-        InvalidRequestError: The file is an export of something else.
+        StartupError: The file cannot be written.
+        InvalidRequestError: The file is an export of something else, or ``until`` is still to come.
         CorruptStoreError: The file is not as it was written.
         CarrelError: Execution refused or cannot be reached. What was written is good, and goes on the next time.
     """
-    _ = execution_address(state)  # before the file is touched
+    now = dt.datetime.now(dt.UTC)
+    if until is not None and until > now:
+        raise InvalidRequestError(
+            f"--until {until.isoformat()} is still to come: nobody knows yet what will be in it",
+            advice="leave --until out, which takes what is settled, or name a time that is over",
+        )
+    newest = until or now - _SETTLED
     selection = {"since": since.isoformat() if since else "", "user": user_id}
     try:
         chain = _resume(output, selection)
@@ -69,12 +76,21 @@ async def export_audit(
             if chain.selection is None:
                 chain = chain.write(file, {"selection": selection})
             before = chain.records
-            chain = await _export(state, file, chain, _request(since, until, user_id))
+            chain = await _export(operator, file, chain, _request(since, newest, user_id))
     except OSError as error:
         raise StartupError(
             f"the file {output} cannot be used: {error.strerror or error}", advice="name a file that you may write"
         ) from None
-    Printer().say(f"{output}: {chain.records - before} records more, {chain.records} in all. Last hash: {chain.head}")
+    printer = Printer()
+    printer.say(
+        f"{output}: {chain.records - before} records more, {chain.records} in all, of acts that began before"
+        f" {newest.isoformat(timespec='seconds')}. Last hash: {chain.head}"
+    )
+    if newest > now - _SETTLED:
+        printer.say(
+            "Acts of the last quarter of an hour are recorded when they end: one that comes later than this export may"
+            " be missing in the file for good. Leave --until out for a file that goes on."
+        )
     return EXIT_OK
 
 
@@ -108,31 +124,23 @@ def _resume(output: Path, selection: dict[str, str]) -> Chain:
     return chain
 
 
-def _request(
-    since: dt.datetime | None, until: dt.datetime | None, user_id: str
-) -> execution_pb2.ListAuditRecordsRequest:
+def _request(since: dt.datetime | None, until: dt.datetime, user_id: str) -> execution_pb2.ListAuditRecordsRequest:
     request = execution_pb2.ListAuditRecordsRequest(user_id=user_id, page_size=_PAGE, oldest_first=True)
     if since is not None:
         request.since.FromDatetime(since)
-    request.until.FromDatetime(until or dt.datetime.now(dt.UTC) - _SETTLED)
+    request.until.FromDatetime(until)
     return request
 
 
 async def _export(
-    state: StateFolder, file: TextIO, chain: Chain, request: execution_pb2.ListAuditRecordsRequest
+    operator: Operator, file: TextIO, chain: Chain, request: execution_pb2.ListAuditRecordsRequest
 ) -> Chain:
     from servicekit.identity.principals import OPERATOR_READ
 
-    async with operator_channel(state) as channel:
-        stub = ExecutionServiceStub(channel)
+    async with operator.calls(OPERATOR_READ) as calls:
         while True:
-            ticket = operator_ticket(state, (OPERATOR_READ,), _LIFETIME_S)
-            request.context.CopyFrom(context_pb2.UserExecutionContext(ticket=ticket))
             request.page_token = chain.cursor
-            try:
-                page = await stub.ListAuditRecords(request, timeout=_CALL_S)
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from None
+            page = await calls.list_audit(request)
             if not page.records:
                 return chain
             for record in page.records:

@@ -7,17 +7,17 @@ old one, then it signs, then the old one is dropped. Not for keys of tickets.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 
-from carrel.cli.authority import Authority, write_bundle, write_certificate
+from carrel.cli.authority import CA_LIFE, Authority, write_bundle, write_certificate
 from carrel.errors import StartupError
 from servicekit.identity.keys import write_public
 from servicekit.tls.settings import IDENTITIES
 
-__all__ = ["make_certificates"]
+__all__ = ["keep_certificates", "make_certificates"]
 
 
 def make_certificates(
@@ -29,6 +29,7 @@ def make_certificates(
     names: Sequence[str] = (),
     new_ca: bool = False,
     drop_old_ca: bool = False,
+    ca_life: timedelta = CA_LIFE,
 ) -> Iterator[str]:
     """Make or renew certificates; says in words what was done.
 
@@ -40,6 +41,7 @@ def make_certificates(
         names: Further DNS names or numbers in each.
         new_ca: Make a new authority. Where there is one, nothing is signed with the new one yet.
         drop_old_ca: Trust the present one only.
+        ca_life: How long a new authority is good.
 
     Raises:
         StartupError: A service is unknown, or the folder holds no authority that can be read, or cannot be written.
@@ -51,11 +53,42 @@ def make_certificates(
         raise StartupError("a new authority must be known before the old one is dropped", advice="do it in two steps")
     chosen = tuple(services) or IDENTITIES
     try:
+        if not (folder / "ca" / "ca.key").exists():
+            Authority.new(life=ca_life).save(folder / "ca")
+            made = [f"made an authority in {folder / 'ca'}"]
+            return iter(made + _made(folder, chosen, life, trust_domain, names, drop_old_ca=drop_old_ca))
         return iter(_made(folder, chosen, life, trust_domain, names, new_ca=new_ca, drop_old_ca=drop_old_ca))
     except OSError as error:
         raise StartupError(
             f"{error.filename or folder} cannot be written: {error.strerror}", advice="name a folder that can be"
         ) from None
+
+
+def keep_certificates(folder: Path, *, life: timedelta, ca_life: timedelta) -> list[str]:
+    """Make the certificates that are missing or past the half of their lives; whose they are.
+
+    Args:
+        folder: As for ``make_certificates``.
+        life: How long they are good.
+        ca_life: How long the authority is good, where there is none yet.
+
+    Raises:
+        StartupError: See ``make_certificates``.
+    """
+    due = [service for service in IDENTITIES if _is_due(folder / service / "tls.crt")]
+    if due:
+        for _ in make_certificates(folder, services=due, life=life, ca_life=ca_life):
+            pass
+    return due
+
+
+def _is_due(path: Path) -> bool:
+    try:
+        found = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        return True
+    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+    return datetime.now(UTC) > begins + (ends - begins) / 2
 
 
 def _made(
@@ -65,20 +98,16 @@ def _made(
     trust_domain: str,
     names: Sequence[str],
     *,
-    new_ca: bool,
+    new_ca: bool = False,
     drop_old_ca: bool,
 ) -> list[str]:
     place, told = folder / "ca", list[str]()
-    there = (place / "ca.key").exists()
-    if new_ca and there:
+    if new_ca:
         # Peers that do not know it yet would refuse what it signs.
         old = Authority.load(place)
         Authority.new().save(place)
         _trust(folder, [Authority.load(place).pem, *_trusted(folder, old.pem)])
         return ["a new authority is trusted beside the old one; bring ca.crt to every service, then make certificates"]
-    if not there:
-        Authority.new().save(place)
-        told.append(f"made an authority in {place}")
     authority = Authority.load(place)
     if drop_old_ca:
         certificates = [folder / service / "tls.crt" for service in IDENTITIES]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -36,7 +37,14 @@ HOLDERS: Final[Mapping[str, tuple[str, ...]]] = {
     "bridge": (_TICKETS, _REDIS),
     "postgres": (_POSTGRES,),
     "redis": (_REDIS,),
+    "operator": (),
 }
+# Beside them each that has a certificate in the folder below gets it.
+_CERTIFICATES: Final = "tls"
+_TLS_FILES: Final = ("ca.crt", "tls.key", "tls.crt")
+# Long, since nothing but the next start renews them; a cluster's live for days.
+_CERTIFICATE_LIFE: Final = timedelta(days=90)
+_CA_LIFE: Final = timedelta(days=3650)
 # Servers of other makers run as users of their own, who could not read a file of mode 0600; the folder is theirs alone.
 _FOREIGN: Final = ("postgres", "redis")
 
@@ -45,6 +53,10 @@ _FOREIGN: Final = ("postgres", "redis")
 def init(
     folder: Annotated[Path, typer.Argument(help="Gets all keys; made if it is missing.", metavar="DIR")],
     stores: Annotated[bool, typer.Option("--stores", help="Make passwords for PostgreSQL and Redis, too.")] = False,
+    certs: Annotated[
+        bool,
+        typer.Option("--certs", help="Make certificates in tls/, too, and again when half of their 90 days are over."),
+    ] = False,
     login: Annotated[
         bool, typer.Option(help="Make the shared secret of development logins; production takes none.")
     ] = True,
@@ -53,7 +65,7 @@ def init(
         typer.Option(
             "--hand-out",
             help="Copy to each folder in here that is named after a service (gateway, execution, agent_instance, "
-            "emitter, bridge, postgres, redis) what that service may hold.",
+            "emitter, bridge, postgres, redis, operator) what that service may hold.",
             metavar="DIR",
         ),
     ] = None,
@@ -65,6 +77,8 @@ def init(
     printer = Printer()
     try:
         made = make_keys(folder, stores=stores, login=login)
+        if certs:
+            made += _certificates(folder)
         printer.line("keys", f"{folder}: made {', '.join(made)}" if made else f"{folder}: everything is there")
         for holder, names in hand_out(folder, handed) if handed else ():
             printer.line(holder, ", ".join(names))
@@ -116,6 +130,13 @@ def make_keys(folder: Path, *, stores: bool = False, login: bool = True) -> list
     return made
 
 
+def _certificates(folder: Path) -> list[str]:
+    from carrel.cli.certificates import keep_certificates
+
+    made = keep_certificates(folder / _CERTIFICATES, life=_CERTIFICATE_LIFE, ca_life=_CA_LIFE)
+    return [f"{_CERTIFICATES}/{name}" for name in made]
+
+
 def hand_out(folder: Path, target: Path) -> Iterator[tuple[str, list[str]]]:
     """Copy to each holder's folder below ``target`` what it may hold; gives each holder with the names it has now.
 
@@ -132,13 +153,15 @@ def hand_out(folder: Path, target: Path) -> Iterator[tuple[str, list[str]]]:
             f"{target} holds no folder of a service", advice=f"make those you want of {', '.join(HOLDERS)} in it"
         )
     for holder in holders:
-        names = [name for name in HOLDERS[holder] if (folder / name).is_file()]
+        sources = [folder / name for name in HOLDERS[holder]]
+        sources += [folder / _CERTIFICATES / holder / name for name in _TLS_FILES]
+        sources = [source for source in sources if source.is_file()]
         try:
-            for name in names:
-                _copy(folder / name, target / holder / name, holder in _FOREIGN)
+            for source in sources:
+                _copy(source, target / holder / source.name, holder in _FOREIGN)
         except OSError as error:
             raise _cannot_write(target / holder, error) from None
-        yield holder, names
+        yield holder, [source.name for source in sources]
 
 
 def _copy(source: Path, target: Path, is_foreign: bool) -> None:

@@ -15,14 +15,17 @@ __all__ = [
     "STRATEGIES",
     "AgentsOption",
     "DataOption",
+    "ExecutionOption",
     "HostOption",
     "JsonOption",
     "MtlsOption",
+    "OperatorUrlOption",
     "PortOption",
     "PostgresOption",
     "RedisOption",
     "ReplicasOption",
     "StateOption",
+    "TokenFileOption",
     "TokenOption",
     "UrlOption",
     "UserOption",
@@ -62,6 +65,18 @@ def _checked_postgres(value: str) -> str:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     return url
+
+
+def _checked_execution(value: str) -> str:
+    address = value.strip()
+    if address:
+        from carrel.cli.operator_settings import one_address
+
+        try:
+            _ = one_address(address)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return address
 
 
 StateOption = Annotated[
@@ -114,10 +129,31 @@ PostgresOption = Annotated[
     ),
 ]
 UrlOption = Annotated[str, typer.Option("--url", help="The gateway; by default that of the stack in the state folder.")]
+OperatorUrlOption = Annotated[
+    str, typer.Option("--url", help="With --execution: the gateway, which gives a ticket [CARREL_OPERATOR_URL].")
+]
 TokenOption = Annotated[
     str, typer.Option("--token", envvar="CARREL_CLI_TOKEN", help="The user's token, in place of --user.")
 ]
 UserOption = Annotated[str, typer.Option("--user", help="Whom a development token is made for.")]
+ExecutionOption = Annotated[
+    str,
+    typer.Option(
+        "--execution",
+        help="A deployment's execution [CARREL_OPERATOR_EXECUTION]; the certificate is CARREL_TLS__CERT, …__KEY, …__CA."
+        " By default that of the stack in the state folder.",
+        metavar="HOST:PORT",
+        callback=_checked_execution,
+    ),
+]
+TokenFileOption = Annotated[
+    str,
+    typer.Option(
+        "--token-file",
+        help="With --execution: your own login token, - for standard input [CARREL_OPERATOR_TOKEN_FILE].",
+        metavar="FILE",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
 STATE: Final = Path(".carrel")
 STRATEGIES: Final = ("reject", "enqueue", "interrupt", "rollback")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, Final
 
-from carrel.errors import StartupError
+from carrel.errors import CarrelError, StartupError
 
 if TYPE_CHECKING:
     from servicekit.settings import SharedSettings
@@ -24,6 +24,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "bridge": "services.bridge.config:BridgeSettings",
     "gateway": "gateway.config:GatewaySettings",
     "doctor": "carrel.cli.doctor.settings:DoctorSettings",
+    "operator": "carrel.cli.operator_settings:OperatorSettings",
 }
 _UNKNOWN: Final = " is not a setting: "
 _GUESS: Final = "did you mean "
@@ -40,6 +41,9 @@ def settings_class(service: str) -> type[SharedSettings]:
 def check_settings(environments: Iterable[tuple[str, Mapping[str, str]]]) -> None:
     """Look at every process's environment, so that all that is wrong with any of them is said at once.
 
+    And at what the settings name, in the way and the words of the service that reads it: feature switches, encryption
+    keys, files and modules of agents as far as it shows without running them.
+
     Args:
         environments: Services' names, each with a process's environment.
 
@@ -49,14 +53,33 @@ def check_settings(environments: Iterable[tuple[str, Mapping[str, str]]]) -> Non
     from servicekit.settings import load_settings
 
     problems: list[str] = []
+    loaded: dict[str, SharedSettings] = {}
     for service, environment in environments:
         try:
-            load_settings(settings_class(service), service, environment)
+            loaded[service] = load_settings(settings_class(service), service, environment)
         except StartupError as error:
             found = error.details.get("problems")
             problems += [str(problem) for problem in found] if isinstance(found, list) else [error.message]
     if problems:
         raise _refusal(_once(problems))
+    for service, settings in loaded.items():
+        try:
+            _check_named(service, settings)
+        except CarrelError as error:
+            raise StartupError(error.message, advice=error.advice, phase="CONFIGURATION") from None
+
+
+def _check_named(service: str, settings: Any) -> None:
+    if service in {"gateway", "execution"}:
+        from servicekit.features import open_features
+
+        _ = open_features(settings.features_file, settings.features)
+    if service in {"execution", "bridge"}:
+        _ = settings.encryption.seals()
+    if service == "agent_instance":
+        from services.agent_instance.domain.registry import AgentClassRegistry
+
+        AgentClassRegistry.check(settings.agents)
 
 
 def _once(problems: Iterable[str]) -> list[str]:

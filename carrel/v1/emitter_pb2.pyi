@@ -92,8 +92,9 @@ class NotifyRequest(_message.Message):
     data_json: _builtins.bytes
     """The payload: a UTF-8 JSON object."""
     fence: _builtins.int
-    """The run's fencing number, if the caller knows it; 0 otherwise. One above the log's is refused: only the run's owner
-    raises it.
+    """The run's fencing number, if the caller knows it; 0 otherwise: then the emitter takes the log's, anew where the run
+    gets a new holder meanwhile. One above the log's is refused: only the run's owner raises it. One below it is refused
+    with STALE_FENCE.
     """
     @_builtins.property
     def context(self) -> _context_pb2.UserExecutionContext:

@@ -74,7 +74,7 @@ class EmitterServiceServicer(object):
     def Notify(self, request, context):
         """Notify emits one event and returns when it is durable. The idempotency key makes a repeat return the first
         answer. Run scope, whoever minted the ticket. Fails with RESOURCE_EXHAUSTED when the user's queue is full and FAILED_PRECONDITION after the
-        run's terminal event.
+        run's terminal event, or when the caller names a fence of before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

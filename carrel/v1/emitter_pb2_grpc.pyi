@@ -25,7 +25,7 @@ class EmitterServiceStub:
     Notify: _aio.UnaryUnaryMultiCallable[_emitter_pb2.NotifyRequest, _emitter_pb2.NotifyResponse]
     """Notify emits one event and returns when it is durable. The idempotency key makes a repeat return the first
     answer. Run scope, whoever minted the ticket. Fails with RESOURCE_EXHAUSTED when the user's queue is full and FAILED_PRECONDITION after the
-    run's terminal event.
+    run's terminal event, or when the caller names a fence of before.
     """
     GetEmitterStatistics: _aio.UnaryUnaryMultiCallable[_emitter_pb2.GetEmitterStatisticsRequest, _emitter_pb2.GetEmitterStatisticsResponse]
     """GetEmitterStatistics returns counts since the start of this process. Service scope."""
@@ -57,7 +57,7 @@ class EmitterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_emitter_pb2.NotifyResponse]:
         """Notify emits one event and returns when it is durable. The idempotency key makes a repeat return the first
         answer. Run scope, whoever minted the ticket. Fails with RESOURCE_EXHAUSTED when the user's queue is full and FAILED_PRECONDITION after the
-        run's terminal event.
+        run's terminal event, or when the caller names a fence of before.
         """
 
     @_abc_1.abstractmethod

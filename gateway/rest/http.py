@@ -139,8 +139,11 @@ def on_prepare(origins: Origins) -> Callable[[web.Request, web.StreamResponse], 
     """Adds the headers that every response has, streamed ones too."""
 
     async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+        vary = response.headers.get(hdrs.VARY)
         response.headers.update(_FIXED_HEADERS)
         response.headers.update(origins.headers(single_header(request, hdrs.ORIGIN)))
+        if vary:
+            response.headers[hdrs.VARY] += f", {vary}"
 
     return prepare
 

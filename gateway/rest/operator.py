@@ -1,4 +1,4 @@
-"""What operators read of the gateway itself: its connections, how far they lag, what it has sent. Nobody's events.
+"""What operators read of the gateway and what is behind it: connections, lag, runs, workers. Nobody's events.
 
 ``/readyz`` says whether it wants work; this says how it does what it has.
 """
@@ -13,7 +13,7 @@ from carrel import __version__
 from carrel.errors import PermissionDeniedError
 from gateway.login import Login
 from gateway.parts import Parts
-from gateway.rest.http import json_response
+from gateway.rest.http import json_response, query
 from servicekit.identity.principals import OPERATOR_READ
 
 __all__ = ["OperatorHandlers"]
@@ -29,7 +29,20 @@ class OperatorHandlers:
 
     async def gateway(self, _request: web.Request, login: Login) -> web.StreamResponse:
         """``GET /api/operator/gateway``: this gateway's connections and what it has counted since its start."""
-        if OPERATOR_READ not in login.permissions:
-            raise PermissionDeniedError("only operators may read this", advice=_ADVICE)
+        _check(login)
         contract = {"version": __version__, **self._parts.runs.contract.to_dict()}
         return json_response({**self._parts.statistics().to_json(), "contract": contract})
+
+    async def overview(self, request: web.Request, login: Login) -> web.StreamResponse:
+        """``GET /api/operator/overview``: this gateway, and every copy of the services behind it that answers."""
+        _check(login)
+        query(request, ())
+        services = await self._parts.overview.ask()
+        return json_response(
+            {"version": __version__, "gateway": self._parts.statistics().to_json(), "services": services}
+        )
+
+
+def _check(login: Login) -> None:
+    if OPERATOR_READ not in login.permissions:
+        raise PermissionDeniedError("only operators may read this", advice=_ADVICE)

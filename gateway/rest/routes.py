@@ -1,4 +1,4 @@
-"""Every route of the gateway, in one table. All need a login but those in OPEN_PATHS."""
+"""Every route of the gateway, in one table. All need a login but those in OPEN_PATHS and CONSOLE_PATHS."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from aiohttp import web
 from carrel.errors import NotImplementedYetError
 from gateway.login import Login
 from gateway.parts import Parts
+from gateway.rest.console import ConsoleHandlers
 from gateway.rest.events import EventHandlers
 from gateway.rest.health import HealthHandlers
 from gateway.rest.http import Handler, authenticated
@@ -21,12 +22,14 @@ from gateway.rest.threads import ThreadHandlers
 from gateway.rest.tickets import TicketHandlers
 from servicekit.health import Readiness
 
-__all__ = ["OPEN_PATHS", "add_routes"]
+__all__ = ["CONSOLE_PATHS", "OPEN_PATHS", "add_routes"]
 
 LoginHandler: TypeAlias = Callable[[web.Request, Login], Awaitable[web.StreamResponse]]
 
 # Served without a login. Sockets may log in by their first frame; their handshake checks what they bring.
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/ws", "/ws/{user_id}"})
+# The console, where it is served: files, and the sign-in for development. Nobody's data.
+CONSOLE_PATHS = frozenset({"/console/{path}", "/console/sign-in"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +40,20 @@ class _Route:
 
 
 def add_routes(
-    app: web.Application, parts: Parts, readiness: Readiness, socket: Handler, events: EventHandlers, wait_s: float
+    app: web.Application,
+    parts: Parts,
+    readiness: Readiness,
+    socket: Handler,
+    events: EventHandlers,
+    wait_s: float,
+    *,
+    console: ConsoleHandlers | None = None,
 ) -> None:
-    """Add everything that the gateway serves."""
+    """Add everything that the gateway serves; the console if there is one."""
     health = HealthHandlers(parts, readiness)
     router = app.router
     open_handlers: dict[str, Handler] = {
-        "/": health.root,
+        "/": health.root if console is None else console.root(health.root),
         "/healthz": health.live,
         "/readyz": health.ready,
         "/ws": socket,
@@ -52,6 +62,9 @@ def add_routes(
     assert open_handlers.keys() == OPEN_PATHS
     for path, handler in open_handlers.items():
         router.add_route("GET", path, handler)
+    if console is not None:
+        router.add_route("GET", "/console/{path:.+}", console.page)
+        router.add_route("POST", "/console/sign-in", console.sign_in)
     # An EventSource cannot send headers: these take a single-use token of the address, too.
     router.add_route("GET", "/api/events", events.of_user)
     router.add_route("GET", "/api/runs/{run_id}/events", events.of_run)
@@ -61,6 +74,7 @@ def add_routes(
 
 def _routes(parts: Parts, wait_s: float) -> list[_Route]:
     runs, threads, tickets = RunHandlers(parts, wait_s), ThreadHandlers(parts), TicketHandlers(parts)
+    operator = OperatorHandlers(parts)
     return [
         _Route("POST", "/api/agents/execute", runs.execute),
         _Route("GET", "/api/agents", threads.agents),
@@ -78,7 +92,8 @@ def _routes(parts: Parts, wait_s: float) -> list[_Route]:
         _Route("POST", "/api/tickets", tickets.ticket),
         _Route("POST", "/api/socket-tokens", tickets.socket_token),
         _Route("POST", "/api/logout", LogoutHandlers(parts).logout),
-        _Route("GET", "/api/operator/gateway", OperatorHandlers(parts).gateway),
+        _Route("GET", "/api/operator/gateway", operator.gateway),
+        _Route("GET", "/api/operator/overview", operator.overview),
         _Route("POST", "/ag-ui", _ag_ui),
     ]
 

@@ -21,7 +21,7 @@ from gateway.parts import Parts
 from gateway.rest.http import json_body, json_response
 from gateway.socket_tokens import LIFETIME_S
 from gateway.tickets import SESSION_S
-from servicekit.identity.principals import OPERATOR_READ
+from servicekit.identity.principals import OPERATOR_READ, OPERATOR_REVOKE
 
 __all__ = ["TicketHandlers"]
 
@@ -35,6 +35,8 @@ _RULES: Final = {
 }
 _OPERATOR: Final = "operator:"
 _LONGEST_S: Final = 3600
+# What revokes a person does not reach a service ticket: it ends soon by itself.
+_LONGEST_OPERATOR_S: Final = 900.0
 
 
 class TicketHandlers:
@@ -87,16 +89,18 @@ class TicketHandlers:
         return _answer("run", ticket, ends, user_id=login.user_id, **ids)
 
     def _service(self, login: Login, fields: dict[str, Any]) -> dict[str, Any]:
-        # The doctor's token reads counts, as services do, without being able to act for anybody.
-        doctor = {DOCTOR_PERMISSION, OPERATOR_READ} <= login.permissions
-        if not (login.is_service or doctor):
+        own = _as_a_service(login)
+        if not own and not login.is_service:
             raise PermissionDeniedError(
-                "only services get service tickets", advice=f"use a token with {ACT_AS}", permission=ACT_AS
+                "only services and operators get service tickets",
+                advice=f"use a token with {ACT_AS}, or an operator's own with {OPERATOR_READ} or {OPERATOR_REVOKE}",
+                permission=ACT_AS,
             )
         if "user_id" in fields:
             raise InvalidRequestError("a service ticket stands for no user", fields={"user_id": "is not for services"})
-        own = login.permissions - {ACT_AS} if login.is_service else frozenset({OPERATOR_READ})
         lifetime = min(_lifetime(fields, SESSION_S), max(1.0, login.expires_at - time.time()))
+        if not login.is_service:
+            lifetime = min(lifetime, _LONGEST_OPERATOR_S)
         ticket, ends = self._parts.desk.mint_service(login.user_id, _granted(own, fields), lifetime)
         return _answer("service", ticket, ends, service=login.user_id)
 
@@ -104,6 +108,15 @@ class TicketHandlers:
         """``POST /api/socket-tokens``; a body is not needed."""
         token = await self._parts.socket_tokens.issue(login)
         return json_response({"socket_token": token, "expires_in": LIFETIME_S, "user_id": login.user_id}, 201)
+
+
+def _as_a_service(login: Login) -> frozenset[str]:
+    """What a login may do where it stands for no user."""
+    if login.is_service:
+        return login.permissions - {ACT_AS}
+    # A person, or the doctor, who cannot act for anybody.
+    of_operators = frozenset(name for name in login.permissions if name.startswith(_OPERATOR))
+    return of_operators & {OPERATOR_READ} if DOCTOR_PERMISSION in login.permissions else of_operators
 
 
 def _bearer(login: Login, fields: dict[str, Any]) -> Login:
@@ -125,8 +138,8 @@ def _granted(may: frozenset[str], fields: dict[str, Any]) -> frozenset[str]:
     wanted = frozenset(fields["permissions"])
     if missing := sorted(wanted - may):
         raise PermissionDeniedError(
-            "the token does not hold every permission that was asked for",
-            advice="ask for a part of the token's own",
+            f"the token does not hold the permission {missing[0][:128]} that was asked for",
+            advice="use a token that holds it, or ask for a part of this one's",
             permission=missing[0][:128],
         )
     return wanted

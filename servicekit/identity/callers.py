@@ -39,7 +39,8 @@ METHOD_CALLERS: Final[Mapping[str, frozenset[str]]] = {
     _EXECUTION + "DeleteThread": _USERS,
     _EXECUTION + "GetArtifact": _USERS,
     _EXECUTION + "ListAuditRecords": _CLIENT | _OPERATORS,
-    _EXECUTION + "GetFactoryMetrics": _OPERATORS,
+    # The gateway reads counts for people with an operator's token.
+    _EXECUTION + "GetFactoryMetrics": _GATEWAY | _OPERATORS,
     _EXECUTION + "ClaimOnce": _GATEWAY,
     _EXECUTION + "RevokeUser": frozenset({"operator"}),
     _EXECUTION + "ListRevocations": frozenset({"gateway", "operator"}),
@@ -49,7 +50,7 @@ METHOD_CALLERS: Final[Mapping[str, frozenset[str]]] = {
     _INSTANCE + "CreateInstance": _FROM_EXECUTION,
     _INSTANCE + "RunInstance": _FROM_EXECUTION,
     _INSTANCE + "ReleaseInstance": _FROM_EXECUTION,
-    _INSTANCE + "GetPoolStatistics": _OPERATORS,
+    _INSTANCE + "GetPoolStatistics": _GATEWAY | _OPERATORS,
     _INSTANCE + "GetLoad": _FROM_EXECUTION,
     _EMITTER + "Emit": frozenset({"execution", "agent_instance"}),
     _EMITTER + "Notify": _CLIENT,

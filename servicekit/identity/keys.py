@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.principals import ANY_SCOPE, Scope
-from servicekit.private_files import Stamp, check_private, stamp_of
+from servicekit.private_files import Stamp, check_private, json_of, read_small, stamp_of
 
 __all__ = [
     "KeySet",
@@ -193,7 +193,7 @@ class KeySet:
         data = _read_json(self._path)
         try:
             keys = [_public_key(jwk) for jwk in data["keys"] if _usable(jwk)]
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _not_a_key(self._path, "a JWKS file", error) from None
         if not keys:
             raise _not_a_key(self._path, "a JWKS file", ValueError("no Ed25519 key in it"))
@@ -222,7 +222,7 @@ def _public_key(jwk: Mapping[str, Any]) -> PublicKey:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
+        data = json_of(read_small(path))
     except OSError as error:
         raise InvalidConfigurationError(
             f"the key file {path} cannot be read: {error.strerror}",

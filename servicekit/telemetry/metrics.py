@@ -79,4 +79,11 @@ def _collector(settings: TelemetrySettings) -> MetricExporter | None:
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-    return OTLPMetricExporter(f"{settings.otlp_endpoint}/v1/metrics", timeout=_EXPORT_S, compression=Compression.Gzip)
+    from servicekit.telemetry.collector import collector_session
+
+    return OTLPMetricExporter(
+        f"{settings.otlp_endpoint}/v1/metrics",
+        timeout=_EXPORT_S,
+        compression=Compression.Gzip,
+        session=collector_session(),
+    )

@@ -1,7 +1,9 @@
 """The endpoint that Prometheus reads: ``GET /metrics``, over the plainest HTTP there is, and nothing else.
 
 Bounded against whoever connects: few connections at once, a small request within a few seconds, a response that is
-taken within a few more, one request for each connection. It has no login: it listens where scrapers are let in.
+taken within a few more, one request for each connection. As many again are told that there are too many; whoever comes
+beyond those is cut off, so that no flood takes the descriptors that the service needs. It has no login: it listens
+where scrapers are let in.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _SETTING: Final = "CARREL_TELEMETRY__METRICS_LISTEN"
 @dataclass(frozen=True, slots=True)
 class EndpointLimits:
     """Args:
-    connections: The most at once; a further one is told so and closed.
+    connections: The most at once; as many further ones are told so and closed, and others cut off.
     request_bytes: The largest head of a request.
     read_s: How long it may take to come.
     write_s: How long the response may take to be taken.
@@ -47,6 +49,7 @@ class Endpoint:
         self._meters = meters
         self._limits = limits or EndpointLimits()
         self._open: set[asyncio.Task[None]] = set()
+        self._refused: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.address = ""
 
@@ -69,24 +72,32 @@ class Endpoint:
         """Listen no more and end what is open. Idempotent."""
         if self._server is not None:
             self._server.close()
-        for task in self._open:
+        left = self._open | self._refused
+        for task in left:
             task.cancel()
-        if self._open:
-            await asyncio.wait(self._open)
+        if left:
+            await asyncio.wait(left)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._open.add(task)
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # No coroutine: asyncio would tell of each task that is cancelled at the end as of an error.
+        served = len(self._open) < self._limits.connections
+        among = self._open if served else self._refused
+        if len(among) >= self._limits.connections:
+            writer.transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._talk(reader, writer, served=served), name="scraper")
+        among.add(task)
+        task.add_done_callback(among.discard)
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, served: bool) -> None:
         try:
-            if len(self._open) > self._limits.connections:
-                await self._answer(reader, writer, 503, b"too many scrapers at once\n")
-            else:
+            if served:
                 await self._serve(reader, writer)
+            else:
+                await self._answer(reader, writer, 503, b"too many scrapers at once\n")
         except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # a scraper that is slow, gone, or none: it comes again
         finally:
-            self._open.discard(task)
             # Not `close`, which would wait for a peer that does not read.
             writer.transport.abort()
 

@@ -101,7 +101,14 @@ def _collector(settings: TelemetrySettings) -> SpanExporter | None:
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter(f"{settings.otlp_endpoint}/v1/traces", timeout=_EXPORT_S, compression=Compression.Gzip)
+    from servicekit.telemetry.collector import collector_session
+
+    return OTLPSpanExporter(
+        f"{settings.otlp_endpoint}/v1/traces",
+        timeout=_EXPORT_S,
+        compression=Compression.Gzip,
+        session=collector_session(),
+    )
 
 
 def _resource(service: str) -> Resource:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 
 from carrel.errors import InvalidConfigurationError
 from servicekit.logs import get_logger
-from servicekit.private_files import FollowedFiles, check_private
+from servicekit.private_files import FollowedFiles, check_private, read_small
 from servicekit.tls.settings import IDENTITIES, TlsSettings, spiffe_id
 
 __all__ = ["Material", "TlsFiles", "service_named"]
@@ -120,6 +120,11 @@ class TlsFiles:
                 " `carrel keys certs` makes certificates for development",
             )
         now = datetime.now(UTC)
+        if now < own.not_valid_before_utc:
+            raise InvalidConfigurationError(
+                f"the certificate {cert} is not valid before {own.not_valid_before_utc:%Y-%m-%d %H:%M} UTC",
+                advice="wait until then, or set this machine's clock right: peers would refuse it now",
+            )
         if now >= own.not_valid_after_utc:
             raise InvalidConfigurationError(
                 f"the certificate {cert} ended at {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
@@ -143,7 +148,7 @@ def service_named(uris: list[str], trust_domain: str) -> str:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_small(path)
     except OSError as error:
         raise _unreadable(path, error) from None
 

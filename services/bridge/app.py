@@ -31,6 +31,7 @@ from services.bridge.service import BridgeServicer
 from services.bridge.service_metrics import observe_bridge
 from services.bridge.store import EventLog
 from services.bridge.store_sealed import SealedEventLog
+from services.bridge.store_sealing_marks import SealingMarks
 from services.bridge.store_sqlite import SqliteEventLog, SqliteOptions
 
 __all__ = ["app", "serve_bridge"]
@@ -54,7 +55,13 @@ async def app(settings: BridgeSettings, start: Starter) -> AsyncIterator[RpcServ
     async with AsyncExitStack() as stack:
         log = await (_open_sqlite(settings, start) if settings.log.url is None else _open_redis(settings, start))
         stack.push_async_callback(log.close)
+        marks = SealingMarks(log, seals, settings.retention.max_age_s)
+        async with start.phase(Phase.INTEGRATION, needs="the keys that the event log's entries are sealed with"):
+            await marks.check()
+            await marks.mark()
         if seals is not PLAIN:
+            tasks = await stack.enter_async_context(TaskOwner())
+            _ = tasks.start(marks.keep(), "marks of encryption keys")
             log = SealedEventLog(log, seals)
         async with start.phase(Phase.INTEGRATION, needs="an event log that works"):
             server = await stack.enter_async_context(serve_bridge(settings, log, verifier, start.telemetry))

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from grpc import aio
 
-from carrel.errors import CarrelError, PermissionDeniedError
+from carrel.errors import CarrelError, PermissionDeniedError, StaleFenceError, UnavailableError
 from carrel.v1 import emitter_pb2, events_pb2
 from carrel.v1.context_pb2 import UserExecutionContext
 from carrel.v1.emitter_pb2_grpc import EmitterServiceServicer
@@ -28,6 +28,9 @@ from services.emitter.models import ProducerState
 __all__ = ["AckStream", "EmitterServicer", "NotifyWaiter"]
 
 MAX_ACKS: Final = 1000
+# How often the log is asked for a run's fence for one notification: each time but the first, a holder has come since.
+_FENCES: Final = 5
+_FENCES_AGAIN_S: Final = 0.2
 _Context: TypeAlias = aio.ServicerContext[Any, Any]
 _Ack: TypeAlias = events_pb2.ProducerAck
 
@@ -181,15 +184,30 @@ class EmitterServicer(EmitterServiceServicer):
         """Emit one event and return when it is in the log."""
         check_notifiable(request.event_type)
         data = self._guard.admit_data(request.event_type, request.data_json)
-        fence = await self._fence_of(request.context)
-        if request.fence > fence:
-            raise PermissionDeniedError(
-                "a notification's fence is higher than the run's",
-                advice="leave fence out: the log knows the run's own",
-                field="fence",
-            )
+        for _ in range(_FENCES):
+            fence = await self._fence_of(request.context)
+            if request.fence > fence:
+                raise PermissionDeniedError(
+                    "a notification's fence is higher than the run's",
+                    advice="leave fence out: the log knows the run's own",
+                    field="fence",
+                )
+            try:
+                return await self._notify(request, data, request.fence or fence)
+            except StaleFenceError:
+                # A caller that names a fence speaks of that holder. One that names none means the run: its holder has
+                # written between the question and the append, the first one or a next one, and the log knows more now.
+                if request.fence:
+                    raise
+        raise UnavailableError(
+            "the run went from holder to holder while the notification was on its way",
+            advice="send it again under the same idempotency_key",
+            retry_after_s=_FENCES_AGAIN_S,
+        )
+
+    async def _notify(self, request: emitter_pb2.NotifyRequest, data: bytes, fence: int) -> emitter_pb2.NotifyResponse:
         traceparent = current_span().traceparent
-        item = notification(request, data, request.fence or fence, traceparent if is_sampled(traceparent) else "")
+        item = notification(request, data, fence, traceparent if is_sampled(traceparent) else "")
         waiter = NotifyWaiter()
         try:
             self._intake.take(item, waiter, time.monotonic(), notified=True)

@@ -27,6 +27,8 @@ __all__ = ["ReplicaCalls"]
 _Context = aio.ServicerContext[Any, Any]
 _LONGEST_CLAIM_S: Final = 86_400.0
 _LOGINS: Final = 5000
+# Whoever writes records of its own acts must not be able to make up those.
+_OWN_ACTS: Final = frozenset({"audit", "encryption", "input", "login", "model", "run", "tool", "user"})
 # The end of time in a Timestamp: a login that never ends is remembered as long.
 _LAST_SECOND: Final = 253_402_300_799
 
@@ -111,7 +113,13 @@ class ReplicaCalls:
     async def RecordAudit(  # noqa: N802 -- the RPC's name
         self, request: pb.RecordAuditRequest, context: _Context
     ) -> pb.RecordAuditResponse:
-        """Keep what the caller did."""
+        """Keep what the caller did; never what execution keeps a record of itself."""
+        if request.action.partition(".")[0] in _OWN_ACTS:
+            raise InvalidRequestError(
+                "acts of that kind are recorded where they are done",
+                advice="record what the caller has done itself",
+                fields={"action": "is execution's own"},
+            )
         await self.record(UserKey(request.user_id), request.action, request.target)
         return pb.RecordAuditResponse()
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
+from servicekit.tls.peers import PeerTls
+from servicekit.tls.settings import TlsSettings
 from tests.container.engine import Compose
+from tests.support.certificates import tls_of
 from tests.support.stack import RunningStack
 
 __all__ = ["ComposeStack", "open_stack"]
+
+_CLIENT: Final = "client"
 
 
 @dataclass
@@ -40,6 +45,12 @@ class ComposeStack(RunningStack):
             found[f"bridge-{number}"] = f"{networks[name]['IPAddress']}:50054"
         self.bridges = found
 
+    def tls_to(self, service: str) -> PeerTls | None:
+        """With the certificate of an internal service."""
+        folder = self.state.certificates / _CLIENT
+        files = TlsSettings(cert=folder / "tls.crt", key=folder / "tls.key", ca=folder / "ca.crt")
+        return tls_of(files, _CLIENT).to(service)
+
     def log(self) -> str:
         """What all containers have written."""
         return self.compose.logs()
@@ -50,8 +61,14 @@ def open_stack(compose: Compose, folder: Path, port: int) -> ComposeStack:
     nobody = cast("subprocess.Popen[bytes]", None)
     stack = ComposeStack(folder, nobody, folder / "none", compose=compose, gateway=f"http://127.0.0.1:{port}")
     stack.state.keys.mkdir(mode=0o700, parents=True)
-    for path in (stack.state.gateway_key, stack.state.execution_key, stack.state.login_secret):
-        text = compose("run", "--rm", "-T", "--no-deps", "cli", "cat", f"/var/lib/carrel/keys/{path.name}")
+    (stack.state.certificates / _CLIENT).mkdir(mode=0o700, parents=True)
+    wanted = {
+        path: path.name for path in (stack.state.gateway_key, stack.state.execution_key, stack.state.login_secret)
+    }
+    for name in ("ca.crt", "tls.key", "tls.crt"):
+        wanted[stack.state.certificates / _CLIENT / name] = f"tls/{_CLIENT}/{name}"
+    for path, name in wanted.items():
+        text = compose("run", "--rm", "-T", "--no-deps", "cli", "cat", f"/var/lib/carrel/keys/{name}")
         path.touch(mode=0o600)
         path.write_text(text, encoding="utf-8")
     stack.look_up()

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from carrel.cli.doctor.settings import DoctorSettings
+from carrel.cli.operator_settings import OperatorSettings
 from servicekit.settings import SERVICES, SharedSettings
 from servicekit.settings_env import variables
 from tests.container.engine import ROOT
@@ -33,7 +35,7 @@ EDGES = {
 SERVICES_OF_OURS = {"gateway", "execution", "agent-instance", "emitter", "bridge"}
 LASTING = SERVICES_OF_OURS | {"redis", "postgres"}
 # They end, or are started by hand, or see what services send: the file says what each reaches and why.
-OTHERS = {"keys", "migrate", "cli", "doctor", "otel-collector"}
+OTHERS = {"keys", "migrate", "cli", "doctor", "operator", "otel-collector"}
 # Whose own way out it is; the others lead nowhere but to their members.
 OPEN_NETWORKS = {"front": {"gateway"}, "models": {"agent-instance"}, "telemetry": set[str]()}
 
@@ -99,7 +101,20 @@ def test_each_service_has_its_own_keys_and_can_only_read_them(stack: dict[str, A
 def test_no_variable_holds_a_secret(stack: dict[str, Any]) -> None:
     for name, service in stack["services"].items():
         for variable in service.get("environment", {}):
-            assert not re.search(r"(PASSWORD|SECRET|TOKEN|KEY)$", variable), f"{name}: {variable}"
+            path = variable == "CARREL_TLS__KEY"
+            assert path or not re.search(r"(PASSWORD|SECRET|TOKEN|KEY)$", variable), f"{name}: {variable}"
+
+
+def test_services_are_in_production_with_certificates_and_only_logins_are_for_development(
+    stack: dict[str, Any],
+) -> None:
+    for name in (*SERVICES_OF_OURS, "operator"):
+        environment = stack["services"][name]["environment"]
+        assert environment["CARREL_TLS__CERT"] == "/run/carrel/keys/tls.crt", name
+        lenient = name == "gateway"
+        assert environment["CARREL_ENVIRONMENT"] == ("${CARREL_ENVIRONMENT:-development}" if lenient else "production")
+    assert "--certs" in stack["services"]["keys"]["command"]
+    assert stack["services"]["doctor"]["environment"]["CARREL_TLS__CERT"].endswith("/tls/doctor/tls.crt")
 
 
 def test_services_wait_for_their_stores_and_have_time_to_drain(stack: dict[str, Any]) -> None:
@@ -125,6 +140,8 @@ def test_every_setting_is_one(stack: dict[str, Any]) -> None:
         "agent-instance": AgentInstanceSettings,
         "bridge": BridgeSettings,
         "emitter": EmitterSettings,
+        "doctor": DoctorSettings,
+        "operator": OperatorSettings,
     }
     for name, cls in classes.items():
         known = {item.name for item in variables(cls, name.replace("-", "_"))}
@@ -135,10 +152,10 @@ def test_every_setting_is_one(stack: dict[str, Any]) -> None:
 
 def test_the_example_of_settings_names_every_variable_of_the_file_with_its_default() -> None:
     text = (ROOT / "docker-compose.yaml").read_text(encoding="utf-8")
-    used = dict(re.findall(r"\$\{([A-Z_0-9]+):-([^}]*)\}", text))
+    used = dict(re.findall(r"\$\{([A-Z_0-9]+):?-([^}]*)\}", text))
     example = dict(_lines(ROOT / ".env.example"))
     # Asked for by an operator in trouble, not by a newcomer.
-    rare = {"CARREL_ENVIRONMENT", "CARREL_EXECUTION_RUNS_PER_MINUTE_PER_USER"}
+    rare = {"CARREL_EXECUTION_RUNS_PER_MINUTE_PER_USER"}
     assert used.keys() - rare == example.keys()
     plain = ("IMAGE_PREFIX", "TAG", "GATEWAY_PORT", "AGENT_MEMORY", "REDIS_IMAGE", "POSTGRES_IMAGE", "COLLECTOR_PORT")
     for name in (*plain, "OTEL_COLLECTOR_IMAGE", "CARREL_AGENT_INSTANCE_MAX_WORKERS"):

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import shutil
+import socket
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -43,7 +46,9 @@ def stack(tag: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compos
     agents.mkdir(mode=0o755)
     shutil.copy(AGENTS, agents / "chaos.py")
     (agents / "chaos.py").chmod(0o644)
-    port = 18_080
+    with socket.socket() as free:  # one that stays the same when the gateway is started again
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
     environment = {
         "TAG": tag,
         "GATEWAY_PORT": str(port),
@@ -75,6 +80,31 @@ def test_the_doctor_finds_nothing(stack: ComposeStack) -> None:
     printed = command(stack.compose, "carrel", "doctor", "--json", service="doctor")
     report = json.loads(printed[printed.index("{") :])
     assert report["status"] == "pass"
+
+
+def test_services_answer_nobody_without_a_certificate(stack: ComposeStack) -> None:
+    for service in ("execution", "agent-instance", "emitter", "bridge"):
+        asked = ["python", "-P", "-m", "servicekit.health_check", service.replace("-", "_")]
+        container = stack.compose.containers(service)[0]
+        assert run("docker", "exec", container, *asked).returncode == 0
+        without = [part for name in ("CERT", "KEY", "CA") for part in ("--env", f"CARREL_TLS__{name}=")]
+        assert run("docker", "exec", *without, container, *asked, check=False).returncode == 1, service
+
+
+def test_an_operator_needs_a_token_of_their_own_and_is_named(stack: ComposeStack) -> None:
+    def ask(*permissions: str) -> subprocess.CompletedProcess[str]:
+        token = stack.token("olga", permissions=permissions)
+        arguments = ("run", "--rm", "-T", "--no-deps", "operator", "carrel", "audit", "--json", "--token-file", "-")
+        command = [*stack.compose.command, "-p", stack.compose.project, *arguments]
+        return run(*command, check=False, input=token, env={**os.environ, **stack.compose.environment})
+
+    refused = ask("trace:read")
+    assert refused.returncode == 3
+    assert "operator:read" in refused.stderr
+    shown = ask("operator:read")
+    assert shown.returncode == 0, shown.stderr
+    acts = [json.loads(line) for line in shown.stdout.splitlines() if line.startswith("{")]
+    assert ("ticket.service", "olga") in {(act["action"], act["user_id"]) for act in acts}
 
 
 def test_the_workers_are_confined_in_a_container_too(stack: ComposeStack) -> None:

@@ -474,3 +474,15 @@ async def test_a_notified_append_is_refused_above_the_runs_fence_and_raises_none
     assert run.fence == 4
     (result,) = await put(log, make(3, 3, fence=4))
     assert result.refusal is None
+
+
+async def test_whoever_is_refused_for_a_stale_fence_finds_the_newer_one_at_the_run(log: EventLog) -> None:
+    stale = make(1, 1, producer="n", fence=0)._replace(notified=True)
+    # Within one batch, where the newer fence is not committed when the stale one is refused.
+    _, refused = await put(log, make(1, 1, fence=2), stale)
+    assert refused.refusal == Refusal(RefusalReason.STALE_FENCE, 0)
+    run = await log.resolve_run("alice", "run1")
+    assert run is not None
+    assert run.fence == 2
+    (taken,) = await put(log, stale._replace(fence=run.fence))
+    assert taken.refusal is None

@@ -167,6 +167,23 @@ async def test_the_newest_key_seals_and_the_old_one_opens_until_all_is_rewritten
         await store.close()
 
 
+def test_another_key_of_a_known_name_is_not_taken_while_the_file_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("servicekit.sealing_keys._LOOK_EVERY_S", 0.0)
+    path = tmp_path / "keys.json"
+    seals = keys_at(path, "k1")
+    sealed = seals.seal("runs.params", "alice", "run-1", JSON)
+    first = path.read_text()
+    path.unlink()
+    add_key(path, "k1")
+    later = seals.seal("runs.params", "alice", "run-1", b"later")
+    path.write_text(first)
+    again = KeySeals(SealingKeys(path))
+    assert again.open("runs.params", "alice", "run-1", sealed) == JSON
+    assert again.open("runs.params", "alice", "run-1", later) == b"later"
+
+
 async def _raw(store: SqlRunStore, change: Callable[[Any], Any]) -> Any:
     return await store.database.write(change)
 

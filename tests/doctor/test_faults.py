@@ -17,6 +17,7 @@ from carrel.cli.doctor.report import Report
 from carrel.client.http import GatewayHttp
 from carrel.errors import CarrelError
 from carrel.v1 import agent_instance_pb2, bridge_pb2
+from tests.conftest import Eventually
 from tests.doctor.conftest import Examine
 from tests.support.faulty_gateway import Asked, Fault, Json, changed, faulty_gateway
 from tests.support.stack import RunningStack
@@ -278,3 +279,31 @@ async def test_degraded_bridge_fails_factories_configured(access: Access, examin
         report = await examined("degraded", checks=checks, addresses={**access.addresses, "bridge": [copy]})
     assert _failed(report) == {"factories_configured"}
     assert "the disk is full" in report.checks[0].to_json()["advice"]
+
+
+async def test_key_of_the_gateway_that_services_do_not_know_is_a_finding(
+    stack: RunningStack, examined: Examine, eventually: Eventually
+) -> None:
+    whole = stack.state.jwks.read_text(encoding="utf-8")
+    listed = json.loads(whole)["keys"]
+    others = [key for key in listed if key.get("iss") != "gateway"]
+
+    async def answers(code: str) -> bool:
+        try:
+            async with stack.http("somebody") as http:
+                await http.get("/api/threads")
+        except CarrelError as error:
+            return error.code == code
+        return not code
+
+    stack.state.jwks.write_text(json.dumps({"keys": others}), encoding="utf-8")
+    try:
+        await eventually(lambda: answers("TICKET"), within=10)
+        report = await examined("unknown-key")
+    finally:
+        stack.state.jwks.write_text(whole, encoding="utf-8")
+        await eventually(lambda: answers(""), within=10)
+    (kid,) = (key["kid"] for key in listed if key not in others)
+    assert _failed(report) == {"factories_configured"}
+    assert f"the services know the key {kid}" in _told(report)
+    assert "tickets.jwks.json" in report.to_json()["checks"][0]["advice"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -15,17 +14,15 @@ import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType
 
 from tests.e2e.rest_user import User, new_user, told
-from tests.support.stack import RunningStack, running_stack
+from tests.support.stack import RunningStack
 
-_PROBES: Final = Path(__file__).parents[1] / "security" / "probe_agents.py"
 _LIMIT: Final = 64 * 1024
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Five processes with the probe agents."""
-    with running_stack(tmp_path_factory.mktemp("bad-frames"), agents=[str(_PROBES)]) as running:
-        yield running
+@pytest.fixture
+def stack(probe_stack: RunningStack) -> RunningStack:
+    """Five processes with the packaged agents and the probes, for users of the test's own."""
+    return probe_stack
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ SQL, paths and CSV files are in ``test_bad_data``, frames and bodies in ``test_b
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from itertools import product
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -22,16 +21,13 @@ from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import context_pb2, execution_pb2
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
 from tests.e2e.rest_user import User, new_user, told
-from tests.support.stack import RunningStack, running_stack
-
-_PROBES: Final = Path(__file__).parents[1] / "security" / "probe_agents.py"
+from tests.support.stack import RunningStack
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Five processes with the packaged agents and the probes."""
-    with running_stack(tmp_path_factory.mktemp("bad-input"), agents=["entry-points", str(_PROBES)]) as running:
-        yield running
+@pytest.fixture
+def stack(probe_stack: RunningStack) -> RunningStack:
+    """Five processes with the packaged agents and the probes, for users of the test's own."""
+    return probe_stack
 
 
 @pytest.fixture

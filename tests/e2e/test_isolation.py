@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -19,9 +18,8 @@ from carrel.v1 import bridge_pb2, emitter_pb2, execution_pb2
 from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from carrel.v1.emitter_pb2_grpc import EmitterServiceStub
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
-from tests.support.stack import RunningStack, running_stack
+from tests.support.stack import RunningStack
 
-_PROBES: Final = Path(__file__).parents[1] / "security" / "probe_agents.py"
 _USERS: Final = ("alice", "bob", "carol")
 _KINDS: Final = [
     "run_accepted",
@@ -33,11 +31,10 @@ _KINDS: Final = [
 ]
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Five processes with the probe agents."""
-    with running_stack(tmp_path_factory.mktemp("isolation"), agents=[str(_PROBES)]) as running:
-        yield running
+@pytest.fixture
+def stack(probe_stack: RunningStack) -> RunningStack:
+    """Five processes with the packaged agents and the probes, for users of the test's own."""
+    return probe_stack
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -19,18 +18,16 @@ from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import context_pb2, execution_pb2
 from carrel.v1.execution_pb2_grpc import ExecutionServiceStub
 from tests.conftest import Eventually
-from tests.support.stack import RunningStack, running_stack
+from tests.support.stack import RunningStack
 
-_PROBES: Final = Path(__file__).parents[1] / "security" / "probe_agents.py"
 _ENGINES: Final = "max_engines_per_user"
 _UNENDED: Final = "max_unended_runs_per_user"
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Five processes with the probe agents."""
-    with running_stack(tmp_path_factory.mktemp("limits"), agents=[str(_PROBES)]) as running:
-        yield running
+@pytest.fixture
+def stack(probe_stack: RunningStack) -> RunningStack:
+    """Five processes with the packaged agents and the probes, for users of the test's own."""
+    return probe_stack
 
 
 class Caller:

@@ -1,13 +1,15 @@
 """A stack with TLS between its services: certificates, their authority and the keys of tickets are replaced while runs
-flow, and no call fails; a revoked user is out everywhere within 5 s."""
+flow, and no call fails; a revoked user is out everywhere within 5 s; an operator of elsewhere needs a certificate and a
+token of their own."""
 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,22 @@ import grpc
 import pytest
 from grpc import aio
 
+from carrel.cli.audit import show_audit
+from carrel.cli.audit_export import export_audit
 from carrel.cli.certificates import make_certificates
 from carrel.cli.key_rotation import KeyRotation
+from carrel.cli.operators import Operator, OperatorOptions, find_operator
+from carrel.cli.revoke import revoke_user
 from carrel.cli.stack_tls import tls_environment
-from carrel.errors import CarrelError, PermissionDeniedError, TicketError
+from carrel.errors import (
+    CarrelError,
+    InvalidConfigurationError,
+    PermissionDeniedError,
+    StartupError,
+    TicketError,
+    TokenError,
+    UnavailableError,
+)
 from carrel.ids import new_id
 from carrel.v1 import bridge_pb2, emitter_pb2, execution_pb2
 from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
@@ -75,6 +89,66 @@ async def test_nobody_without_a_certificate_is_let_in_and_each_only_to_what_it_c
     assert audit.returncode == 0, audit.stderr
 
 
+def token_file(stack: RunningStack, permissions: Sequence[str], *, lifetime_s: float = 600.0) -> str:
+    path = stack.folder / new_id("token")
+    path.touch(0o600)
+    path.write_text(stack.token("olga", permissions=permissions, lifetime_s=lifetime_s), encoding="ascii")
+    return str(path)
+
+
+def by_address(stack: RunningStack, token: str, *, identity: str = "operator") -> Operator:
+    """What an operator on a machine without a state folder is given."""
+    environ = tls_environment(stack.state, identity) if identity else {}
+    options = OperatorOptions(stack.folder / "none", stack.address("execution"), stack.url, token)
+    return find_operator(options, environ)
+
+
+async def test_an_operator_reaches_execution_by_address_and_the_audit_trail_names_them(
+    stack: RunningStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user, reader = new_id("user"), token_file(stack, ["operator:read", "trace:read"])
+    options = ["--execution", stack.address("execution"), "--url", stack.url, "--token-file"]
+    revoked = await asyncio.to_thread(
+        run_carrel,
+        *("revoke", user, "--reason", "left", *options, token_file(stack, ["operator:revoke"])),
+        cwd=stack.folder,
+        environment=tls_environment(stack.state, "operator"),
+    )
+    assert revoked.returncode == 0, revoked.stderr
+    assert revoked.stdout.startswith(f"{user} is out: 0 runs were cancelled")
+    operator, output = by_address(stack, reader), stack.folder / "audit.jsonl"
+    assert await show_audit(operator, user_id=user, run_id="", most=5000, as_json=True) == 0
+    (act,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (act["action"], act["target"]) == ("user.revoke", "olga")
+    assert await export_audit(operator, output, since=None, until=dt.datetime.now(dt.UTC), user_id="") == 0
+    records = [json.loads(line).get("record", {}) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert {"action": "ticket.service", "user_id": "olga"}.items() <= next(
+        record for record in records if record.get("action") == "ticket.service"
+    ).items()
+
+
+async def test_an_operator_without_certificate_or_token_of_their_own_is_refused(stack: RunningStack) -> None:
+    good = token_file(stack, ["operator:revoke"])
+    with pytest.raises(InvalidConfigurationError, match=r"not for this service.*spiffe://carrel\.internal/operator"):
+        by_address(stack, good, identity="gateway")
+    with pytest.raises(StartupError, match="needs --token-file"):
+        by_address(stack, "")
+    with pytest.raises(UnavailableError, match="CARREL_TLS__CERT"):
+        await revoke_user(by_address(stack, good, identity=""), "alice", "")
+    for permissions in ([], ["trace:read"], ["operator:read"]):
+        with pytest.raises(PermissionDeniedError, match="operator:revoke"):
+            await revoke_user(by_address(stack, token_file(stack, permissions)), "alice", "")
+    with pytest.raises(TokenError, match="expired"):
+        await revoke_user(by_address(stack, token_file(stack, ["operator:revoke"], lifetime_s=-60)), "alice", "")
+    # Whoever has a ticket and the certificate of another service gets no further.
+    ticket = stack.service_context("olga", ["operator:revoke"])
+    request = execution_pb2.RevokeUserRequest(context=ticket, user_id="alice")
+    for identity in ("gateway", "doctor", "client"):
+        async with channel_to(stack, "execution", identity=identity) as channel:
+            with pytest.raises(PermissionDeniedError, match=f"{identity} may not call"):
+                await ExecutionServiceStub(channel).RevokeUser(request, timeout=5)
+
+
 async def test_certificates_authority_and_keys_are_replaced_while_runs_flow(
     stack: RunningStack, eventually: Eventually
 ) -> None:
@@ -99,7 +173,7 @@ async def test_certificates_authority_and_keys_are_replaced_while_runs_flow(
             tasks.create_task(runs(user))
         await some_runs()
         for step in ("new_ca", "", "drop_old_ca"):
-            day = timedelta(days=1)
+            day = dt.timedelta(days=1)
             list(make_certificates(tls, life=day, new_ca=step == "new_ca", drop_old_ca=step == "drop_old_ca"))
             await some_runs()
         for issuer in ("gateway", "execution"):

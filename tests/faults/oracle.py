@@ -150,7 +150,7 @@ async def read_log(stack: RunningStack, user: str, bridge: str = "") -> LogEnd:
 async def _read_once(stack: RunningStack, user: str, bridge: str) -> LogEnd:
     entries: list[Committed] = []
     epoch = ""
-    async with open_channel(bridge) as channel:
+    async with open_channel(bridge, tls=stack.tls_to("bridge")) as channel:
         request = bridge_pb2.ReadEventsRequest(context=stack.session_context(user))
         call = BridgeServiceStub(channel).ReadEvents(request, timeout=_READ_S)
         async for response in responses(call):

@@ -39,6 +39,7 @@ class FakeLog:
         self.events: dict[Key, list[Event]] = defaultdict(list)
         self.base: dict[Key, int] = defaultdict(int)
         self.items: list[ProducerEvents] = []
+        self.fences: dict[Key, int] = {}
         self.duplicates = 0
         self.gaps: list[Key] = []
 
@@ -55,6 +56,13 @@ class FakeLog:
         key = (item.context.user_id, item.producer_id)
         self.items.append(item)
         ack = ProducerAck(user_id=key[0], producer_id=key[1], epoch="e1")
+        run = (key[0], item.context.run_id)
+        if item.fence < self.fences.get(run, 0):
+            ack.through = ack.refusal.last_number = self.last(key)
+            ack.refusal.reason = RefusalReason.REFUSAL_REASON_STALE_FENCE
+            ack.fence = item.fence
+            return ack
+        self.fences[run] = item.fence
         first = item.events[0].number
         if first > self.last(key) + 1:
             if not item.declare_gap:
@@ -85,6 +93,8 @@ class FakeBridge(BridgeServiceServicer):
         self.reading = asyncio.Event()
         self.reading.set()
         self.refuse: Callable[[ProducerEvents], RefusalReason.ValueType | None] = lambda item: None
+        # Called when a question for a run's fence has been answered, before the asker has the answer.
+        self.resolved: Callable[[], None] = lambda: None
         self.messages = 0
         self.streams = 0
 
@@ -100,10 +110,11 @@ class FakeBridge(BridgeServiceServicer):
             yield bridge_pb2.PublishResponse(acks=acks)
 
     async def ResolveRun(self, request: bridge_pb2.ResolveRunRequest, context: Any) -> bridge_pb2.ResolveRunResponse:
-        fences = [i.fence for i in self.log.items if i.context.run_id == request.run_id]
-        if not fences:
+        fence = self.log.fences.get((request.context.user_id, request.run_id))
+        self.resolved()
+        if fence is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such run")
-        return bridge_pb2.ResolveRunResponse(run_id=request.run_id, fence=max(fences))
+        return bridge_pb2.ResolveRunResponse(run_id=request.run_id, fence=fence or 0)
 
     def _take(self, item: ProducerEvents) -> ProducerAck:
         reason = self.refuse(item)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from carrel.cli import audit_export, operators
 from carrel.cli.audit_export import export_audit, verify_file
+from carrel.cli.operators import Operator
 from carrel.cli.state import StateFolder
 from carrel.errors import InvalidRequestError, PermissionDeniedError
 from carrel.v1 import execution_pb2 as pb
@@ -27,20 +28,15 @@ async def record(world: World, first: int, count: int, user: str = "alice") -> N
 
 
 @pytest.fixture
-def operator(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An operator's state folder, as far as an export looks at it."""
+def operator(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Operator]:
+    """An operator who reaches an execution by its address."""
     monkeypatch.setattr(audit_export, "_PAGE", 7)
     monkeypatch.setattr(
-        audit_export,
+        operators,
         "operator_ticket",
         lambda state, permissions, lifetime_s: identity().minter.mint_service("operator", permissions, lifetime_s),
     )
-
-    def at(address: str) -> None:
-        for module in (audit_export, operators):
-            monkeypatch.setattr(module, "execution_address", lambda state: address)
-
-    return at
+    return lambda address: Operator(address, None, "", None, StateFolder(Path("none")))
 
 
 def targets(path: Path) -> list[str]:
@@ -49,32 +45,40 @@ def targets(path: Path) -> list[str]:
     return [act["target"].removeprefix("löschen ") for act in acts if act["action"] == "test.act"]
 
 
-async def test_every_record_is_exported_once_over_several_exports(tmp_path: Path, operator: Any) -> None:
-    output, state = tmp_path / "audit.jsonl", StateFolder(tmp_path)
-    until = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+def now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+async def test_every_record_is_exported_once_over_several_exports(
+    tmp_path: Path, operator: Callable[[str], Operator], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "audit.jsonl"
     async with running_execution(tmp_path / "one") as world:
-        operator(world.address)
+        olga = operator(world.address)
         await record(world, 0, 20)
-        assert await export_audit(state, output, since=None, until=until, user_id="") == 0
+        assert await export_audit(olga, output, since=None, until=now(), user_id="") == 0
         assert output.stat().st_mode & 0o077 == 0
         await record(world, 20, 5)
-        since = dt.datetime.now(dt.UTC)
+        since = now()
         await record(world, 25, 3, "bob")
         with output.open("a", encoding="utf-8") as file:
             file.write('{"record":{"torn')
-        await export_audit(state, output, since=None, until=until, user_id="")
+        await export_audit(olga, output, since=None, until=now(), user_id="")
         assert targets(output) == [str(number) for number in range(28)]
         assert verify_file(output) == 0
+        assert "may be missing in the file for good" in capsys.readouterr().out
+        with pytest.raises(InvalidRequestError, match="still to come"):
+            await export_audit(olga, output, since=None, until=now() + dt.timedelta(seconds=20), user_id="")
         before = output.read_bytes()
-        await export_audit(state, output, since=None, until=until, user_id="")
+        await export_audit(olga, output, since=None, until=now(), user_id="")
         assert output.read_bytes() == before
         assert b"audit.export" in before, "that it was exported is on record, too"
         with pytest.raises(InvalidRequestError, match="another selection"):
-            await export_audit(state, output, since=None, until=until, user_id="bob")
+            await export_audit(olga, output, since=None, until=now(), user_id="bob")
         bobs = tmp_path / "bob.jsonl"
-        await export_audit(state, bobs, since=since, until=None, user_id="bob")
+        await export_audit(olga, bobs, since=since, until=None, user_id="bob")
         assert targets(bobs) == [], "what began so lately may still be joined by others"
-        await export_audit(state, bobs, since=since, until=until, user_id="bob")
+        await export_audit(olga, bobs, since=since, until=now(), user_id="bob")
         assert targets(bobs) == ["25", "26", "27"]
 
 

@@ -23,6 +23,7 @@ from carrel.v1.bridge_pb2_grpc import BridgeServiceStub
 from carrel.v1.context_pb2 import UserExecutionContext
 from servicekit.identity.keys import generate_key, write_jwks
 from servicekit.identity.tickets import TicketMinter
+from servicekit.sealing_keys import add_key
 from tests.conftest import Eventually
 
 KEY = generate_key()
@@ -285,3 +286,16 @@ async def test_start_with_a_wrong_setting_ends_with_what_to_do(
     assert ended == code, errors
     assert says in errors
     assert "to do" in errors
+
+
+async def test_start_without_a_key_that_the_log_needs_ends_with_what_to_do(process: Process) -> None:
+    keys = process.folder / "keys.json"
+    kid = add_key(keys)
+    process.start(CARREL_BRIDGE_ENCRYPTION__KEY_FILE=str(keys))
+    await process.ready()
+    assert process.end(signal.SIGTERM)[0] == 0
+    process.start()
+    code, told = process.end()
+    assert code == 1
+    assert f"sealed with the key '{kid}', which is not here" in told
+    assert "CARREL_BRIDGE_ENCRYPTION__KEY_FILE" in told

@@ -255,6 +255,28 @@ async def test_a_notification_without_a_fence_takes_the_one_that_the_log_knows(h
     assert [i.fence for i in harness.log.items] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("known", [0, 1], ids=["the run's first event", "the next attempt's"])
+async def test_an_event_of_a_new_holder_between_the_question_and_the_append_fails_no_notification(
+    harness: Harness, known: int
+) -> None:
+    if known:
+        harness.log.append(item(harness.context()))
+    overtaking = [item(harness.context(), producer=f"r1:0:{known + 1}")]
+    overtaking[0].fence = known + 1
+
+    def overtake() -> None:
+        if overtaking:
+            harness.log.append(overtaking.pop())
+
+    harness.bridge.resolved = overtake
+    response = await notify(harness)
+    assert response.position.event_id == response.event_id
+    tries = [i.fence for i in harness.log.items if i.producer_id == "notify:r1:k1"]
+    assert tries == [known, known + 1]
+    assert harness.log.data("alice", "notify:r1:k1") == [TEXT]
+    assert await notify(harness) == response
+
+
 async def test_long_keys_of_two_runs_are_not_mixed_up(harness: Harness) -> None:
     key = "k" * 128
     ids = {(await notify(harness, key, context=harness.context(run=run))).event_id for run in ("r1" * 60, "r2" * 60)}

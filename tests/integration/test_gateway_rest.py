@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from carrel.errors import StoreUnavailableError, ThreadBusyError
-from gateway.rest.routes import OPEN_PATHS
+from gateway.rest.routes import CONSOLE_PATHS, OPEN_PATHS
 from servicekit.identity.principals import RunPrincipal, ServicePrincipal, SessionPrincipal
 from tests.conftest import Eventually
 from tests.support.identity import identity
@@ -41,7 +42,7 @@ async def test_every_route_but_the_open_ones_refuses_a_request_without_a_token(t
         for route in g.server.routes():
             info = route.resource.canonical if route.resource else ""
             seen.add(info)
-            if info in OPEN_PATHS:
+            if info in OPEN_PATHS | CONSOLE_PATHS:
                 continue
             path = info.replace("{run_id}", "run-1").replace("{thread_id}", "thread-1").replace("{name}", "n")
             for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Bearer {token(ttl_s=-9)}"}):
@@ -295,6 +296,23 @@ async def test_a_service_that_may_act_gets_tickets_for_users_and_for_itself(tmp_
         wrong = {"user_id": "bob", "permissions": ["operator:read"]}
         status, _, _ = await _ask(g, "POST", "/api/tickets", bearer=bearer, json=wrong)
         assert status == 403
+
+
+async def test_an_operators_own_token_gets_a_short_service_ticket_for_what_operators_may(tmp_path: Path) -> None:
+    verify = identity().verifier().verify_ticket
+    async with gateway(tmp_path) as g:
+        bearer = token("olga", permissions=["operator:read", "operator:revoke", "trace:read"])
+        asked = {"scope": "service", "lifetime_s": 3600}
+        _, body, _ = await _ask(g, "POST", "/api/tickets", bearer=bearer, json=asked)
+        ticket = verify(body["ticket"])
+        assert isinstance(ticket, ServicePrincipal)
+        assert (ticket.service, set(ticket.permissions)) == ("olga", {"operator:read", "operator:revoke"})
+        assert ticket.expires_at <= time.time() + 901
+        for wrong in ({"permissions": ["trace:read"]}, {"permissions": ["operator:write"]}, {"user_id": "bob"}):
+            status, body, _ = await _ask(g, "POST", "/api/tickets", bearer=bearer, json={"scope": "service", **wrong})
+            assert status in {400, 403}, wrong
+        status, _, _ = await _ask(g, "POST", "/api/tickets", bearer=bearer, json={"user_id": "bob"})
+        assert status == 403, "an operator acts for nobody"
 
 
 async def test_unknown_routes_and_methods_answer_in_json(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ EVERYTHING = (
 def _built(overlay: str, more: tuple[str, ...]) -> list[Object]:
     if kustomize_command() is None:
         raise unavailable("kubectl", "neither kubectl nor kustomize is here")
-    if overlay == "local":
+    if overlay == "local" and not more:
         return build(FOLDER / "overlays" / overlay)
     return combine(overlay, [*_listed(overlay), *(more or ("images",))])
 

@@ -53,6 +53,29 @@ def test_local_keeps_its_stores_on_volumes_of_one_pod_and_production_has_none(bu
     assert "CARREL_BRIDGE_LOG__URL" in production.environment(production.workload("bridge"))
 
 
+def test_stores_in_files_are_sealed_as_well(built: Build) -> None:
+    documents = built("local", "encryption", "images")
+    assert list(problems(documents)) == []
+    manifests = Manifests(documents)
+    for app, secret in (("execution", "carrel-encryption"), ("bridge", "carrel-encryption-log")):
+        workload = manifests.workload(app)
+        assert workload.kind == "StatefulSet"
+        assert secret in _secrets(workload.pod["volumes"])
+        name = f"CARREL_{app.upper()}_ENCRYPTION__KEY_FILE"
+        assert manifests.environment(workload)[name] == "/run/carrel/encryption/keys.json"
+
+
+@pytest.mark.parametrize("app", ["doctor", "operator"])
+def test_what_visits_production_is_a_part_of_it(built: Build, app: str) -> None:
+    manifests = Manifests(built())
+    visitor = manifests.workload(app)
+    environment = manifests.environment(visitor)
+    assert environment["CARREL_ENVIRONMENT"] == "production"
+    assert environment["CARREL_TLS__CERT"] == "/run/carrel/tls/tls.crt"
+    assert f"carrel-tls-{app}" in _secrets(visitor.pod["volumes"])
+    assert "carrel-gateway-key" not in _secrets(visitor.pod["volumes"])
+
+
 def test_two_parameters_name_all_images_also_of_a_registry_with_a_port(tmp_path: Path, built: Build) -> None:
     built()  # skipped where nothing can be built
     copied = tmp_path / "k8s"
@@ -62,7 +85,7 @@ def test_two_parameters_name_all_images_also_of_a_registry_with_a_port(tmp_path:
     )
     manifests = Manifests(build(copied / "overlays/production"))
     images = {workload.app: workload.container["image"] for workload in manifests.workloads}
-    assert len(images) == 7
+    assert len(images) == 8
     for app, image in images.items():
         assert image == f"localhost:5000/a/b/carrel-{app if app in SETTINGS else 'cli'}:9.9.9-rc1"
     assert manifests.named("Job", "migrate-9.9.9-rc1")
@@ -168,7 +191,7 @@ def test_certificates_name_each_identity_in_the_trust_domain(built: Build) -> No
     from servicekit.tls.settings import server_name, spiffe_id
 
     certificates = {found["metadata"]["name"]: found["spec"] for found in Manifests(built()).of("Certificate")}
-    for app in (*SETTINGS, "doctor"):
+    for app in (*SETTINGS, "doctor", "operator"):
         spec, service = certificates[app], app.replace("-", "_")
         assert spec["uris"] == [spiffe_id(service, "carrel.internal")]
         assert spec["dnsNames"][0] == server_name(service, "carrel.internal")

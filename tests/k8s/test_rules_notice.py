@@ -55,6 +55,16 @@ BROKEN: dict[str, tuple[Break, str]] = {
         ),
         "egress is no edge of the chain: emitter -> gateway:50054",
     ),
+    "an operator's way is gone": (
+        lambda m: removed(m, "NetworkPolicy", "execution-operator"),
+        "ingress is missing: operator -> execution:50051",
+    ),
+    "an operator gets further": (
+        lambda m: policy(m, "operator")["egress"][1]["to"].append(
+            {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "bridge"}}}
+        ),
+        "egress is no edge of the chain: operator -> bridge:50051",
+    ),
     "a policy's port is another": (
         lambda m: policy(m, "agent-instance")["egress"][0]["ports"][0].update(port=50054),
         "egress is missing: agent-instance -> emitter:50053",

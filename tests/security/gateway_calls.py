@@ -19,6 +19,7 @@ BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "POST /api/socket-tokens": {},
     "POST /api/logout": {},
     "POST /ag-ui": {},
+    "POST /console/sign-in": {"user": "alice"},
 }
 
 
@@ -26,7 +27,13 @@ async def ask(
     http: aiohttp.ClientSession, route: str, headers: Mapping[str, str], **ids: str
 ) -> tuple[int, Mapping[str, str], dict[str, Any]]:
     method, _, path = route.partition(" ")
-    names = {"run_id": "run-1", "thread_id": "thread-1", "name": "report.md", "user_id": "alice"} | ids
+    names = {
+        "run_id": "run-1",
+        "thread_id": "thread-1",
+        "name": "report.md",
+        "user_id": "alice",
+        "path": "about.json",
+    } | ids
     body = BODIES.get(route)
     async with http.request(method, path.format_map(names), json=body, headers=dict(headers)) as response:
         # A stream of events has no end of its own.

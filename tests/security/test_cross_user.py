@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from carrel.ids import new_id
+from gateway import development
 from gateway.frames import _RULES as FRAME_RULES
 from gateway.requests import EXECUTE_RULES
 from gateway.rest import logout, runs, tickets
@@ -72,6 +73,8 @@ _ELSEWHERE: Final = {
     ("GET /ws/{user_id}", "user_id"),
     ("POST /api/agents/execute", "thread_id"),
     ("POST /api/tickets", "user_id"),
+    # A file's.
+    ("GET /console/{path}", "path"),
 }
 # Fields of bodies, by route, as the handlers check them.
 _FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -82,6 +85,7 @@ _FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {
     "POST /api/logout": logout._RULES,
     "POST /api/socket-tokens": {},
     "POST /ag-ui": {},
+    "POST /console/sign-in": development._RULES,
 }
 
 

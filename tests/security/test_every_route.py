@@ -14,7 +14,7 @@ from grpc import aio
 
 from carrel.ids import new_id
 from carrel.v1.context_pb2 import UserExecutionContext
-from gateway.rest.routes import OPEN_PATHS, add_routes
+from gateway.rest.routes import CONSOLE_PATHS, OPEN_PATHS, add_routes
 from tests.conftest import Eventually
 from tests.security.forge import UNAUTHENTICATED, Forge
 from tests.security.gateway_calls import ask, bearer, connected, refused
@@ -48,12 +48,17 @@ _ANSWERS: Final[Mapping[str, int]] = {
     "POST /api/socket-tokens": 201,
     "POST /api/logout": 200,
     "GET /api/operator/gateway": 403,
+    "GET /api/operator/overview": 403,
+    # No login is asked for; not of the page's own origin.
+    "GET /console/{path}": 200,
+    "POST /console/sign-in": 403,
     "POST /ag-ui": 501,
 }
 _OPEN: Final = {"GET /", "GET /healthz", "GET /readyz"}
 _SOCKETS: Final = {"GET /ws", "GET /ws/{user_id}"}
+_CONSOLE: Final = {"GET /console/{path}", "POST /console/sign-in"}
 _LIST_AGENTS: Final = "carrel.v1.AgentInstanceService.ListAgents"
-_CLOSED: Final = sorted(_ANSWERS.keys() - _OPEN - _SOCKETS)
+_CLOSED: Final = sorted(_ANSWERS.keys() - _OPEN - _SOCKETS - _CONSOLE)
 
 
 async def _socket(_request: web.Request) -> web.StreamResponse:
@@ -64,7 +69,8 @@ def _routes() -> set[str]:
     """Every route of the gateway's router."""
     application = web.Application()
     events = MagicMock(of_run=_socket, of_user=_socket)
-    add_routes(application, MagicMock(), MagicMock(), _socket, events, 1.0)
+    console = MagicMock(root=lambda otherwise: otherwise, page=_socket, sign_in=_socket)
+    add_routes(application, MagicMock(), MagicMock(), _socket, events, 1.0, console=console)
     found = set()
     for route in application.router.routes():
         assert route.resource is not None
@@ -78,6 +84,7 @@ def _routes() -> set[str]:
 def test_every_route_has_a_row() -> None:
     assert _routes() == set(_ANSWERS)
     assert {f"GET {path}" for path in OPEN_PATHS} == _OPEN | _SOCKETS
+    assert {route.partition(" ")[2] for route in _CONSOLE} == CONSOLE_PATHS
 
 
 @pytest.mark.parametrize("route", sorted(_ANSWERS))

@@ -51,6 +51,7 @@ _BODIES: Final[dict[str, str]] = {
     "POST /api/socket-tokens": '{{"x":{}}}',
     "POST /api/logout": '{{"everywhere":{}}}',
     "POST /ag-ui": '{{"x":{}}}',
+    "POST /console/sign-in": '{{"user":{}}}',
 }
 
 

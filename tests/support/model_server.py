@@ -23,6 +23,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support import model_responses
+
 __all__ = ["CallTools", "Fail", "Hang", "ModelServer", "Raw", "Say", "model_server"]
 
 
@@ -88,7 +90,10 @@ class Seen:
 class ModelServer:
     """The server. ``requests``: what it got; ``aborted``: how many the other side gave up; ``open``: under way now."""
 
-    def __init__(self, *script: Step, otherwise: Rule | None = None, key: str | None = None) -> None:
+    def __init__(
+        self, *script: Step, otherwise: Rule | None = None, key: str | None = None, keep_alive: bool = True
+    ) -> None:
+        self._keep_alive = keep_alive
         self.script = list(script)
         self.otherwise: Rule = otherwise or (lambda _: Say("ok"))
         self.key = key
@@ -103,6 +108,8 @@ class ModelServer:
         app.router.add_post("/v1/embeddings", self._counted)
         app.router.add_post("/v1/responses", self._counted)
         app.router.add_get("/v1/models", self._models)
+        if not self._keep_alive:
+            app.on_response_prepare.append(_close)
         return app
 
     async def _models(self, _: web.Request) -> web.Response:
@@ -137,10 +144,16 @@ class ModelServer:
             usage = {"prompt_tokens": 5, "total_tokens": 5}
             return web.json_response({"object": "list", "model": body["model"], "data": data, "usage": usage})
         if request.path.endswith("/responses"):
-            return web.json_response(_response(body, step))
+            if not body.get("stream"):
+                return web.json_response(model_responses.response(body, step))
+            return await _stream_response(request, body, step)
         if not body.get("stream"):
             return web.json_response(_completion(body, step))
         return await _stream(request, body, step)
+
+
+async def _close(_: web.Request, response: web.StreamResponse) -> None:
+    response.force_close()
 
 
 def _error(status: int, message: str, headers: Mapping[str, str]) -> web.Response:
@@ -177,11 +190,15 @@ def _completion(body: Mapping[str, Any], step: Say | CallTools) -> dict[str, Any
     return {**head, "choices": [choice], "usage": _usage(body, step)}
 
 
-def _response(body: Mapping[str, Any], step: Say | CallTools) -> dict[str, Any]:
-    content = [{"type": "output_text", "text": step.text, "annotations": []}]
-    output = [{"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": content}]
-    usage = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
-    return {"id": "resp_1", "object": "response", "model": body["model"], "output": output, "usage": usage}
+async def _stream_response(request: web.Request, body: Mapping[str, Any], step: Say | CallTools) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    async for event in model_responses.events(body, step, _pieces(step)):
+        if isinstance(step, Say) and step.delay_s and b"output_text.delta" in event:
+            await asyncio.sleep(step.delay_s)
+        await response.write(event)
+    await response.write_eof()
+    return response
 
 
 async def _stream(request: web.Request, body: Mapping[str, Any], step: Say | CallTools) -> web.StreamResponse:
@@ -233,10 +250,14 @@ def _pieces(step: Say | CallTools) -> list[str]:
 
 @asynccontextmanager
 async def model_server(
-    *script: Step, otherwise: Rule | None = None, key: str | None = None, port: int = 0
+    *script: Step,
+    otherwise: Rule | None = None,
+    key: str | None = None,
+    port: int = 0,
+    keep_alive: bool = True,
 ) -> AsyncIterator[ModelServer]:
-    """The server on 127.0.0.1 for the length of the block."""
-    server = ModelServer(*script, otherwise=otherwise, key=key)
+    """The server on 127.0.0.1 for the length of the block. Without ``keep_alive``, for clients that outlive a loop."""
+    server = ModelServer(*script, otherwise=otherwise, key=key, keep_alive=keep_alive)
     runner = web.AppRunner(server.app(), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
@@ -256,12 +277,17 @@ _CONVERT = re.compile(r"(?P<value>-?[\d.]+)\s*(?P<source>[a-z°]+)\s+(?:in|to|in
 
 def by_rules(body: Mapping[str, Any]) -> Step:
     """Calls the tool that the user's words ask for, when it is offered, and puts its result into a sentence."""
+    if "messages" not in body:
+        body = model_responses.as_chat(body)
     messages = body["messages"]
     offered = {tool["function"]["name"] for tool in body.get("tools", ()) if tool.get("type") == "function"}
-    if messages[-1]["role"] == "tool":
+    handed_over = str(messages[-1].get("content")).startswith('{"assistant"')
+    if messages[-1]["role"] == "tool" and not handed_over:
         results = [m["content"] for m in messages if m["role"] == "tool"]
         return Say(f"Here is what I found: {results[-1]}", pieces=8, delay_s=0.02)
     asked = str(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
+    if (order := re.search(r"order (\d+)", asked, re.I)) and (call := _about_order(offered, asked)):
+        return CallTools((call, {} if call.startswith("transfer_to_") else {"number": int(order[1])}))
     if "keep_note" in offered and (note := re.search(r"\b(?:note|remember)\b[:,]?\s*(.+)", asked, re.I | re.S)):
         return CallTools(("keep_note", {"title": note[1].strip()[:40], "text": note[1].strip()}))
     if "convert_units" in offered and (found := _CONVERT.search(asked)):
@@ -272,6 +298,14 @@ def by_rules(body: Mapping[str, Any]) -> Step:
     earlier = sum(m["role"] == "user" for m in messages) - 1
     known = f" You have told me {earlier} thing(s) before." if earlier else ""
     return Say(f"I am a scripted model and heard: {asked[:200]}.{known}", pieces=8, delay_s=0.02)
+
+
+def _about_order(offered: set[str], asked: str) -> str:
+    """The function for a question about an order; a hand-off where that is the way to it."""
+    if not re.search("refund", asked, re.I):
+        return "find_order" if "find_order" in offered else ""
+    handoffs = sorted(name for name in offered if name.startswith("transfer_to_"))
+    return "refund_order" if "refund_order" in offered else next(iter(handoffs), "")
 
 
 async def _main(port: int) -> None:

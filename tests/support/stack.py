@@ -32,6 +32,7 @@ from carrel.v1 import context_pb2
 from servicekit.identity.keys import load_signing_key
 from servicekit.identity.principals import OPERATOR_READ
 from servicekit.identity.tickets import TicketMinter
+from servicekit.tls.peers import PeerTls
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "execution", "agent_instance", "emitter", "bridge")
@@ -89,6 +90,10 @@ class RunningStack:
     def log(self) -> str:
         """Everything that the processes have written."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def tls_to(self, service: str) -> PeerTls | None:
+        """For channels of an internal service to this one; None where the services speak without TLS."""
+        return None
 
     # Breaking it.
 

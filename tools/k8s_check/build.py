@@ -34,9 +34,9 @@ _VARIANTS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
     (("encryption",), ()),
     (("gateway-api",), ("ingress-nginx",)),
     ((), ("cert-manager",)),
-    (("mesh",), ("mtls", "cert-manager", "doctor-mtls")),
+    (("mesh",), ("mtls", "cert-manager", "doctor-mtls", "operator-mtls")),
     ((), ("telemetry",)),
-    ((), ("migration", "doctor", "doctor-mtls")),
+    ((), ("migration", "doctor", "doctor-mtls", "operator", "operator-mtls")),
     ((*_TOGETHER, "oidc", "encryption"), ()),
 )
 # A component works on what those before it brought; images comes last, since it names all images.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from carrel.cli.doctor.settings import DoctorSettings
+from carrel.cli.operator_settings import OperatorSettings
 from gateway.config import GatewaySettings
 from servicekit.addresses import PeerAddress
 from servicekit.settings import SharedSettings, load_settings
@@ -28,6 +29,7 @@ SETTINGS: Final[Mapping[str, type[SharedSettings]]] = {
 TASKS: Final[Mapping[str, tuple[tuple[str, type[SharedSettings]], ...]]] = {
     "migrate": (("execution", ExecutionSettings), ("bridge", BridgeSettings)),
     "doctor": (("doctor", DoctorSettings),),
+    "operator": (("operator", OperatorSettings),),
 }
 METRICS_ABOVE: Final = 1000
 # Files that are read together with the settings, of which none is here: a stub, so that the rest can be read.

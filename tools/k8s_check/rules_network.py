@@ -28,7 +28,7 @@ def network_problems(manifests: Manifests) -> Iterator[str]:
     """Everything that is wrong with the policies of one build."""
     yield from _deny_all(manifests)
     ours = {workload.app for workload in manifests.workloads}
-    expected = _chain() | (_doctor() if "doctor" in ours else set())
+    expected = _chain() | {edge for edge in _visitors() if edge.source in ours}
     for direction, found in (("egress", manifests.egress()), ("ingress", manifests.ingress())):
         inner = {edge for edge in found if edge.source in ours and edge.target in ours}
         yield from (f"{direction} is missing: {edge}" for edge in sorted(expected - inner))
@@ -41,8 +41,10 @@ def _chain() -> set[Edge]:
     return {Edge(app, peer, default_port(peer)) for app in SETTINGS for peer in peers(app)}
 
 
-def _doctor() -> set[Edge]:
-    return {Edge("doctor", app, default_port(app)) for app in SETTINGS}
+def _visitors() -> set[Edge]:
+    """Who comes now and then: the doctor to all, operators to whom gives tickets and whom they ask."""
+    visits = {"doctor": tuple(SETTINGS), "operator": ("gateway", "execution")}
+    return {Edge(visitor, app, default_port(app)) for visitor, apps in visits.items() for app in apps}
 
 
 def _deny_all(manifests: Manifests) -> Iterator[str]:

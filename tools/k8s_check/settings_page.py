@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 
 from carrel.cli.doctor.settings import DoctorSettings
+from carrel.cli.operator_settings import OperatorSettings
 from servicekit.settings import SharedSettings, load_settings
 from servicekit.settings_env import Variable, describe, variables
 from tools.k8s_check.code import SETTINGS
@@ -41,12 +42,14 @@ def page() -> str:
     for app, cls in SETTINGS.items():
         parts += [f"\n## {app.replace('-', '_')}\n", *_table(cls, app.replace("-", "_"), own=True)]
     parts += ["\n## carrel doctor\n", *_table(DoctorSettings, "doctor", own=True)]
+    parts += ["\n## carrel revoke, carrel audit\n", *_table(OperatorSettings, "operator", own=True)]
     return "\n".join(parts) + "\n"
 
 
 def undocumented() -> list[str]:
     """Settings of which the code does not say what they are."""
-    named = [(cls, app.replace("-", "_")) for app, cls in SETTINGS.items()] + [(DoctorSettings, "doctor")]
+    named = [(cls, app.replace("-", "_")) for app, cls in SETTINGS.items()]
+    named += [(DoctorSettings, "doctor"), (OperatorSettings, "operator")]
     return sorted({v.name for cls, service in named for v in variables(cls, service) if not v.field.description})
 
 

@@ -23,7 +23,7 @@ from carrel.cli.doctor.settings import DoctorSettings
 from carrel.cli.doctor.users import Pair, claimed_pair
 from carrel.cli.doctor.world import World
 from carrel.cli.output import EXIT_USAGE, Printer
-from carrel.errors import CarrelError
+from carrel.errors import CarrelError, TicketError
 from servicekit.settings import load_settings
 
 __all__ = ["CHECKS", "Wishes", "doctor", "examine"]
@@ -40,6 +40,10 @@ CHECKS: Final[Mapping[str, Make]] = {
 # What the whole may take beyond its checks: finding users, and cleaning up.
 _CLEAN_S: Final = 30.0
 _FIRST: Final = "factories_configured failed: mend that first"
+_PUBLISH: Final = (
+    "bring tickets.jwks.json with this key to every service (`carrel keys show DIR` lists what it has); it is taken up"
+    " within seconds. See docs/operations/secure.md, keys of tickets"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ async def examine(access: Access, wishes: Wishes, timeout_s: float) -> Report:
 async def _without_users(
     access: Access, services: Services, report: Report, names: Sequence[str], error: CarrelError
 ) -> None:
-    """No test users could be had: say which part of the deployment is missing, if that is why.
+    """No test users could be had: say what is wrong with the deployment, if that is why.
 
     Raises:
         CarrelError: Nothing is missing, or a gateway cannot be reached: ``error``.
@@ -117,9 +121,13 @@ async def _without_users(
         await what_is_missing(access.urls, services, check)
     except CarrelError:
         raise error from None
-    if check.status != "fail":
+    if isinstance(error, TicketError) and (key := error.details.get("kid")):
+        # The gateway took the login: what it asked the services with is what they do not know.
+        check.fail(f"the services know the key {key} that the gateway signs with", error.message, _PUBLISH)
+    elif check.status == "fail":
+        check.fail("the test users can be looked at", f"{error.code}: {error.message}", error.advice)
+    else:
         raise error
-    check.fail("the test users can be looked at", f"{error.code}: {error.message}", error.advice)
     check.duration_s = time.perf_counter() - began
     report.checks.append(check)
     for name in (name for name in CHECKS if name in names and name != check.name):

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 from carrel.agents import Agent, collect_wrong_classes
 from carrel.errors import CarrelError, InvalidRequestError
 
-__all__ = ["ENTRY_POINTS", "ENTRY_POINT_GROUP", "Found", "LoadedClass", "Problem", "load_classes"]
+__all__ = ["ENTRY_POINTS", "ENTRY_POINT_GROUP", "Found", "LoadedClass", "Problem", "load_classes", "wrong_sources"]
 
 ENTRY_POINT_GROUP: Final = "carrel.agents"
 # In the setting, this word stands for everything that installed packages contribute.
@@ -87,6 +87,34 @@ def load_classes(sources: Sequence[str]) -> Found:
     return Found(tuple(found.values()), tuple(problems))
 
 
+def wrong_sources(sources: Sequence[str]) -> list[Problem]:
+    """What is wrong with sources as far as it shows without running any of an author's code: the rest is loading's.
+
+    Args:
+        sources: As for ``load_classes``.
+    """
+    problems: list[Problem] = []
+    for source in sources:
+        try:
+            if source.endswith(".py"):
+                path = _file_of_source(source)
+                _ = _guarded(source, partial(_compiled, path))
+            elif source != ENTRY_POINTS:
+                # Of a name with dots, looking for more than the first part would run what that part is.
+                top = source.partition(":")[0].partition(".")[0]
+                if importlib.util.find_spec(top) is None:
+                    raise _no_module(source, top)
+        except _SourceError as error:
+            problems.append(error.problem)
+        except ValueError:
+            continue  # no name at all, or a module without a spec: told by whoever loads it
+    return problems
+
+
+def _compiled(path: Path) -> object:
+    return compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+
+
 class _Source(NamedTuple):
     name: str
     load: Callable[[], Any]
@@ -114,10 +142,15 @@ def _from_source(source: str) -> Any:
     return value
 
 
-def _load_file(source: str) -> ModuleType:
+def _file_of_source(source: str) -> Path:
     path = Path(source).expanduser().resolve()
     if not path.is_file():
         raise _SourceError(source, f"there is no file {path}", "give the path of a Python file that defines agents")
+    return path
+
+
+def _load_file(source: str) -> ModuleType:
+    path = _file_of_source(source)
     # Unique by path: two files of one name, or one called like a library, must not replace each other.
     name = f"carrel_agents_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if (known := sys.modules.get(name)) is not None:
@@ -152,14 +185,18 @@ def _guarded(source: str, load: Callable[[], Any], module: str = "") -> Any:
     except ModuleNotFoundError as error:
         where, missing = _where(error), error.name or ""
         if not where and (module == missing or module.startswith(f"{missing}.")):
-            advice = "correct the name, or install the package, or add its folder to PYTHONPATH"
-            raise _SourceError(source, f"there is no module {missing}", advice) from error
+            raise _no_module(source, missing) from error
         problem = f"loading it raised ModuleNotFoundError: there is no module {missing}{where}"
         raise _SourceError(source, problem, f"install the package that has {missing}, or correct the import") from error
     except (Exception, SystemExit) as error:
         told = error.msg if isinstance(error, SyntaxError) else str(error)[:500]
         problem = f"loading it raised {type(error).__name__}: {told}{_where(error)}"
         raise _SourceError(source, problem, "make `python -c 'import …'` of it work first") from error
+
+
+def _no_module(source: str, name: str) -> _SourceError:
+    advice = "correct the name, or install the package, or add its folder to PYTHONPATH"
+    return _SourceError(source, f"there is no module {name}", advice)
 
 
 def _advice_of(error: CarrelError) -> str:

@@ -53,6 +53,13 @@ _Call = EmitEvent | OpenChild | PutArtifact | CallTool | RunAgent | Ask | CallMo
 
 # All others are the host's to say: an agent that could emit tool_completed could lie about what it did.
 _AGENTS_OWN: Final = frozenset({"agent_thinking", "agent_message"})
+# Of tools that are no tools of ours, such as those of a library the agent is written with, only the agent knows. What
+# it says of them is told as its word, not as ours, and never under a name or an id that is ours.
+_REPORTS: Final = {
+    "tool_executing": frozenset({"tool_name", "tool_call_id", "arguments"}),
+    "tool_completed": frozenset({"tool_name", "tool_call_id", "status", "duration_ms", "result", "error"}),
+}
+_MAX_NAME: Final = 64
 
 
 class MessageHandler:
@@ -69,6 +76,7 @@ class MessageHandler:
     ) -> None:
         self._agent_name = turn.agent_name
         self._events = turn.events
+        self._declared = turn.declared
         self._clock = turn.clock
         self._table = table
         self._dispatcher = dispatcher
@@ -156,15 +164,31 @@ class MessageHandler:
                 )
 
     async def _emit(self, message: EmitEvent, scope: Scope) -> None:
-        if message.event_type not in _AGENTS_OWN:
+        if message.event_type not in _AGENTS_OWN and message.event_type not in _REPORTS:
             raise InvalidEventError(
                 "an agent cannot emit this kind of event", advice=f"use one of {', '.join(sorted(_AGENTS_OWN))}"
             )
         validate_event(message.event_type, message.data)
+        data = self._reported(message, scope) if message.event_type in _REPORTS else message.data
         # The wait for the log, when it is behind, holds up this agent's messages and nobody else's.
         with self._clock.stopped():
-            await self._events.emit(message.event_type, message.data, self._agent_name, scope.context)
+            await self._events.emit(message.event_type, data, self._agent_name, scope.context)
         self._clock.spoke()
+
+    def _reported(self, message: EmitEvent, scope: Scope) -> dict[str, Any]:
+        """What the agent says of a call that did not pass the dispatcher.
+
+        Raises:
+            InvalidEventError: The dispatcher has a tool of that name: its calls are the host's to tell.
+        """
+        name = message.data["tool_name"]
+        if name in self._declared or name in scope.tools:
+            raise InvalidEventError(
+                f"the calls of {name[:_MAX_NAME]} are told by the host", advice="call it by ctx.call_tool"
+            )
+        data = {field: value for field, value in message.data.items() if field in _REPORTS[message.event_type]}
+        names = {"tool_name": name[:_MAX_NAME], "tool_call_id": f"own-{data['tool_call_id'][:_MAX_NAME]}"}
+        return {**data, **names, "attempt": self._events.attempt, "reported": True}
 
     async def _close_child(self, handle: int) -> None:
         try:

@@ -29,6 +29,7 @@ from carrel.errors import (
     ModelRefusedError,
     ModelUnavailableError,
 )
+from carrel.speech import Speech, split_text
 from servicekit.logs import get_logger
 from servicekit.tasks import TaskOwner
 from servicekit.telemetry.gen_ai import model_call, token_usage
@@ -40,7 +41,6 @@ from services.agent_instance.domain.model_answer import ChatAnswer, SseReader, U
 from services.agent_instance.domain.model_budget import StageBudget, UserGates
 from services.agent_instance.domain.model_endpoint import ModelEndpoint, ModelPolicy
 from services.agent_instance.domain.model_request import bounded, chat_request, estimate_tokens, limit_output
-from services.agent_instance.domain.model_speech import Speech, split_text
 from services.agent_instance.domain.statistics import ModelStatistics
 from services.agent_instance.models import AuditEntry, AuditOutcome, BudgetUse, Caller, JournalItem
 
@@ -72,13 +72,14 @@ class ModelDoor(Protocol):
 @dataclass(slots=True)
 class Meter:
     """What a call under way has used so far. ``sent``: the endpoint has taken it, so that it counts.
-    ``error``: how the call ended, when the block does not raise it."""
+    ``error``: how the call ended, when the block does not raise it; ``said_error``: the answer itself tells one."""
 
     input_bytes: int = 0
     output_bytes: int = 0
     sent: bool = False
     usage: Usage | None = None
     error: CarrelError | None = None
+    said_error: bool = False
 
     def total(self) -> Usage:
         """What the endpoint has counted, or an estimate."""
@@ -120,7 +121,7 @@ class TurnModels:
         self.desk = desk
         self.budget = budget
         self.caller = caller
-        self._turn = turn
+        self._turn = self.host = turn
         self._tasks = TaskOwner(_task_failed)
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._metered = 0

@@ -1,14 +1,16 @@
 """A request of code that speaks HTTP, passed on to the endpoint: bounded, counted and audited like any model call.
 
-What passes is the endpoint's own answer, byte for byte, so that unmodified clients understand it. Not journaled: a
-repeated attempt asks again.
+What passes is the endpoint's own answer, byte for byte, so that unmodified clients understand it. An answer that has
+come to its end is journaled, and a repeated attempt's same request gets it again, unpaid; what broke off, what says an
+error and what is too large to keep is asked again. So are embeddings: bulk, the same each time, that would take the
+journal's room from calls that must not be made twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -19,11 +21,14 @@ from services.agent_instance.domain.model_answer import SseReader, usage_of
 from services.agent_instance.domain.model_calls import Meter, TurnModels
 from services.agent_instance.domain.model_endpoint import EndpointAnswer, ModelPolicy
 from services.agent_instance.domain.model_request import bounded, limit_output
+from services.agent_instance.domain.tool_reports import MAX_JOURNALED_BYTES
+from services.agent_instance.models import JournalItem
 
 __all__ = ["FORWARDED", "Forwarded", "forward"]
 
 FORWARDED: Final = ("chat/completions", "embeddings", "responses")
 _STREAM: Final = "text/event-stream"
+_FAILED: Final = ("error", "response.failed")
 # They name what the endpoint keeps under the operator's key, which is every user's.
 _KEPT_THERE: Final = ("previous_response_id", "conversation", "background", "prompt")
 
@@ -37,6 +42,46 @@ class Forwarded:
     chunks: AsyncIterator[bytes]
 
 
+class _Record:
+    """One call's place in the journal: the answer of an earlier attempt, or what this one's becomes.
+
+    Its arguments are the path and the request, so that it is never taken for a call of ``ctx.llm``.
+    """
+
+    def __init__(self, turn: TurnModels, model: str, path: str, digest: str) -> None:
+        self._host = turn.host
+        self._model = model
+        self._digest = hash_arguments({"path": path, "request": digest})
+        self._keeps = path != "embeddings"
+        self._id, self.earlier = self._host.ledger.recall("model", model, self._digest)
+
+    async def kept(self, answer: Forwarded, meter: Meter) -> AsyncIterator[bytes]:
+        """The chunks as they are; at their end the whole is journaled."""
+        data: bytearray | None = bytearray() if self._keeps else None
+        async for chunk in answer.chunks:
+            if data is not None:
+                data += chunk
+                # As text in JSON it is larger, but not by much: it is JSON already.
+                data = data if len(data) <= MAX_JOURNALED_BYTES // 2 else None
+            yield chunk
+        if data is None or meter.said_error:
+            return
+        told = {"content_type": answer.content_type, "streamed": answer.streamed}
+        result = orjson.dumps({**told, "text": data.decode("utf-8", "replace")})
+        host = self._host
+        with host.clock.stopped():
+            await host.uplink.journal(host.ledger.entry(self._id, "model", self._model, self._digest, result, None))
+
+
+def _again(earlier: JournalItem) -> Forwarded:
+    told = orjson.loads(earlier.result)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield told["text"].encode()
+
+    return Forwarded(told["content_type"], told["streamed"], chunks())
+
+
 @asynccontextmanager
 async def forward(turn: TurnModels, path: str, request: dict[str, Any]) -> AsyncIterator[Forwarded]:
     """Send a request on. A model that may not be asked becomes the deployment's own.
@@ -48,6 +93,10 @@ async def forward(turn: TurnModels, path: str, request: dict[str, Any]) -> Async
     digest = hash_arguments(request)
     body, wants_usage = _body(path, request, policy)
     model = str(body["model"])
+    record = _Record(turn, model, path, digest)
+    if record.earlier is not None:
+        yield _again(record.earlier)
+        return
     async with turn.metered(model, digest, turn.caller().context) as meter:
         if path == "chat/completions":
             limit_output(body, policy, turn.budget.left)
@@ -61,7 +110,8 @@ async def forward(turn: TurnModels, path: str, request: dict[str, Any]) -> Async
                 chunks = _events(answer, meter, policy, all_events=wants_usage)
             else:
                 chunks = _whole(answer, meter, policy)
-            yield Forwarded(answer.content_type or "application/json", streamed, chunks)
+            passed = Forwarded(answer.content_type or "application/json", streamed, chunks)
+            yield replace(passed, chunks=record.kept(passed, meter))
 
 
 def _body(path: str, request: dict[str, Any], policy: ModelPolicy) -> tuple[dict[str, Any], bool]:
@@ -117,6 +167,7 @@ async def _events(
         for event in reader.feed(chunk):
             meter.usage = usage_of(event) or meter.usage
             meter.output_bytes += _text_bytes(event)
+            meter.said_error |= _says_error(event)
         if all_events:
             yield chunk
             continue
@@ -135,6 +186,10 @@ def _tells_usage_only(block: bytes) -> bool:
     except orjson.JSONDecodeError:
         return False
     return isinstance(event, dict) and bool(event.get("usage")) and event.get("choices") == []
+
+
+def _says_error(event: object) -> bool:
+    return isinstance(event, dict) and bool(event.get("error") or event.get("type") in _FAILED)
 
 
 def _text_bytes(event: object) -> int:

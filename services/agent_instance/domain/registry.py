@@ -18,7 +18,7 @@ from carrel.agents import Agent, Isolation, declaration_problems
 from carrel.doctor_names import DOCTOR_AGENT
 from carrel.errors import CarrelError, StartupError, UnknownAgentError
 from carrel.tools import Tool
-from services.agent_instance.domain.loading import Found, LoadedClass, Problem, load_classes
+from services.agent_instance.domain.loading import Found, LoadedClass, Problem, load_classes, wrong_sources
 
 __all__ = ["AgentClassRegistry", "AgentEntry"]
 
@@ -82,6 +82,16 @@ class AgentClassRegistry(Mapping[str, AgentEntry]):
             StartupError: A source cannot be loaded, or a class breaks a rule.
         """
         return cls(load_classes(sources), servers)
+
+    @staticmethod
+    def check(sources: Sequence[str]) -> None:
+        """Look for what is wrong with sources without loading them, for whoever must not run an author's code.
+
+        Raises:
+            StartupError: What ``load`` would raise, of files that are not there or not Python and unknown modules.
+        """
+        if problems := wrong_sources(sources):
+            raise _startup_error(problems)
 
     @classmethod
     def of(cls, *classes: type[Agent], servers: Mapping[str, str] | None = None) -> AgentClassRegistry:

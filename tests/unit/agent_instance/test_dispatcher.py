@@ -403,7 +403,7 @@ class Sly(Agent):
         codes = []
         for kind, data in (
             ("agent_completed", {"agent_name": "sly"}),
-            ("tool_completed", {"tool_name": "t", "tool_call_id": "c", "status": "ok", "duration_ms": 1}),
+            ("tool_completed", {"tool_name": "keeper", "tool_call_id": "c", "status": "ok", "duration_ms": 1}),
             ("run_completed", {"status": "SUCCEEDED"}),
         ):
             try:

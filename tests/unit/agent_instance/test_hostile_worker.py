@@ -265,6 +265,36 @@ async def test_an_event_that_does_not_fit_its_kind_is_refused() -> None:
     assert stage.kinds == ["agent_started", "agent_completed"]
 
 
+async def test_what_a_worker_says_of_tools_of_its_own_is_told_as_its_word() -> None:
+    call = {"tool_name": "search" + "h" * 99, "tool_call_id": call_id("work"), "arguments": {"q": 1}, "replayed": True}
+    end = {"tool_name": "search", "tool_call_id": "c", "status": "ok", "duration_ms": 1, "denied": True, "attempt": 9}
+    stage, heard = await play(
+        EmitEvent(1, 0, "tool_executing", call),
+        EmitEvent(2, 0, "tool_completed", end),
+        EmitEvent(3, 0, "tool_completed", {**end, "tool_name": "guarded"}),
+        EmitEvent(4, 0, "tool_executing", {"tool_name": "search"}),
+        DONE,
+    )
+    assert [message.error["code"] for message in heard if isinstance(message, Refused)] == ["INVALID_EVENT"] * 2
+    (executing,), (completed,) = stage.of("tool_executing"), stage.of("tool_completed")
+    assert executing.data == {
+        "tool_name": ("search" + "h" * 99)[:64],
+        "tool_call_id": f"own-{call_id('work')}",
+        "arguments": {"q": 1},
+        "attempt": 1,
+        "reported": True,
+    }
+    assert completed.data == {
+        "tool_name": "search",
+        "tool_call_id": "own-c",
+        "status": "ok",
+        "duration_ms": 1,
+        "attempt": 1,
+        "reported": True,
+    }
+    assert stage.uplink.audited == []
+
+
 async def test_new_calls_of_handles_that_are_not_open_are_refused_not_believed() -> None:
     stage, heard = await play(
         RunAgent(1, 9, "helper", "", {}), Ask(2, 9, "?", {}), CallModel(3, 9, {"messages": []}), DONE

@@ -60,6 +60,47 @@ async def test_an_unmodified_sdk_works_and_is_counted_and_audited() -> None:
         assert turn.uplink.used == [BudgetUse("small", 2, 2)]
         (record,) = turn.uplink.audited
         assert (record.action, record.target, record.outcome) == ("model.call", "small", AuditOutcome.SUCCEEDED)
+        assert [(entry.kind, entry.name) for entry in turn.uplink.journaled] == [("model", "small")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_repeated_attempt_gets_the_answers_it_had_byte_for_byte(stream: bool) -> None:
+    async def ask(turn: Turn, text: str) -> bytes:
+        base_url, key = variables(turn)
+        body = {"model": "small", "messages": [{"role": "user", "content": text}], "stream": stream}
+        headers = {"Authorization": f"Bearer {key}"}
+        async with http.post(f"{base_url}/chat/completions", json=body, headers=headers) as answer:
+            assert answer.status == 200
+            assert answer.content_type == ("text/event-stream" if stream else "application/json")
+            return await answer.read()
+
+    async with proxied(Say("naïve one"), Say("two"), Say("new", pieces=1)) as b, aiohttp.ClientSession() as http:
+        first = b.turn()
+        said = [await ask(first, "same"), await ask(first, "same")]
+        again = b.turn(journal=first.uplink.journaled, attempt=2)
+        assert [await ask(again, "same"), await ask(again, "same")] == said
+        assert len(b.server.requests) == 2
+        assert (again.uplink.used, again.uplink.journaled, again.uplink.audited) == ([], [], [])
+        assert b"new" in await ask(again, "another")
+        # A call of ctx.llm with the same words is another call.
+        assert (await (await again.ask("same")).answer())["message"]["content"] == "ok"
+
+
+async def test_what_broke_off_or_failed_or_is_bulk_is_asked_again() -> None:
+    async def read(sdk: openai.AsyncOpenAI, stream: bool) -> None:
+        answer: Any = await sdk.chat.completions.create(model="small", messages=HELLO, stream=stream)
+        async for _ in answer:
+            pass
+
+    failed = b'data: {"error": {"message": "overloaded"}}\n\ndata: [DONE]\n\n'
+    script = (Say("half an answer", pieces=4, cut=2), Fail(400), Raw(failed), Say("vector"))
+    async with proxied(*script) as b:
+        turn = b.turn()
+        async with client(turn) as sdk:
+            for stream in (True, False, True):
+                with pytest.raises(openai.OpenAIError):
+                    await read(sdk, stream)
+            await sdk.embeddings.create(model="small", input="words", encoding_format="float")
         assert turn.uplink.journaled == []
 
 

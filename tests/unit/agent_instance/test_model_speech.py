@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from carrel.errors import StoreUnavailableError
-from services.agent_instance.domain.model_speech import Speech, split_text
+from carrel.speech import Speech, split_text
 from tests.conftest import Eventually
 
 

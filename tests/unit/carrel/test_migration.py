@@ -19,6 +19,7 @@ from tests.conftest import Eventually
 from tests.unit.carrel.test_import import loaded_after
 
 USERS = [f"user{number}" for number in range(1000)]
+DEEP = "[" * 200_000
 
 
 class Application:
@@ -215,7 +216,7 @@ def test_a_file_is_read_again_when_it_changes_and_a_wrong_one_leaves_what_was(
     assert rollout("/quote") == Share(5, frozenset({"alice"}), 1)
     assert rollout("/other") == Share(10)
     assert list(rollout.routes()) == ["/quote"]
-    for wrong in ("{", "[]", '{"/quote": 200}', '{"/quote": {"share": 1}}', '{"/quote": {"users": "alice"}}'):
+    for wrong in ("{", "[]", '{"/quote": 200}', '{"/quote": {"share": 1}}', '{"/quote": {"users": "alice"}}', DEEP):
         path.write_text(wrong)
         assert rollout("/quote").percent == 5
     assert caplog.text.count("stays as it was") == 1, "not at every call"
@@ -226,7 +227,7 @@ def test_a_file_is_read_again_when_it_changes_and_a_wrong_one_leaves_what_was(
     other.write_text('{"/quote": 0}')
     path.symlink_to(other)
     assert rollout("/quote") == Share(0)
-    for wrong in ("{", "[]", '{"/quote": 200}'):
+    for wrong in ("{", "[]", '{"/quote": 200}', DEEP):
         other.write_text(wrong)
         with pytest.raises(InvalidConfigurationError):
             FileRollout(other)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import descriptor
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from carrel.context import UserExecutionContext
@@ -133,6 +133,7 @@ def test_a_typical_context_is_below_one_kilobyte() -> None:
     delay=st.none() | st.integers(0, 10**9).map(lambda ms: ms / 1000),
     details=MAPS.filter(lambda m: not m.keys() & {"self", "message", "advice", "retry_after_s"}),
 )
+@example(cls=LimitExceededError, message="", advice="", delay=1.36, details={})
 def test_every_error_comes_back_from_its_message(
     cls: type[CarrelError], message: str, advice: str, delay: float | None, details: dict[str, Any]
 ) -> None:

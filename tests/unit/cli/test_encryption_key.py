@@ -28,6 +28,14 @@ def test_keys_are_put_in_front_of_those_that_are_there(tmp_path: Path) -> None:
     assert "no other key's name" in again.output
 
 
+def test_keys_made_within_a_second_have_names_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    for _ in range(3):
+        made = RUNNER.invoke(app, ["encryption-key", str(path)])
+        assert made.exit_code == 0, made.output
+    assert len({jwk["kid"] for jwk in json.loads(path.read_text())["keys"]}) == 3
+
+
 def test_reencrypting_needs_a_store_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = RUNNER.invoke(app, ["reencrypt", "--state", str(tmp_path)])
     assert nothing.exit_code != 0

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from carrel.cli.app import app
+from carrel.cli.certificates import keep_certificates, make_certificates
 from carrel.cli.keys import HOLDERS, hand_out, make_keys
 from carrel.cli.state import StateFolder
 from carrel.errors import StartupError
 from servicekit.identity.keys import KeySet, load_signing_key
 from servicekit.identity.principals import Scope
+from servicekit.tls.settings import IDENTITIES
 
 
 def mode(path: Path) -> int:
@@ -94,3 +97,28 @@ def test_the_command_says_what_it_made_and_what_is_wrong(tmp_path: Path) -> None
     done = CliRunner().invoke(app, ["keys", "init", str(tmp_path / "file")])
     assert done.exit_code != 0
     assert "can't be read or written" in done.output
+
+
+def test_certificates_are_made_once_renewed_at_half_of_their_life_and_handed_out(tmp_path: Path) -> None:
+    keys, handed = tmp_path / "keys", tmp_path / "handed"
+    for name in HOLDERS:
+        (handed / name).mkdir(parents=True)
+
+    def certificates() -> dict[str, bytes]:
+        return {name: (keys / "tls" / name / "tls.crt").read_bytes() for name in IDENTITIES}
+
+    command = ["keys", "init", str(keys), "--stores", "--certs", "--hand-out", str(handed)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    first = certificates()
+    again = CliRunner().invoke(app, command)
+    assert "everything is there" in again.output
+    assert certificates() == first
+    for name in ("gateway", "execution", "agent_instance", "emitter", "bridge", "operator"):
+        assert (handed / name / "tls.crt").read_bytes() == first[name]
+        assert mode(handed / name / "tls.key") == 0o600
+    assert {path.name for path in (handed / "operator").iterdir()} == {"ca.crt", "tls.crt", "tls.key"}
+    assert not {"tls.key", "ca.key"} & {path.name for path in (handed / "redis").iterdir()}
+    # Certificates begin five minutes ago, for peers whose clocks are behind: this one is past its half.
+    list(make_certificates(keys / "tls", services=("bridge",), life=timedelta(minutes=4)))
+    assert keep_certificates(keys / "tls", life=timedelta(days=1), ca_life=timedelta(days=1)) == ["bridge"]
+    assert {name for name, text in certificates().items() if text != first[name]} == {"bridge"}

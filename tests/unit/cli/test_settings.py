@@ -29,6 +29,37 @@ def test_nothing_is_said_of_settings_that_are_right() -> None:
     check_settings((service, {"CARREL_LOG_LEVEL": "debug", "OTHERS": "1"}) for service in SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("CARREL_FEATURES", '{"gateway.compressed_batchez": true}', "gateway.compressed_batchez"),
+        ("CARREL_FEATURES_FILE", "/none/features.json", "/none/features.json"),
+        ("CARREL_EXECUTION_ENCRYPTION__KEY_FILE", "/none/keys.json", "/none/keys.json"),
+        ("CARREL_BRIDGE_ENCRYPTION__KEY_FILE", "FILE", "is not JSON"),
+        ("CARREL_AGENT_INSTANCE_AGENTS", "/none/agents.py", "there is no file /none/agents.py"),
+        ("CARREL_AGENT_INSTANCE_AGENTS", "entry-points,no_such_module.agents:X", "there is no module no_such_module"),
+        ("CARREL_AGENT_INSTANCE_AGENTS", "FILE.py", "SyntaxError"),
+    ],
+)
+def test_what_settings_name_is_looked_at_before_anything_is_started(
+    tmp_path: Path, name: str, value: str, words: str
+) -> None:
+    for file in ("wrong", "wrong.py"):
+        (tmp_path / file).write_text("class :\n    1 +\n    raise SystemExit(9)\n")
+    environment = {name: value.replace("FILE", str(tmp_path / "wrong"))}
+    with pytest.raises(StartupError) as caught:
+        check_settings((service, environment) for service in SETTINGS)
+    assert exit_code_of(caught.value) == 78
+    assert words in caught.value.message
+    assert caught.value.advice
+
+
+def test_agents_of_a_stack_are_not_run_to_look_at_them(tmp_path: Path) -> None:
+    agents = tmp_path / "agents.py"
+    agents.write_text("raise AssertionError('run')\n")
+    check_settings([("agent_instance", {"CARREL_AGENT_INSTANCE_AGENTS": f"{agents},json.tool"})])
+
+
 def test_problems_of_all_services_are_told_together_and_shared_ones_once() -> None:
     problems = problems_of(
         {

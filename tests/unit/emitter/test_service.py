@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from carrel.errors import StaleFenceError, UnavailableError
 from carrel.v1 import emitter_pb2
 from carrel.v1.context_pb2 import UserExecutionContext
-from carrel.v1.events_pb2 import ProducerAck, RefusalReason
+from carrel.v1.events_pb2 import ProducerAck, ProducerEvents, RefusalReason
 from servicekit.identity.principals import RunPrincipal
 from services.emitter.client_bridge import Publisher
 from services.emitter.convert import reason_name
@@ -37,6 +38,7 @@ class Parts:
         guard = Guard(Sanitizer())
         intake = Intake(lambda _: PRINCIPAL, guard, self.ledger, statistics, reason_name)
         self.woken = 0
+        self.fences = [0]  # what the log answers, one after the other; the last one again and again
         self.servicer = EmitterServicer(
             intake, guard, self.ledger, statistics, wake=self._wake, counts=dict, fence_of=self._fence_of
         )
@@ -46,7 +48,7 @@ class Parts:
         self.woken += 1
 
     async def _fence_of(self, _context: UserExecutionContext) -> int:
-        return 0
+        return self.fences.pop(0) if len(self.fences) > 1 else self.fences[0]
 
     async def _read(self) -> AsyncIterator[emitter_pb2.EmitRequest]:
         while (request := await self.requests.get()) is not None:
@@ -63,6 +65,30 @@ class Parts:
         for number in range(first, last + 1):
             item.events.add(event_id="e", number=number, event_type="agent_thinking", data=b'{"text":"x"}')
         self.requests.put_nowait(request)
+
+    def notify(self, key: str = "k", fence: int = 0) -> asyncio.Future[emitter_pb2.NotifyResponse]:
+        request = emitter_pb2.NotifyRequest(
+            context=CONTEXT, idempotency_key=key, event_type="agent_thinking", data_json=b'{"text":"x"}', fence=fence
+        )
+        return asyncio.ensure_future(self.servicer.Notify(request, None))  # type: ignore[arg-type]  # as above
+
+    async def sent(self, eventually: Eventually) -> ProducerEvents:
+        """The one item that goes to the log next."""
+        items: list[ProducerEvents] = []
+
+        def look() -> bool:
+            items.extend(self.publisher.take(10, 1 << 20))
+            return bool(items)
+
+        await eventually(look)
+        (item,) = items
+        return item
+
+    def refuse_as_stale(self, item: ProducerEvents) -> None:
+        """The log's word on an item that was sent under a fence of before."""
+        ack = ProducerAck(user_id="u", producer_id=item.producer_id, fence=item.fence)
+        ack.refusal.reason = RefusalReason.REFUSAL_REASON_STALE_FENCE
+        self.publisher.acknowledge([ack])
 
     def acknowledge(self, through: int, producer: str = "p") -> None:
         self.publisher.acknowledge([ProducerAck(user_id="u", producer_id=producer, through=through)])
@@ -141,3 +167,59 @@ async def test_an_item_that_trips_the_intake_up_is_refused_and_the_stream_goes_o
     parts.acknowledge(1, "good")
     assert (await waiting).acks[0].through == 1
     await responses.aclose()
+
+
+async def test_a_notification_that_a_new_holder_overtakes_is_sent_again_under_the_new_fence(
+    eventually: Eventually,
+) -> None:
+    parts = Parts()
+    parts.fences = [0, 1, 2]
+    answer = parts.notify()
+    tries = []
+    for _ in range(3):
+        tries.append(await parts.sent(eventually))
+        if len(tries) < 3:
+            parts.refuse_as_stale(tries[-1])
+    parts.acknowledge(1, tries[0].producer_id)
+    event_id = (await answer).event_id
+    assert [one.fence for one in tries] == [0, 1, 2]
+    assert {(one.producer_id, one.events[0].event_id) for one in tries} == {(tries[0].producer_id, event_id)}
+    assert parts.ledger.queue.events == 0
+
+
+async def test_two_calls_with_one_key_that_are_overtaken_together_get_one_answer(eventually: Eventually) -> None:
+    parts = Parts()
+    parts.fences = [0, 1]
+    first = parts.notify()
+    overtaken = await parts.sent(eventually)
+    # It asks when the holder has written, and finds the other's item on its way.
+    second = parts.notify()
+    newer = await parts.sent(eventually)
+    assert (overtaken.fence, newer.fence) == (0, 1)
+    parts.refuse_as_stale(overtaken)
+    again = await parts.sent(eventually)
+    parts.acknowledge(1, again.producer_id)
+    assert (await first).event_id == (await second).event_id == overtaken.events[0].event_id
+
+
+async def test_a_notification_under_its_callers_own_stale_fence_is_refused(eventually: Eventually) -> None:
+    parts = Parts()
+    parts.fences = [1]
+    answer = parts.notify(fence=1)
+    parts.refuse_as_stale(await parts.sent(eventually))
+    with pytest.raises(StaleFenceError):
+        await answer
+
+
+async def test_a_notification_that_is_overtaken_again_and_again_asks_its_caller_to_come_again(
+    eventually: Eventually,
+) -> None:
+    parts = Parts()
+    parts.fences = list(range(20))
+    answer = parts.notify()
+    for _ in range(5):
+        parts.refuse_as_stale(await parts.sent(eventually))
+    with pytest.raises(UnavailableError) as raised:
+        await answer
+    assert raised.value.retryable
+    assert parts.ledger.queue.events == 0

@@ -30,7 +30,9 @@ def _anchors(text: str) -> set[str]:
 
 def test_every_route_is_there_and_no_other() -> None:
     application = web.Application()
-    add_routes(application, MagicMock(), MagicMock(), _nothing, MagicMock(of_run=_nothing, of_user=_nothing), 1.0)
+    events = MagicMock(of_run=_nothing, of_user=_nothing)
+    console = MagicMock(root=lambda otherwise: otherwise, page=_nothing, sign_in=_nothing)
+    add_routes(application, MagicMock(), MagicMock(), _nothing, events, 1.0, console=console)
     served = {f"{route.method} {route.resource.canonical}" for route in application.router.routes() if route.resource}
     told = {f"{method} {path}" for method, path in _STREAMED.findall(PAGE)}
     # An address after "·" that belongs to the one before it is written without its beginning.

@@ -11,6 +11,7 @@ import pytest
 from carrel.errors import InvalidConfigurationError
 from servicekit.identity.keys import KeySet, generate_key, load_signing_key, write_jwks, write_private
 from servicekit.identity.principals import Scope
+from servicekit.private_files import read_small
 
 
 def test_signing_key_survives_its_file_with_mode_0600(tmp_path: Path) -> None:
@@ -70,7 +71,13 @@ def test_file_that_is_no_private_key_is_refused_without_being_quoted(tmp_path: P
     assert secret not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"keys": []}', '{"keys": [{"kty": "RSA"}]}', '{"keys": 5}'])
+NO_KEY_SETS = [
+    *("", "{", "[]", "{}", '{"keys": []}', '{"keys": [{"kty": "RSA"}]}', '{"keys": 5}', '{"keys": ["k"]}'),
+    *('{"keys": {"k": 1}}', "[" * 200_000, "\0" * 100),
+]
+
+
+@pytest.mark.parametrize("text", NO_KEY_SETS)
 def test_file_that_is_no_key_set_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "jwks.json"
     path.write_text(text)
@@ -151,6 +158,29 @@ def test_file_that_breaks_while_it_is_used_keeps_the_keys_of_before(tmp_path: Pa
     path.unlink()
     assert not keys.refresh(0)
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize("text", NO_KEY_SETS)
+def test_whatever_is_written_over_a_file_in_use_keeps_the_keys_of_before(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "jwks.json"
+    write_jwks(path, [generate_key("first")])
+    keys = KeySet.from_jwks_file(path)
+    path.write_text(text)
+    assert not keys.refresh(0)
+    assert keys.get("first") is not None
+
+
+def test_what_is_no_small_file_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
+    pipe, folder, large = tmp_path / "pipe", tmp_path / "folder", tmp_path / "large"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    with large.open("wb") as file:
+        file.truncate(64 << 30)  # a hole: nothing of it is on the disk
+    for path, says in ((pipe, "no file"), (folder, "directory"), (large, "too large"), (Path("/dev/zero"), "no file")):
+        with pytest.raises(OSError, match=f"(?i){says}"):
+            read_small(path)
+        with pytest.raises(InvalidConfigurationError, match=f"(?i){says}"):
+            KeySet.from_jwks_file(path)
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -33,6 +34,10 @@ def some_meters() -> Meters:
     meters.read("carrel_items_refused_total", lambda: {"OVERLOADED": 2, 'odd "name"\n': 1})
     meters.histogram("carrel_event_delivery_time_seconds", delivery)
     return meters
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def raw(address: str, request: bytes) -> bytes:
@@ -138,6 +143,23 @@ async def test_scrapers_beyond_the_bound_are_told_so(eventually: Eventually) -> 
                 return False
 
         assert await eventually(served, within=5)
+
+
+async def test_a_flood_of_scrapers_takes_no_descriptors_and_leaves_no_word_at_the_end(
+    eventually: Eventually, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = descriptors()
+    flood: list[asyncio.StreamWriter] = []
+    async with serve_metrics(some_meters(), LOCAL, EndpointLimits(connections=2)) as endpoint:
+        host, _, port = endpoint.address.rpartition(":")
+        for _ in range(60):
+            _, writer = await asyncio.open_connection(host, int(port))
+            flood.append(writer)
+        # Theirs are in this process, too: the endpoint has 4 and what it listens with.
+        await eventually(lambda: descriptors() <= before + 60 + 5, within=5)
+    for writer in flood:
+        writer.transport.abort()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 async def test_a_scraper_that_does_not_read_is_cut_off(eventually: Eventually) -> None:

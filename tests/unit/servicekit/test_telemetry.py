@@ -6,10 +6,12 @@ import asyncio
 import io
 import json
 import logging
+import socket
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +322,51 @@ async def test_spans_reach_a_collector_with_the_service_s_name(eventually: Event
     assert found["root"].service == "carrel-agent-instance"
     assert found["root"].attributes["carrel.events"] == 3
     assert found["inner"].parent_id == found["root"].span_id
+
+
+class Talkative:
+    """A collector whose answers have no end: as much as is taken, or a byte now and then."""
+
+    def __init__(self, piece: bytes, pause_s: float) -> None:
+        self._answer = f"{len(piece):x}".encode() + b"\r\n" + piece + b"\r\n"
+        self._pause_s = pause_s
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self.sent = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            ends = time.monotonic() + 20.0  # a process that waits for it shall be seen to, and end
+            while self.sent < 200_000_000 and time.monotonic() < ends:
+                connection.sendall(self._answer)
+                self.sent += len(self._answer)
+                time.sleep(self._pause_s)
+
+    def close(self) -> None:
+        self._server.close()
+
+
+@pytest.mark.parametrize(("piece", "pause_s"), [(b"x" * 65536, 0.0), (b"x", 0.1)])
+async def test_collector_whose_answer_has_no_end_costs_neither_memory_nor_time(piece: bytes, pause_s: float) -> None:
+    collector = Talkative(piece, pause_s)
+    began = time.monotonic()
+    try:
+        async with telemetry(settings(otlp_endpoint=collector.url), "bridge") as runtime:
+            runtime.tracing.begin("root").end()
+        # What the kernels hold between the two is some megabytes.
+        assert 0 < collector.sent < 50_000_000
+        assert time.monotonic() - began < 2 * FLUSH_S + 6.0
+    finally:
+        collector.close()
 
 
 # Turning it on.

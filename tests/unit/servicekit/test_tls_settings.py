@@ -1,5 +1,6 @@
 """TLS as settings and files: what is half configured, does not fit, or is missing in production, and what to do."""
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -130,6 +131,50 @@ def test_changes_are_followed_by_content_and_through_links_as_kubernetes_makes_t
     data.unlink()
     now += 1
     assert files.current().chain == (tmp_path / "3" / "tls.crt").read_bytes()
+
+
+def test_certificate_of_tomorrow_is_not_taken_before_it_is_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    settings = certificate_for(tmp_path / "bridge", "bridge")
+    files = TlsFiles(settings, "bridge", clock=lambda: now)
+    first = files.current()
+    monkeypatch.setattr("carrel.cli.authority._EARLIER", timedelta(hours=-1))
+    certificate_for(tmp_path / "bridge", "bridge", life=timedelta(hours=3))
+    now += 1
+    assert files.current() is first, "every peer would refuse the other"
+    with pytest.raises(InvalidConfigurationError, match="not valid before"):
+        TlsFiles(settings, "bridge")
+    monkeypatch.undo()
+    certificate_for(tmp_path / "bridge", "bridge")
+    now += 1
+    assert files.current() is not first
+
+
+def test_file_that_is_replaced_by_anything_else_leaves_what_was(tmp_path: Path) -> None:
+    now = 0.0
+    settings = certificate_for(tmp_path / "bridge", "bridge")
+    files = TlsFiles(settings, "bridge", clock=lambda: now)
+    first = files.current()
+    assert settings.key
+    for path in (settings.cert, settings.key, settings.ca):
+        assert path
+        content = path.read_bytes()
+        for data in (b"", content[:200], b"\0" * 1000, b"[" * 100_000, content * 10_000):
+            path.write_bytes(data)
+            path.chmod(0o600)
+            now += 1
+            assert files.current() is first
+        path.unlink()
+        os.mkfifo(path, 0o600)
+        now += 1
+        assert files.current() is first
+        path.unlink()
+        path.write_bytes(content)
+        path.chmod(0o600)
+    now += 1
+    assert files.current() is first
 
 
 def test_keys_are_not_shown(tmp_path: Path) -> None:

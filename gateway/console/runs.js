@@ -1,0 +1,339 @@
+/**
+ * A run as its events tell it: state, steps, text, questions, errors. Each event is taken once, in the log's order, in
+ * constant time; events from before that come late are put in their places. No network here, and no drawing.
+ */
+
+import { moment } from "./format.js"
+import { Store } from "./stores.js"
+
+const ENDED = new Set(["SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"])
+// Of the results that agents give, the field that is meant to be read.
+const TEXTS = ["answer", "message", "summary", "text"]
+
+export function hasEnded(status) {
+  return ENDED.has(status)
+}
+
+export class Run extends Store {
+  constructor(runId, threadId) {
+    super()
+    this.runId = runId
+    this.threadId = threadId
+    /** What was asked; known where it was asked from here, or from the thread's messages. */
+    this.message = ""
+    this.clientRef = ""
+    /** All of what was asked, where it was asked from here. */
+    this.request = null
+    /** What REST said of it, if it was asked. */
+    this.told = null
+    /** What the agents said, as the thread keeps it: for a run whose events are not here. */
+    this.said = []
+    /** Whether its end has been asked for; whether its events are being read. */
+    this.ending = false
+    this.loading = false
+    /** Whether its events before the first that came live are here, too. */
+    this.whole = false
+    this._events = []
+    this._clear()
+  }
+
+  _clear() {
+    this.status = "QUEUED"
+    this.agent = ""
+    this.stages = []
+    this.steps = []
+    this.messages = []
+    this.question = null
+    this.answered = null
+    this.error = null
+    this.result = null
+    this.artifact = null
+    this.attempts = 1
+    this.startedAt = NaN
+    this.endedAt = NaN
+    this.lastAt = NaN
+    this.thought = ""
+    this.tools = 0
+    this._open = new Map()
+    this._requests = new Map()
+    this._texts = new Map()
+    this._last = 0
+  }
+
+  get ended() {
+    return ENDED.has(this.status)
+  }
+
+  get count() {
+    return this._events.length
+  }
+
+  /** Where what is here begins. */
+  get firstOffset() {
+    return this._events[0]?.offset ?? Infinity
+  }
+
+  /** Milliseconds from the first event to the last, or to now. */
+  elapsed(now = Date.now()) {
+    const began = Number.isFinite(this.startedAt) ? this.startedAt : moment(this.told?.created_at)
+    if (this.ended) return (Number.isFinite(this.endedAt) ? this.endedAt : moment(this.told?.ended_at)) - began
+    return now - began
+  }
+
+  /** What the agents wrote for the user; the result's own text where they wrote none. */
+  get texts() {
+    const said = this.messages.filter((message) => message.text.trim())
+    const own = resultText(this.result ?? this.told?.result)
+    if (!said.length && this.said.length) return this.said
+    if (own && !said.some((message) => message.text.trim() === own.trim())) return [...said, { id: "result", text: own }]
+    return said
+  }
+
+  /** The next event of the log, or one from before. */
+  take(event) {
+    if (event.offset <= this._last) {
+      this.merge([event])
+      return
+    }
+    this._events.push(event)
+    this._apply(event)
+    this.changed()
+  }
+
+  /** Events from before, in any order; those that are here already are passed over. */
+  merge(events) {
+    const known = new Set(this._events.map((event) => event.offset))
+    const fresh = events.filter((event) => !known.has(event.offset))
+    if (!fresh.length) return
+    this._events = [...this._events, ...fresh].sort((one, other) => one.offset - other.offset)
+    this._again()
+  }
+
+  /** The log lost its end: what came after this offset has not happened. */
+  dropAfter(offset) {
+    this._events = this._events.filter((event) => event.offset <= offset)
+    this._again()
+  }
+
+  _again() {
+    this._clear()
+    for (const event of this._events) this._apply(event)
+    if (this.told) this._stand(this.told)
+    this.changed()
+  }
+
+  /** How it stands, as REST or the gateway tells it: for runs whose events are not all here. */
+  tell(told) {
+    this.told = { ...this.told, ...told }
+    this._stand(told)
+    this.changed()
+  }
+
+  _stand(told) {
+    this.agent ||= told.agent_name ?? ""
+    if (this.ended && !hasEnded(told.status)) return
+    if (told.status && told.status !== "FINISHING") this.status = told.status
+    if (told.status === "WAITING" && told.waiting_for) this.question = told.waiting_for
+    if (told.status !== "WAITING") this.question = null
+    if (told.error) this.error = told.error
+    if (hasEnded(told.status)) {
+      this._close("cancelled")
+      if (!Number.isFinite(this.endedAt)) this.endedAt = moment(told.ended_at)
+    }
+  }
+
+  _apply(event) {
+    const at = moment(event.timestamp)
+    this._last = event.offset
+    this.lastAt = at
+    if (!Number.isFinite(this.startedAt)) this.startedAt = at
+    const take = this[`_${event.event_type}`]
+    if (take) take.call(this, event.data ?? {}, event, at)
+  }
+
+  _run_accepted(data) {
+    this.status = data.status ?? "QUEUED"
+    this.agent = data.agent_name ?? this.agent
+    this.clientRef = data.client_ref ?? this.clientRef
+    this.stages = Array.isArray(data.stages) ? data.stages : []
+  }
+
+  _agent_started(data, event, at) {
+    this.status = "RUNNING"
+    this._step({
+      kind: "agent", name: data.agent_name, note: data.description, depth: 0, at, event,
+      key: `agent:${data.agent_name}`,
+    })
+  }
+
+  _agent_thinking(data, event, at) {
+    this.status = this.status === "QUEUED" ? "RUNNING" : this.status
+    if (data.heartbeat) return
+    const text = String(data.text ?? "")
+    const left = data.shed ? `${data.shed} lines were left out` : ""
+    if (text) this.thought = text
+    this._step({ kind: "thought", name: text || left, note: text && left, depth: this._depth(event, at) + 1, at, event, done: true })
+  }
+
+  _tool_executing(data, event, at) {
+    this.status = "RUNNING"
+    this.tools += 1
+    this._step({
+      kind: "tool", name: data.tool_name, depth: this._depth(event, at) + 1, at, event, key: `tool:${data.tool_call_id}`,
+      arguments: data.arguments, replayed: data.replayed,
+    })
+  }
+
+  _tool_completed(data, event, at) {
+    const key = `tool:${data.tool_call_id}`
+    const depth = this._depth(event, at) + 1
+    let step = this._open.get(key)
+    if (!step) {
+      // Refused: it was never begun.
+      this.tools += 1
+      step = this._step({
+        kind: "tool", name: data.tool_name, depth, at, event, arguments: data.arguments,
+      })
+    }
+    this._open.delete(key)
+    this._finish(step, {
+      status: data.denied ? "denied" : data.status,
+      endedAt: at,
+      duration: data.duration_ms,
+      result: data.result,
+      error: data.error,
+      replayed: step.replayed || data.replayed,
+    })
+  }
+
+  _agent_message(data) {
+    const id = data.message_id
+    let message = this._texts.get(id)
+    if (!message) {
+      message = { id, text: "" }
+      this._texts.set(id, message)
+      this.messages.push(message)
+    }
+    message.text = typeof data.text === "string" ? data.text : message.text + (data.delta ?? "")
+  }
+
+  _agent_completed(data, event, at) {
+    this._endOf(data.agent_name, at, { status: "ok", result: data.result, artifact: data.artifact, duration: data.duration_ms })
+  }
+
+  _agent_error(data, event, at) {
+    const recovered = data.recovered || data.fallback
+    const step = this._endOf(data.agent_name ?? event.agent_name, at, { status: recovered ? "warned" : "error", error: data })
+    if (!step) this._step({ kind: "note", name: data.message, error: data, depth: 0, at, event, done: true, status: "error" })
+    if (!recovered) this.error = data
+  }
+
+  _run_attempt(data, event, at) {
+    this.attempts = Math.max(this.attempts, data.attempt ?? 1)
+    const answered = data.reason === "input_provided"
+    if (answered) {
+      this.question = null
+      this.status = "RUNNING"
+    }
+    // What the attempt before left open was cut off; where it waited, its agents go on.
+    this._close("cancelled", at, answered)
+    for (const step of this._open.values()) this._finish(step, { status: "running" })
+    const name = answered ? "Answer received, going on" : `Attempt ${data.attempt}: ${reasonOf(data.reason)}`
+    this._step({ kind: "note", name, depth: 0, at, event, done: true, status: answered ? "ok" : "warned" })
+  }
+
+  _input_required(data, event, at) {
+    this.question = data
+    this.status = "WAITING"
+    for (const step of this._open.values()) this._finish(step, { status: "waiting" })
+    const name = data.tool_name ? `Asks to approve ${data.tool_name}` : `Asks: ${data.prompt ?? "a question"}`
+    this._step({ kind: "question", name, depth: 0, at, event, done: true, arguments: data.arguments })
+  }
+
+  _event_rejected(data, event, at) {
+    const name = `An event (${data.event_type}) was refused: ${data.reason}`
+    this._step({ kind: "note", name, depth: 0, at, event, done: true, status: "warned" })
+  }
+
+  _log_gap(data, event, at) {
+    this._step({ kind: "note", name: "Events were lost here", note: data.reason, depth: 0, at, event, done: true, status: "warned" })
+  }
+
+  _run_completed(data, event, at) {
+    this.status = data.status
+    this.question = null
+    this.result = data.result ?? null
+    this.artifact = data.artifact ?? null
+    if (data.status === "SUCCEEDED") this.error = null
+    else this.error = data.error ?? this.error
+    this.endedAt = at
+    this._close(data.status === "SUCCEEDED" ? "ok" : "cancelled", at)
+  }
+
+  // Steps.
+
+  _step({ key, event, done, at, ...rest }) {
+    const step = {
+      id: event.offset, status: done ? "ok" : "running", startedAt: at, endedAt: done ? at : NaN, duration: NaN,
+      agent: event.agent_name, attempt: event.attempt, requestId: event.request_id, version: 0, ...rest,
+    }
+    this.steps.push(step)
+    if (key && !done) this._open.set(key, step)
+    return step
+  }
+
+  _finish(step, changes) {
+    Object.assign(step, changes)
+    step.version += 1
+    if (!Number.isFinite(step.duration) && Number.isFinite(step.endedAt)) step.duration = step.endedAt - step.startedAt
+  }
+
+  _endOf(agent, at, changes) {
+    const key = `agent:${agent}`
+    const step = this._open.get(key)
+    if (!step) return undefined
+    this._open.delete(key)
+    for (const child of this._requests.values()) {
+      if (child.agent === agent && child.status === "running") this._finish(child, { status: "ok", endedAt: child.lastAt })
+    }
+    this._finish(step, { endedAt: at, ...changes })
+    return step
+  }
+
+  _close(status, at = this.lastAt, keepAgents = false) {
+    const closed = [...this._open].filter(([, step]) => !(keepAgents && step.kind === "agent"))
+    for (const [key, step] of closed) {
+      this._finish(step, { status, endedAt: at })
+      this._open.delete(key)
+    }
+    for (const child of this._requests.values()) {
+      if (child.status === "running") this._finish(child, { status, endedAt: child.lastAt })
+    }
+  }
+
+  /** How deep an event lies: a child operation is a step of its own, begun by the first event that names it. */
+  _depth(event, at) {
+    if (!event.parent_request_id) return 0
+    const key = `${event.request_id}:${event.attempt}`
+    let child = this._requests.get(key)
+    if (!child) {
+      const name = event.request_id.slice(event.parent_request_id.length + 1) || event.request_id
+      const depth = 1 + (this._requests.get(`${event.parent_request_id}:${event.attempt}`)?.depth ?? 0)
+      child = this._step({ kind: "child", name, depth, at, event, lastAt: at })
+      this._requests.set(key, child)
+    }
+    child.lastAt = at
+    return child.depth
+  }
+}
+
+/** A result's text for people; empty when it has none. */
+export function resultText(result) {
+  if (!result || typeof result !== "object") return ""
+  for (const name of TEXTS) if (typeof result[name] === "string" && result[name].trim()) return result[name].trim()
+  return ""
+}
+
+function reasonOf(reason) {
+  return reason ? String(reason).replaceAll("_", " ") : "once more"
+}
