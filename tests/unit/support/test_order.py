@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from tests.support.order import GROUPS, SECONDS, scope_of
+from tests.support.order import GROUPS, SECONDS, Scheduler, first_the_long_ones, scope_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -34,3 +36,20 @@ def test_all_that_use_a_stack_of_the_whole_session_are_in_its_group() -> None:
 def test_a_file_of_no_group_is_on_its_own() -> None:
     assert scope_of("tests/unit/test_layout.py") == "tests/unit/test_layout.py"
     assert scope_of("tests/e2e/test_kill.py") == "slow_stack"
+
+
+def test_long_files_come_first_and_each_keeps_its_own_order() -> None:
+    quick, long, longest = "tests/unit/test_layout.py", "tests/e2e/test_kill.py", "tests/e2e/test_cli.py"
+    assert SECONDS[scope_of(longest)] > SECONDS[scope_of(long)] > 0
+    items: list[Any] = [
+        SimpleNamespace(path=ROOT / file, name=name)
+        for file, name in [(quick, "a"), (long, "b"), (quick, "c"), (longest, "d"), (long, "a")]
+    ]
+    first_the_long_ones(items)
+    assert [item.name for item in items] == ["d", "b", "a", "a", "c"]
+
+
+def test_the_processes_of_xdist_get_a_group_as_one_file() -> None:
+    scheduler = Scheduler.__new__(Scheduler)
+    assert scheduler._split_scope("tests/e2e/test_kill.py::test_x[a]") == "slow_stack"
+    assert scheduler._split_scope("tests/unit/test_layout.py::test_x") == "tests/unit/test_layout.py"
