@@ -151,7 +151,12 @@ async def _ticket(
     [
         ({"scope": "session", "user_id": "bob"}, ["trace:read"]),
         ({"scope": "run", "user_id": "bob"}, ["trace:read"]),
-        ({"scope": "service"}, ["trace:read", OPERATOR_READ]),
+        ({"scope": "service"}, ["trace:read"]),
+        ({"scope": "service"}, ["operator", "Operator:read", "operators:read"]),
+        ({"scope": "service", "permissions": ["trace:read"]}, ["trace:read", OPERATOR_READ]),
+        ({"scope": "service", "permissions": ["operator:revoke"]}, [OPERATOR_READ]),
+        ({"scope": "service", "permissions": ["audit:write"]}, ["audit:write", OPERATOR_READ]),
+        ({"scope": "session", "user_id": "bob"}, [OPERATOR_READ, "operator:revoke"]),
         ({"scope": "session", "user_id": "bob"}, ["ACT_AS", "act_as:all", "act-as"]),
         ({"permissions": ["trace:query"]}, ["trace:read"]),
         ({"permissions": [OPERATOR_READ]}, ["trace:read"]),
