@@ -167,6 +167,22 @@ async def test_the_newest_key_seals_and_the_old_one_opens_until_all_is_rewritten
         await store.close()
 
 
+def test_a_sealed_value_that_is_cut_or_changed_anywhere_is_damage_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seals = keys_at(tmp_path / "keys.json", "k1")
+    sealed = seals.seal("runs.params", "alice", "run-1", JSON)
+    assert seals.open("runs.params", "alice", "run-1", sealed) == JSON
+    for length in range(3, len(sealed)):
+        with pytest.raises(CorruptStoreError):
+            seals.open("runs.params", "alice", "run-1", sealed[:length])
+    for at in range(8, len(sealed)):
+        changed = sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]
+        with pytest.raises(CorruptStoreError):
+            seals.open("runs.params", "alice", "run-1", changed)
+    assert caplog.text.count("a stored value does not open") == 1, "not for each"
+
+
 def test_another_key_of_a_known_name_is_not_taken_while_the_file_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
