@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from carrel.errors import CorruptStoreError, StoreUnavailableError
+from carrel.errors import CarrelError, CorruptStoreError, StoreUnavailableError
+from servicekit.logs import get_logger
 from servicekit.sealing_keys import SealingKeys
 
 __all__ = ["PLAIN", "KeySeals", "PlainSeals", "Seals", "is_sealed", "key_of"]
 
+_log: Final = get_logger("servicekit.sealing")
 # No JSON and no text of ours begins like this; a text of a user's that does is marked as plain.
 _MARK: Final = b"\0c1"
 _TEXT_MARK: Final = "\1c1:"
 _TEXT_PLAIN: Final = "\1p:"
 _NONCE: Final = 12
 _DOMAIN: Final = b"carrel-sealed-1"
+# Without the key's name: the mark, the name's length, the nonce, and what proves the rest.
+_LEAST_BYTES: Final = len(_MARK) + 1 + _NONCE + 16
+_TELL_EVERY_S: Final = 10.0
 
 
 class Seals(Protocol):
@@ -85,6 +91,8 @@ class KeySeals:
 
     def __init__(self, keys: SealingKeys) -> None:
         self._keys = keys
+        self._failures = 0
+        self._told_at = -_TELL_EVERY_S
 
     @property
     def keys(self) -> SealingKeys:
@@ -102,10 +110,26 @@ class KeySeals:
         if data[:3] != _MARK:
             return data
         kid = key_of(data)
-        key = self._keys.get(kid)
-        if key is None:
-            raise _no_key(kid)
-        return _opened(key, kid, data, _bound_to(field, user, run))
+        try:
+            if len(data) < _LEAST_BYTES + len(kid):
+                raise _corrupt(kid)
+            key = self._keys.get(kid)
+            if key is None:
+                raise _no_key(kid)
+            return _opened(key, kid, data, _bound_to(field, user, run))
+        except (CorruptStoreError, StoreUnavailableError) as error:
+            self._tell(field, kid, error)
+            raise
+
+    def _tell(self, field: str, kid: str, error: CarrelError) -> None:
+        """Whoever asked is told of one value; whoever keeps the store must hear of it, too."""
+        self._failures += 1
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_EVERY_S:
+            self._told_at = now
+            _log.error(
+                "a stored value does not open", field=field, key_id=kid, code=error.code, failures=self._failures
+            )
 
     def seal_text(self, field: str, user: str, run: str, text: str) -> str:
         """See ``Seals``."""
@@ -139,12 +163,16 @@ def _opened(key: AESGCM, kid: str, data: bytes, bound: bytes) -> bytes:
     try:
         return key.decrypt(data[begin : begin + _NONCE], data[begin + _NONCE :], bound)
     except (InvalidTag, ValueError):
-        raise CorruptStoreError(
-            f"a stored value does not open with the key {kid!r}: it was changed or moved, or the key file has another "
-            "key of that name than the one it was sealed with",
-            advice="give the service the key file of before; if it is the right one, restore the store from a backup",
-            key_id=kid,
-        ) from None
+        raise _corrupt(kid) from None
+
+
+def _corrupt(kid: str) -> CorruptStoreError:
+    return CorruptStoreError(
+        f"a stored value does not open with the key {kid!r}: it was changed or moved, or the key file has another "
+        "key of that name than the one it was sealed with",
+        advice="give the service the key file of before; if it is the right one, restore the store from a backup",
+        key_id=kid,
+    )
 
 
 def _bound_to(field: str, user: str, run: str) -> bytes:

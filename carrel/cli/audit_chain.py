@@ -17,6 +17,8 @@ from carrel.errors import CorruptStoreError
 
 __all__ = ["Chain", "chain_of"]
 
+# The first line, whose names are in their order.
+_BEGINS: Final = b'{"hash":"'
 _START: Final = hashlib.sha256(b"carrel-audit-1").hexdigest()
 
 
@@ -83,9 +85,16 @@ def chain_of(path: Path, *, torn: bool = False) -> tuple[Chain, Chain]:
         torn: Pass over a last line without its end, which an export that was killed leaves behind.
 
     Raises:
-        CorruptStoreError: A line is not what was written there.
+        CorruptStoreError: A line is not what was written there, or the file is something else.
         OSError: The file cannot be read.
     """
+    try:
+        return _chain_of(path, torn=torn)
+    except UnicodeError:
+        raise _foreign(path) from None
+
+
+def _chain_of(path: Path, *, torn: bool) -> tuple[Chain, Chain]:
     chain = at_cursor = Chain()
     size = 0
     for number, line in enumerate(_lines(path, torn=torn), 1):
@@ -98,11 +107,19 @@ def chain_of(path: Path, *, torn: bool = False) -> tuple[Chain, Chain]:
 
 
 def _lines(path: Path, *, torn: bool) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            if torn and not line.endswith("\n"):
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            # Before it is read as text: it may end within a letter.
+            if torn and not line.endswith(b"\n"):
+                # Whatever is torn is thrown away: somebody's one-line file must not be.
+                if number == 0 and line[: len(_BEGINS)] != _BEGINS[: len(line)]:
+                    raise _foreign(path)
                 return
-            yield line
+            yield line.decode()
+
+
+def _foreign(path: Path) -> CorruptStoreError:
+    return CorruptStoreError(f"{path} is no export of the audit trail", advice="name another file; it is left as it is")
 
 
 def _canonical(body: Mapping[str, Any]) -> str:

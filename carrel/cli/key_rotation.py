@@ -73,8 +73,8 @@ class KeyRotation:
         Raises:
             CarrelError: The files cannot be read.
         """
-        signing = {load_signing_key(path).kid for issuer in ISSUERS if (path := self.signing(issuer)).exists()}
-        coming = {load_signing_key(path).kid for issuer in ISSUERS if (path := self.next(issuer)).exists()}
+        signing = {load_signing_key(self.signing(issuer)).kid for issuer in ISSUERS if _is_there(self.signing(issuer))}
+        coming = {load_signing_key(self.next(issuer)).kid for issuer in ISSUERS if _is_there(self.next(issuer))}
         return [
             KeyState(
                 jwk["kid"],
@@ -93,7 +93,7 @@ class KeyRotation:
             StartupError: There is a next key already, or a file cannot be read or written.
         """
         keys = self._read()
-        if self.next(issuer).exists():
+        if _is_there(self.next(issuer)):
             kid = load_signing_key(self.next(issuer)).kid
             raise StartupError(
                 f"{issuer} has a next key already: {kid}", advice=f"go on with `carrel keys sign --for {issuer}`"
@@ -111,7 +111,7 @@ class KeyRotation:
             StartupError: There is none, it is not published, or not for ``known_after_s``.
         """
         path = self.next(issuer)
-        if not path.exists():
+        if not _is_there(path):
             raise StartupError(
                 f"{issuer} has no next key in {self._folder}", advice=f"begin with `carrel keys publish --for {issuer}`"
             )
@@ -143,8 +143,10 @@ class KeyRotation:
             known_after_s: How long a changed file may take to get to whoever signs.
 
         Raises:
-            StartupError: The files cannot be read or written.
+            StartupError: The files cannot be read or written, or it cannot be seen which keys are signed with: in a
+                service's own folder all keys but its own would look as if nobody used them.
         """
+        self._refuse_a_part()
         in_use = {state.kid for state in self.states() if state.state != "superseded"}
         now, kept = self._clock(), list[dict[str, Any]]()
         removed, waiting = list[str](), list[tuple[str, float]]()
@@ -165,6 +167,15 @@ class KeyRotation:
                 removed.append(kid)
         self._write(kept)
         return removed, waiting
+
+    def _refuse_a_part(self) -> None:
+        for issuer in ISSUERS:
+            used = [jwk["kid"] for jwk in self._read() if jwk.get("iss") == issuer and _SUPERSEDED not in jwk]
+            if used and not _is_there(self.signing(issuer)):
+                raise StartupError(
+                    f"{self._folder} has no {self.signing(issuer).name}: {issuer} may be signing with {used[0]}",
+                    advice="name the folder that holds all of the deployment's keys, not what a service was handed",
+                )
 
     def _read(self) -> list[dict[str, Any]]:
         try:
@@ -187,3 +198,12 @@ class KeyRotation:
             raise StartupError(
                 f"{self.jwks} cannot be written: {error.strerror}", advice="mend the folder's permissions"
             ) from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise StartupError(
+            f"{path} cannot be looked at: {error.strerror}", advice="run this as the user whom the keys belong to"
+        ) from None

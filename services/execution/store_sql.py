@@ -231,12 +231,12 @@ class SqlRunStore:
         """See ``RunStore``."""
         taken: list[RunRecord] = []
         while True:
-            some = await self._database.write(
+            some, more = await self._database.write(
                 partial(leases.take_over, owner=self._owner, lease=self._lease, former=not self._started)
             )
             self._started = self._leased = True
             taken += some
-            if len(some) < leases.TAKEN_AT_ONCE:
+            if not more:
                 return tuple(taken)
 
     async def renew_leases(self) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from services.execution.domain.states import ENDABLE
 from services.execution.models import UNENDED_STATES, RunRecord, UserKey
-from services.execution.store_sql_reads import read_run
+from services.execution.store_sql_damage import legible_run
 from services.execution.tables import DbNow, keepers, owners, runs
 
 __all__ = ["TAKEN_AT_ONCE", "clean_owners", "db_now", "decided", "release_leases", "renew_leases", "take_over"]
@@ -51,19 +51,20 @@ _STATES: Final = sa.select(runs.c.user_id, runs.c.run_id, runs.c.state, runs.c.l
 )
 
 
-def take_over(connection: sa.Connection, *, owner: str, lease: int, former: bool) -> tuple[RunRecord, ...]:
-    """Part of ``RunStore.take_over``: the oldest orphaned runs, ``TAKEN_AT_ONCE`` when there are more.
+def take_over(connection: sa.Connection, *, owner: str, lease: int, former: bool) -> tuple[tuple[RunRecord, ...], bool]:
+    """Part of ``RunStore.take_over``: the oldest orphaned runs that can be read, and whether there are more.
 
     ``former`` at a process's start: then what it once held is nobody's, and its own to take.
     """
     if former:
         renew_leases(connection, owner=owner, lease=lease)
         connection.execute(_DISOWN, {"owner": owner})
-    taken = []
-    for row in connection.execute(_ORPHANS, {"owner": owner}).all():
+    taken, found = [], connection.execute(_ORPHANS, {"owner": owner}).all()
+    for row in found:
         connection.execute(_TAKE, {"u": row.user_id, "run": row.run_id, "owner": owner})
-        taken.append(read_run(connection, row.user_id, row.run_id))
-    return tuple(run for run in taken if run is not None)
+        # One that can't be read is taken all the same: so it is not found again and again before all others.
+        taken.append(legible_run(connection, row.user_id, row.run_id))
+    return tuple(run for run in taken if run is not None), len(found) >= TAKEN_AT_ONCE
 
 
 def renew_leases(connection: sa.Connection, *, owner: str, lease: int) -> None:

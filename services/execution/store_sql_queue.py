@@ -12,6 +12,7 @@ from services.execution.models import EngineRecord, RunState, StageState, UserKe
 from services.execution.models_steps import Again, Step
 from services.execution.store_sealing import seals_of
 from services.execution.store_sql_admission import NEAR_LIMIT, count_engines, lock_totals, lock_user
+from services.execution.store_sql_damage import left_alone, legible_run
 from services.execution.store_sql_reads import read_run
 from services.execution.store_sql_rows import engine_row
 from services.execution.store_sql_runs import attempted
@@ -120,7 +121,8 @@ def promote(connection: sa.Connection, limit: int, *, owner: str, now: int, life
     if limit < 1 or connection.execute(_ANY).first() is None:
         return ()
     active = int(connection.execute(_ALL_ENGINES, {"now": now}).scalar_one())
-    chosen = connection.execute(_IN_TURN, {"owner": owner, "now": now, "active": active, "limit": limit}).all()
+    most = limit + left_alone()
+    chosen = connection.execute(_IN_TURN, {"owner": owner, "now": now, "active": active, "limit": most}).all()
     # In one order everywhere, so that two processes that promote never wait for each other crosswise.
     for user in sorted({row.user_id for row in chosen}):
         lock_user(connection, UserKey(user), now)
@@ -140,7 +142,8 @@ def promote(connection: sa.Connection, limit: int, *, owner: str, now: int, life
 def _begin(connection: sa.Connection, row: Any, *, owner: str, now: int, lifetime: int) -> Step | None:
     key = {"u": row.user_id, "run": row.run_id}
     run = connection.execute(_QUEUED, {**key, "f": row.fence, "owner": owner}).first()
-    if run is None:  # ended, or taken over, meanwhile
+    # Before anything is written: what can't be read would undo the turn of all others.
+    if run is None or legible_run(connection, row.user_id, row.run_id) is None:  # ended, or taken over, meanwhile
         return None
     fresh = run.started_at is None
     deadline = now + (lifetime if fresh else max(run.time_left, min(_LEAST_TIME, lifetime)))

@@ -11,6 +11,7 @@ from services.execution.domain.outcome import question_event
 from services.execution.models import InputRecord, RunRecord, RunRef, RunState, StageState, UserKey
 from services.execution.models_steps import Question, Step
 from services.execution.store_sealing import seals_of
+from services.execution.store_sql_damage import legible_run
 from services.execution.store_sql_reads import read_input, read_run
 from services.execution.store_sql_rows import input_row
 from services.execution.store_sql_runs import add_events, free_engine, next_number, run_key
@@ -128,5 +129,5 @@ def provide_input(
 def expired_inputs(connection: sa.Connection, *, owner: str, now: int) -> tuple[RunRecord, ...]:
     """See ``RunStore.expired_inputs``."""
     rows = connection.execute(_EXPIRED, {"owner": owner, "now": now}).all()
-    found = [read_run(connection, row.user_id, row.run_id) for row in rows]
+    found = [legible_run(connection, row.user_id, row.run_id) for row in rows]
     return tuple(run for run in found if run is not None)

@@ -15,7 +15,7 @@ import pytest
 from carrel.errors import CorruptStoreError, InvalidConfigurationError, StartupError, StoreUnavailableError
 from servicekit.sealing_keys import SealingKeys, add_key
 from services.execution.config import ExecutionSettings
-from services.execution.models import JournalItem, RunRef, RunState
+from services.execution.models import JournalItem, RunRef, RunState, ThreadStrategy
 from services.execution.models_steps import Again, Checkpoint, Finish, Question
 from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
@@ -27,7 +27,7 @@ from services.execution.store_sql_open import open_sqlite_store
 from services.execution.store_sql_postgres_open import connector
 from services.execution.tables import METADATA, runs
 from tests.contract.run_backends import Backend, PostgresBackend, SqliteBackend
-from tests.contract.run_support import ALICE, BOB, admission
+from tests.contract.run_support import ALICE, BOB, Clock, admission
 
 CANARY = "canary-of-a-user"
 JSON = json.dumps({"said": CANARY}).encode()
@@ -167,6 +167,22 @@ async def test_the_newest_key_seals_and_the_old_one_opens_until_all_is_rewritten
         await store.close()
 
 
+def test_a_sealed_value_that_is_cut_or_changed_anywhere_is_damage_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seals = keys_at(tmp_path / "keys.json", "k1")
+    sealed = seals.seal("runs.params", "alice", "run-1", JSON)
+    assert seals.open("runs.params", "alice", "run-1", sealed) == JSON
+    for length in range(3, len(sealed)):
+        with pytest.raises(CorruptStoreError):
+            seals.open("runs.params", "alice", "run-1", sealed[:length])
+    for at in range(8, len(sealed)):
+        changed = sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]
+        with pytest.raises(CorruptStoreError):
+            seals.open("runs.params", "alice", "run-1", changed)
+    assert caplog.text.count("a stored value does not open") == 1, "not for each"
+
+
 def test_another_key_of_a_known_name_is_not_taken_while_the_file_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +237,46 @@ async def test_a_value_that_was_moved_or_changed_or_has_another_key_is_never_han
         finally:
             await wrong.close()
             await none.close()
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_a_run_that_cannot_be_read_is_left_alone_and_all_others_go_on(
+    backend: Backend,
+    clock: Clock,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    sealed: bool,
+) -> None:
+    monkeypatch.setattr("services.execution.store_sql_damage._told", {})
+    seals = keys_at(tmp_path / "keys.json", "k1") if sealed else PLAIN
+    store = await backend.process("one", seals=seals)
+    try:
+        # Of each user a run that waits for its turn, and one whose question has lapsed.
+        for user, name in ((ALICE, "a"), (BOB, "b")):
+            first = (await store.admit(admission(f"{name}-first", user, f"thread-{name}"))).run.ref
+            later = admission(f"{name}-queued", user, f"thread-{name}", strategy=ThreadStrategy.ENQUEUE)
+            assert (await store.admit(later)).run.state is RunState.QUEUED
+            asks = (await store.admit(admission(f"{name}-asks", user))).run.ref
+            assert await store.suspend(asks, Question("inp-1", "?", JSON), 0)
+            assert await store.finish(first, Finish(RunState.SUCCEEDED))
+        damage = b"\0c1\2k1" + bytes(40) if sealed else b'{"permissions":'
+        await _raw(store, lambda c: c.execute(runs.update().where(runs.c.user_id == ALICE).values(identity=damage)))
+        clock.forward(1)
+        assert [run.identity.run_id for run in await store.expired_inputs()] == ["b-asks"]
+        assert [step.run.identity.run_id for step in await store.promote(1)] == ["b-queued"]
+        await store.release_leases()
+        other = await backend.process("two", seals=seals)
+        try:
+            taken = {run.identity.run_id for run in await other.take_over()}
+            assert {"b-queued", "b-asks"} <= taken <= {"b-first", "b-queued", "b-asks"}
+            assert await other.take_over() == ()
+        finally:
+            await other.close()
+        assert caplog.text.count("can't be read and is left alone") in {2, 3}, "once for each"
     finally:
         await store.close()
 

@@ -61,7 +61,22 @@ def test_a_torn_end_is_passed_over_when_an_export_goes_on_and_told_otherwise(tmp
     _, at_cursor = chain_of(path, torn=True)
     assert (at_cursor.cursor, at_cursor.records) == ("at-2", 3)
     assert whole[: at_cursor.size] == b"".join(lines[:5])
+    path.write_bytes(whole[: whole.rindex("ö".encode()) + 1])
+    assert chain_of(path, torn=True)[1] == at_cursor
     with pytest.raises(CorruptStoreError):
         verify_file(path)
     with pytest.raises(StartupError):
         verify_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"kty":"OKP","d":"a key in one line"}', b"{", b'{"hashes":1}', b"\xff\xfe\0", b"a\n"]
+)
+def test_a_file_that_is_something_else_is_never_gone_on_with(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    if content == b"{":  # what a killed export may have left behind
+        assert chain_of(path, torn=True)[1].size == 0
+        return
+    with pytest.raises(CorruptStoreError):
+        chain_of(path, torn=True)

@@ -104,6 +104,30 @@ def test_a_key_that_was_replaced_by_hand_is_kept_for_as_long(rotation: KeyRotati
     assert rotation.retire() == ([by_hand.kid], [])
 
 
+def test_nothing_is_retired_in_a_folder_that_has_not_all_keys(
+    rotation: KeyRotation, tmp_path: Path, clock: _Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed = tmp_path / "handed"
+    handed.mkdir()
+    for path in (rotation.jwks, rotation.signing("gateway")):
+        (handed / path.name).write_bytes(path.read_bytes())
+        (handed / path.name).chmod(0o600)
+    before = (handed / rotation.jwks.name).read_bytes()
+    for _ in range(2):
+        with pytest.raises(StartupError, match=r"has no execution\.jwk\.json"):
+            KeyRotation(handed, clock).retire(0, 0)
+        clock.now += 1_000_000
+    assert (handed / rotation.jwks.name).read_bytes() == before
+
+    def denied(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", denied)
+    for step in (rotation.retire, rotation.states, lambda: rotation.publish("gateway")):
+        with pytest.raises(StartupError, match="cannot be looked at: Permission denied"):
+            step()
+
+
 def test_the_key_of_execution_signs_run_tickets_only(rotation: KeyRotation) -> None:
     assert rotation.publish("execution").scopes == frozenset({Scope.RUN})
     assert {(state.issuer, state.state) for state in rotation.states()} == {
