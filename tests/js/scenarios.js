@@ -207,6 +207,12 @@ const hole = (repeat) => async (stage) => {
   check(got[2] instanceof Gap && got[2].first === 3 && got[2].last === 3 && !got[2].announced, () => "the gap is another")
 }
 
+async function missedTail(stage) {
+  const events = log(6)
+  await stage.script({ log: events, heartbeat: 0.2, plans: [{ without: [6] }] })
+  await wholeLog(stage, stage.client(), events)
+}
+
 async function announcedGap(stage) {
   const say = [{ at: 3, texts: [], instead: true }, { at: 4, texts: [{ type: "gap", from: 3, to: 4 }], instead: true }]
   await stage.script({ log: log(6), plans: [{ say }] })
@@ -629,6 +635,7 @@ export function scenarios(recorded) {
     ["reset: event_mismatch", lostPlace("epoch-1:12:evt-other", "event_mismatch")],
     ["a hole that is mended", hole(false)],
     ["a hole that stays", hole(true)],
+    ["a last event that did not come", missedTail],
     ["a gap that is announced", announcedGap],
     ...Object.entries(GARBAGE).map(([name, text]) => [`garbage: ${name}`, garbage(text, 3)]),
     ["garbage: a gzip that grows beyond bounds", bomb],

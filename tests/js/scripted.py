@@ -494,8 +494,8 @@ class _Server:
         if status := gateway.plan(number).get("refuse"):
             return web.json_response({"error": {"code": "REFUSED", "message": "as the script says"}}, status=status)
         ws = web.WebSocketResponse(protocols=("carrel.v1",), autoclose=False, timeout=0.2)
-        await ws.prepare(request)
         with self._line(), suppress(_OverError, ConnectionError):
+            await ws.prepare(request)
             await _Line(gateway, ws, request, number).serve()
         return ws
 

@@ -61,6 +61,18 @@ test("events that come twice are given once, also after a reset", () => {
   assert.deepEqual(offsets(repeating.events([event(1)])), [1])
 })
 
+test("a place that was only told cannot be compared: all is read again, and what lies before it is dropped", () => {
+  const one = new Reader(undefined)
+  one.begin()
+  one.connected({ type: "connected", epoch: "e", offset: 5 })
+  one.begin()
+  assert.deepEqual(one.resume(), { resume: { offset: 0 } })
+  one.connected(connected(0, { recovered: true }))
+  assert.deepEqual(offsets(one.events([1, 2, 3, 4, 5].map((offset) => event(offset)))), [])
+  assert.equal(one.position.offset, 5)
+  assert.deepEqual(offsets(one.events([event(6)])), [6])
+})
+
 test("what was given is remembered within bounds", () => {
   const one = reader()
   for (let offset = 1; offset <= 10_050; offset += 1) [...one.events([event(offset)])]
