@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.asyncio(loop_sc
 _NOT_FOUND: Final = r"status of 404"
 _GATEWAY_AWAY: Final = r"WebSocket|ERR_CONNECTION|Failed to load resource"
 # What a page may spend on a run of a thousand events, in milliseconds of its own work; the longest between two frames;
-# how many rows it may draw. On a machine busy with other work it took 700 ms, 300 ms and 82 rows. Drawing for each event
-# took 1400 ms of work and stood still for 7.5 s; a list without an end has 500 rows.
+# how many rows it may draw. On a machine busy with other work it took 700 ms, 300 ms and 82 rows. Drawing each event
+# apart took 1400 ms and stood still for 7.5 s; a list without an end has 500 rows.
 _WORK_MS: Final = 2500.0
 _LONGEST_MS: Final = 1500.0
 _ROWS: Final = 120
