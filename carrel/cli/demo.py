@@ -86,7 +86,8 @@ async def run_demo(options: StackOptions, *, once: bool) -> int:
                 _explain(printer, logs)
             if not once:
                 hint = command_line(stack, 'run "Optimize"')
-                printer.say(f"\nThe stack stays up at {stack.url}. Stop with Ctrl-C.\nTry in another terminal:  {hint}")
+                printer.say(f"\nThe stack stays up at {stack.url}: open it in a browser. Stop with Ctrl-C.")
+                printer.say(f"Try in another terminal:  {hint}")
                 await ended(stack, stop)
     return EXIT_OK if good else EXIT_FAILED
 

@@ -89,7 +89,7 @@ async def _greeting(stack: Stack, printer: Printer) -> str:
     places = ", ".join(printer.paint(url, "1") for url in stack.urls)
     return (
         f"up at {places} after {stack.ready_s:.1f} s (state in {stack.state.root})\n"
-        f"try in another terminal:  {command_line(stack, await _example(stack))}\n"
+        f"open it in a browser, or try in another terminal:  {command_line(stack, await _example(stack))}\n"
         "stop with Ctrl-C"
     )
 

@@ -59,8 +59,8 @@ export function blocksOf(text) {
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/
 const isItem = (line) => ITEM.test(line)
 const RULE = /^ {0,3}([-*_])( *\1){2,} *$/
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*$/
-const DELIMITER = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/
+const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/
+const isDelimiter = (line) => line !== undefined && line.includes("-") && cells(line).every((cell) => /^:?-+:?$/.test(cell))
 
 function drawBlocks(lines, how) {
   const drawn = []
@@ -79,12 +79,12 @@ function drawBlocks(lines, how) {
       at = stop + 1
     } else if (heading) {
       // The page has its own h1 and h2 above.
-      drawn.push(h(`h${Math.min(heading[1].length + 2, 6)}`, { class: `md-h${heading[1].length}` }, inline(heading[2], how)))
+      drawn.push(h(`h${Math.min(heading[1].length + 2, 6)}`, { class: `md-h${heading[1].length}` }, inline(withoutMarks(heading[2]), how)))
       at += 1
     } else if (RULE.test(line)) {
       drawn.push(html`<hr />`)
       at += 1
-    } else if (line.includes("|") && at + 1 < lines.length && lines[at + 1].includes("-") && DELIMITER.test(lines[at + 1])) {
+    } else if (line.includes("|") && isDelimiter(lines[at + 1])) {
       const stop = until(lines, at + 2, (other) => !other.includes("|"))
       drawn.push(table(lines.slice(at, stop), how))
       at = stop
@@ -104,6 +104,14 @@ function drawBlocks(lines, how) {
     }
   }
   return drawn
+}
+
+/** A heading may be closed by the signs that it was opened with. */
+function withoutMarks(text) {
+  let end = text.trimEnd().length
+  const whole = end
+  while (end > 0 && text[end - 1] === "#") end -= 1
+  return end < whole && (end === 0 || text[end - 1] === " ") ? text.slice(0, end).trimEnd() : text.slice(0, whole)
 }
 
 function until(lines, from, stops) {
@@ -151,9 +159,19 @@ function table(lines, how) {
   </div>`
 }
 
-// In this order: code first, since nothing in it is anything else. No pattern can be read in two ways, so none of them
-// takes longer than the text is long.
-const INLINE = /(`+)([^`]+)\1|!\[([^\]\n]*)\]\(([^()\s]+)\)|\[([^\]\n]+)\]\(([^()\s]+)\)|(https?:\/\/[^\s<>()]+[^\s<>().,;:!?'"])|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|(?<![\w])_([^_\n]+)_(?![\w])|~~([^~\n]+)~~|\\([\\`*_{}[\]()#+.!|~-])/g
+// In this order: code first, since nothing in it is anything else. Every part ends at the character that it begins with,
+// or has a bound: nobody can write a line that takes longer than its length allows.
+const INLINE = new RegExp([
+  String.raw`(?<!${"`"})(${"`"}{1,3})(?!${"`"})([^${"`"}]{1,4000})\1(?!${"`"})`,
+  String.raw`!\[([^\]\n]{0,500})\]\(([^()\s]{1,2000})\)`,
+  String.raw`\[([^\]\n]{1,500})\]\(([^()\s]{1,2000})\)`,
+  String.raw`(https?:\/\/[^\s<>()]{1,2000})`,
+  String.raw`\*\*([^*\n]{1,4000})\*\*`,
+  String.raw`\*([^*\s][^*\n]{0,4000})\*`,
+  String.raw`(?<!\w)_([^_\n]{1,4000})_(?!\w)`,
+  String.raw`~~([^~\n]{1,4000})~~`,
+  String.raw`\\([\\${"`"}*_{}[\]()#+.!|~-])`,
+].join("|"), "g")
 
 function inline(text, how, nested = 0) {
   if (nested > NEST) return text
@@ -162,7 +180,10 @@ function inline(text, how, nested = 0) {
   for (const found of text.matchAll(INLINE)) {
     if (found.index > at) drawn.push(text.slice(at, found.index))
     at = found.index + found[0].length
-    const [, , code, alt, source, label, target, bare, strong, emphasis, low, gone, escaped] = found
+    const [, , code, alt, source, label, target, address, strong, emphasis, low, gone, escaped] = found
+    // A full stop after an address ends the sentence.
+    const bare = address?.replace(/[.,;:!?'"]{1,9}$/, "")
+    if (bare) at -= address.length - bare.length
     if (code !== undefined) drawn.push(html`<code>${code}</code>`)
     else if (source !== undefined) drawn.push(how.image?.(source, alt) ?? html`<em>${alt || "image"}</em>`)
     else if (target !== undefined) drawn.push(link(target, inline(label, how, nested + 1)))

@@ -102,10 +102,10 @@ export class Run extends Store {
 
   /** Events from before, in any order; those that are here already are passed over. */
   merge(events) {
-    const known = new Set(this._events.map((event) => event.offset))
-    const fresh = events.filter((event) => !known.has(event.offset))
-    if (!fresh.length) return
-    this._events = [...this._events, ...fresh].sort((one, other) => one.offset - other.offset)
+    const byOffset = new Map(this._events.map((event) => [event.offset, event]))
+    for (const event of events) if (!byOffset.has(event.offset)) byOffset.set(event.offset, event)
+    if (byOffset.size === this._events.length) return
+    this._events = [...byOffset.values()].sort((one, other) => one.offset - other.offset)
     this._again()
   }
 
@@ -307,7 +307,7 @@ export class Run extends Store {
       this._open.delete(key)
     }
     for (const child of this._requests.values()) {
-      if (child.status === "running") this._finish(child, { status, endedAt: child.lastAt })
+      if (child.status === "running") this._finish(child, { status: keepAgents ? "ok" : status, endedAt: child.lastAt })
     }
   }
 

@@ -35,7 +35,7 @@ export class Threads extends Store {
   async _page(token) {
     try {
       const page = await this._session.rest.threads({ pageSize: PAGE, pageToken: token || undefined })
-      for (const told of page.threads) this.thread(told.thread_id).tell(told)
+      for (const told of page.threads) this._listed(this.thread(told.thread_id)).tell(told)
       this.next = page.next_page_token ?? ""
       this.error = null
       this.loaded = true
@@ -53,8 +53,13 @@ export class Threads extends Store {
     if (!thread) {
       thread = new Thread(threadId, this._session)
       this.byId.set(threadId, thread)
-      this.list.push(thread)
     }
+    return thread
+  }
+
+  /** Lists a thread that exists: an address may name one that does not. */
+  _listed(thread) {
+    if (!this.list.includes(thread)) this.list.push(thread)
     return thread
   }
 
@@ -80,13 +85,13 @@ export class Threads extends Store {
 
   /** A run began, went on or ended, perhaps at another client of the user. */
   moved(run, event) {
-    const known = this.byId.has(run.threadId)
     const thread = this.thread(run.threadId)
+    const known = this.list.includes(thread)
     thread.add(run)
     thread.active = run.ended ? "" : run.runId
     if (!run.message && thread.loaded && !run.ended) thread.reload()
+    this._touch(thread)
     if (!known) this._titles()
-    if (event.event_type !== "agent_thinking") this._touch(thread)
   }
 
   /** Deletes a thread with its runs. */
@@ -98,6 +103,7 @@ export class Threads extends Store {
   }
 
   _touch(thread) {
+    this._listed(thread)
     thread.updatedAt = Date.now()
     this._sort()
     thread.changed()

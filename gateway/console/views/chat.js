@@ -36,7 +36,8 @@ export function Chat({ session, threadId, stopper }) {
   }, [draft?.threadId])
 
   const runs = thread?.runs ?? []
-  const active = runs.findLast((run) => !run.ended)
+  // The oldest: those after it wait for its end.
+  const active = runs.find((run) => !run.ended)
   useStore(active)
   stopper.current = active && !active.ended ? () => session.cancel(active).catch(() => {}) : null
 

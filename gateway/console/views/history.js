@@ -28,7 +28,7 @@ export function History({ session }) {
     load()
   }, [filter])
   const { runs, next, loading, error } = page
-  return html`<div class="page"><div class="page-body">
+  return html`<div class="page" tabindex="0" role="region" aria-label="Runs"><div class="page-body">
     <div class="page-head">
       <div class="switch" role="group" aria-label="Which runs">${FILTERS.map(([value, name]) => html`
         <button type="button" class=${filter === value ? "on" : ""} aria-pressed=${filter === value} onClick=${() => setFilter(value)}>${name}</button>`)}</div>

@@ -39,11 +39,11 @@ export function Operator({ session }) {
     }
   }, [])
   if (!told) {
-    return html`<div class="page"><div class="page-body">${error ? html`<${Problem} error=${error} />` : html`<p class="quiet"><${Spinner} /> Asking the services</p>`}</div></div>`
+    return html`<div class="page" tabindex="0" role="region" aria-label="Figures"><div class="page-body">${error ? html`<${Problem} error=${error} />` : html`<p class="quiet"><${Spinner} /> Asking the services</p>`}</div></div>`
   }
   const sums = sumsOf(told)
   const { gateway } = told
-  return html`<div class="page"><div class="page-body">
+  return html`<div class="page" tabindex="0" role="region" aria-label="Figures"><div class="page-body">
     ${error ? html`<${Problem} title="These figures are no longer fresh." error=${error} />` : null}
     <ul class="tiles" aria-label="Now">
       <${Tile} name="Users with a connection" value=${count(gateway.users)} more=${plural(gateway.connections, "socket")} />

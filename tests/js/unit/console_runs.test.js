@@ -1,0 +1,117 @@
+/** A run as the console tells it from events: in order, out of order, repeated, and after the log has lost its end. */
+
+import assert from "node:assert/strict"
+import { test } from "node:test"
+
+globalThis.document ??= { hidden: true }
+const { Run } = await import("../../../gateway/console/runs.js")
+
+let offset = 0
+const event = (kind, data = {}, more = {}) => ({
+  event_type: kind, event_id: `evt-${offset + 1}`, offset: ++offset, user_id: "alice", thread_id: "t", run_id: "r", request_id: "q",
+  agent_name: "data", attempt: 1, timestamp: new Date(1_800_000_000_000 + offset * 100).toISOString(), data, ...more,
+})
+const child = { request_id: "q_check", parent_request_id: "q" }
+
+const EVENTS = [
+  event("run_accepted", { agent_name: "data", stages: ["data"], client_ref: "c" }),
+  event("agent_started", { agent_name: "data", stage: 0, attempt: 1 }),
+  event("agent_thinking", { text: "first" }),
+  event("agent_thinking", { text: "", heartbeat: true }),
+  event("tool_executing", { tool_name: "load", tool_call_id: "1", arguments: { path: "x" } }),
+  event("tool_completed", { tool_name: "load", tool_call_id: "1", status: "ok", duration_ms: 12, result: [1] }),
+  event("agent_thinking", { text: "in the child" }, child),
+  event("tool_executing", { tool_name: "query", tool_call_id: "2" }, child),
+  event("tool_completed", { tool_name: "query", tool_call_id: "2", status: "error", duration_ms: 3, error: { message: "no" } }, child),
+  event("tool_completed", { tool_name: "rm", tool_call_id: "3", status: "error", denied: true, duration_ms: 0 }),
+  event("agent_message", { message_id: "m", delta: "Hello " }),
+  event("input_required", { input_id: "i", prompt: "Which?" }),
+  event("run_attempt", { attempt: 2, agent_name: "data", reason: "input_provided" }),
+  event("agent_message", { message_id: "m", delta: "world" }),
+  event("agent_completed", { agent_name: "data", result: { a: 1 }, duration_ms: 900 }),
+  event("run_completed", { status: "SUCCEEDED", result: { answer: "Hello world" } }),
+]
+
+const told = (run) => ({
+  status: run.status, texts: run.texts.map(({ text }) => text), tools: run.tools, attempts: run.attempts, question: run.question,
+  steps: run.steps.map(({ id, kind, name, depth, status, duration }) => ({ id, kind, name, depth, status, duration })),
+})
+
+function inOrder() {
+  const run = new Run("r", "t")
+  for (const each of EVENTS) run.take(each)
+  return run
+}
+
+test("a run in order", () => {
+  const run = inOrder()
+  assert.equal(run.status, "SUCCEEDED")
+  // What the result says was written already.
+  assert.deepEqual(run.texts.map(({ text }) => text), ["Hello world"])
+  assert.deepEqual(run.steps.map(({ kind, name, depth, status }) => [kind, name, depth, status]), [
+    ["agent", "data", 0, "ok"],
+    ["thought", "first", 1, "ok"],
+    ["tool", "load", 1, "ok"],
+    ["child", "check", 1, "ok"],
+    ["thought", "in the child", 2, "ok"],
+    ["tool", "query", 2, "error"],
+    ["tool", "rm", 1, "denied"],
+    ["question", "Asks: Which?", 0, "ok"],
+    ["note", "Answer received, going on", 0, "ok"],
+  ])
+  assert.equal(run.question, null)
+})
+
+test("any order, and anything twice, tells the same", () => {
+  const expected = told(inOrder())
+  let seed = 7
+  const random = () => (seed = (seed * 48271) % 2147483647) / 2147483647
+  for (let round = 0; round < 60; round += 1) {
+    const run = new Run("r", "t")
+    const mixed = [...EVENTS, ...EVENTS.slice(3, 9)].map((each) => [random(), each]).sort((a, b) => a[0] - b[0]).map(([, each]) => each)
+    const cut = Math.floor(random() * mixed.length)
+    run.merge(mixed.slice(0, cut))
+    for (const each of mixed.slice(cut)) run.take(each)
+    run.merge(EVENTS)
+    assert.deepEqual(told(run), expected)
+    assert.equal(run.count, EVENTS.length)
+  }
+})
+
+test("a question is open until it is answered, and its agent waits meanwhile", () => {
+  const run = new Run("r", "t")
+  for (const each of EVENTS.slice(0, 12)) run.take(each)
+  assert.equal(run.status, "WAITING")
+  assert.equal(run.question.input_id, "i")
+  assert.equal(run.steps[0].status, "waiting")
+  run.take(EVENTS[12])
+  assert.equal(run.question, null)
+  assert.equal(run.steps[0].status, "running")
+})
+
+test("what the log has lost has not happened", () => {
+  const run = inOrder()
+  run.dropAfter(EVENTS[4].offset)
+  assert.equal(run.status, "RUNNING")
+  assert.equal(run.steps.at(-1).status, "running")
+  for (const each of EVENTS.slice(5)) run.take(each)
+  assert.deepEqual(told(run), told(inOrder()))
+})
+
+test("an attempt that is cut off leaves nothing open", () => {
+  const run = new Run("r", "t")
+  for (const each of EVENTS.slice(0, 5)) run.take(each)
+  run.take({ ...EVENTS[12], offset: EVENTS[4].offset + 1, data: { attempt: 2, reason: "worker_lost" } })
+  assert.deepEqual(run.steps.filter(({ kind }) => kind !== "thought").map(({ status }) => status), ["cancelled", "cancelled", "warned"])
+})
+
+test("what REST says of a run's end is believed when its last event is gone", () => {
+  const run = new Run("r", "t")
+  for (const each of EVENTS.slice(0, 5)) run.take(each)
+  run.tell({ status: "FAILED", error: { code: "X", message: "no" }, ended_at: "2027-01-15T08:00:01Z" })
+  assert.equal(run.status, "FAILED")
+  assert.equal(run.error.code, "X")
+  assert.ok(run.steps.every(({ status }) => status !== "running"))
+  run.tell({ status: "RUNNING" })
+  assert.equal(run.status, "FAILED")
+})
