@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from servicekit.telemetry.tracing import as_traceparent, is_sampled
+
 __all__ = ["LATENCY_S", "LAYER_MS", "LONG_S", "Buckets", "BucketsRead", "Exemplar", "sampled_trace"]
 
 # Upper bounds, each included, as Prometheus has them.
 LATENCY_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LONG_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 LAYER_MS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 5000.0)
-
-_TRACEPARENT: Final = 55
 
 
 class Exemplar(NamedTuple):
@@ -84,7 +84,10 @@ class Buckets:
 
 
 def sampled_trace(traceparent: str) -> str:
-    """The trace id of a W3C ``traceparent`` whose trace is kept; empty for any other text."""
-    if len(traceparent) != _TRACEPARENT or traceparent[-1] not in "13579bdf":
+    """The trace id of a W3C ``traceparent`` whose trace is kept; empty for any other text.
+
+    It comes with events, from whoever sends them, and goes into what scrapers read: nothing else may get there.
+    """
+    if not is_sampled(traceparent) or not as_traceparent(traceparent):
         return ""
     return traceparent[3:35]

@@ -14,7 +14,7 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 from opentelemetry.sdk.resources import Resource
 
 from carrel.errors import StartupError, Status
-from servicekit.telemetry.buckets import Buckets
+from servicekit.telemetry.buckets import Buckets, sampled_trace
 from servicekit.telemetry.calls import CallMeter
 from servicekit.telemetry.meters import Meters
 from servicekit.telemetry.otlp_metrics import push_metrics
@@ -59,6 +59,32 @@ async def test_a_scraper_gets_openmetrics_with_exemplars() -> None:
     assert scraped.value("carrel_event_delivery_time_seconds_bucket", le="+Inf") == 4
     assert scraped.value("carrel_event_delivery_time_seconds_sum") == pytest.approx(0.65)
     assert scraped.trace_ids() == {TRACE}
+
+
+HOSTILE = [
+    '00-x"} 1 1\ncarrel_workers_lost 999\n-0123456789abcdef-01',
+    "00-" + "\n" * 32 + "-0123456789abcdef-01",
+    "00-" + "0" * 32 + "-0123456789abcdef-01",
+    "00-" + "G" * 32 + "-0123456789abcdef-01",
+    "x" * 54 + "1",
+]
+
+
+async def test_what_comes_with_an_event_as_its_trace_cannot_break_what_scrapers_read() -> None:
+    meters, delivery = Meters("emitter"), Buckets((0.1, 1.0))
+    meters.histogram("carrel_event_delivery_time_seconds", delivery)
+    delivery.add(0.5, 1, sampled_trace(f"00-{TRACE}-0123456789abcdef-01"))
+    exporter = InMemory()
+    async with serve_metrics(meters, LOCAL) as endpoint:
+        for text in HOSTILE:
+            assert len(text) == 55, "else it is no traceparent by its length alone"
+            delivery.add(0.5, 1, sampled_trace(text))
+            scraped = await scrape(endpoint.address)
+            assert scraped.names == {"carrel_event_delivery_time_seconds"}
+            assert scraped.trace_ids() == {TRACE}
+    async with push_metrics(meters, exporter, Resource({}), interval_s=60):
+        pass
+    assert exporter.pushed
 
 
 async def test_an_older_scraper_gets_the_older_format() -> None:
