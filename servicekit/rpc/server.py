@@ -97,6 +97,7 @@ class RpcServer:
         self._interceptors = [*interceptors, edge]
         self._health = HealthServicer()
         self._server: aio.Server | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._hasten = asyncio.Event()
@@ -121,8 +122,37 @@ class RpcServer:
         Raises:
             StartupError: The address cannot be listened on.
         """
-        if self._server is not None:
+        if self._server is not None or self._stopping is not None:
             return self._port
+        try:
+            await self._start()
+        except BaseException:
+            # A server that runs beyond its loop takes calls that nobody answers, and can take the process with it.
+            if self._listens:
+                await asyncio.shield(self.drain(0))
+            raise
+        return self._port
+
+    @property
+    def _listens(self) -> bool:
+        return self._server is not None or self._probes is not None
+
+    async def _start(self) -> None:
+        # First, since grpc gives a bound port back only when its server has started and is stopped.
+        if (listen := self._settings.tls.health_listen) is not None:
+            self._probes = HealthPort(listen, self._health)
+            await self._probes.start()
+        self._server = self._built()
+        # In a task, which a drain waits for: one that is stopped in the middle of its start is left half open.
+        self._starting = asyncio.create_task(self._server.start(), name="start")
+        await asyncio.shield(self._starting)
+        if self._stopping is None:
+            self.readiness.set_open(True)
+            self._health.set_ready(await self.readiness.evaluate())
+        if self._stopping is None:
+            self._watcher = asyncio.create_task(self.readiness.watch(self._health.set_ready), name="readiness")
+
+    def _built(self) -> aio.Server:
         server = aio.server(interceptors=self._interceptors, options=self._options())
         for add, servicer, _ in self._services:
             add(servicer, server)
@@ -131,15 +161,7 @@ class RpcServer:
             self._add_reflection(server)
         warm([kind for _, _, name in self._services for kind in _request_types(name)])
         self._port = self._bind(server)
-        if (probes := self._settings.tls.health_listen) is not None:
-            self._probes = HealthPort(probes, self._health)
-            await self._probes.start()
-        await server.start()
-        self._server = server
-        self.readiness.set_open(True)
-        self._health.set_ready(await self.readiness.evaluate())
-        self._watcher = asyncio.create_task(self.readiness.watch(self._health.set_ready), name="readiness")
-        return self._port
+        return server
 
     async def drain(self, grace_s: float | None = None) -> None:
         """Stop in order: health says NOT_SERVING, streams are told to end, open calls may finish, the rest is cut off.
@@ -171,18 +193,21 @@ class RpcServer:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
-        if self._server is None:
-            return
+        if self._server is not None and self._starting is not None:
+            await asyncio.wait([self._starting])
+            await self._stop_serving(self._server, grace)
+        if self._probes is not None:
+            await self._probes.stop()
+
+    async def _stop_serving(self, server: aio.Server, grace: float) -> None:
         _log.info("draining", open_calls=self.gate.active, grace_s=grace)
-        stop = asyncio.create_task(self._server.stop(grace), name="stop")
+        stop = asyncio.create_task(server.stop(grace), name="stop")
         hurry = asyncio.create_task(self._hasten.wait(), name="hasten")
         await asyncio.wait([stop, hurry], return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         if not stop.done():
-            await self._server.stop(0)
+            await server.stop(0)
         await stop
-        if self._probes is not None:
-            await self._probes.stop()
         _log.info("drained", cut_off=self.gate.active)
 
     def _bind(self, server: aio.Server) -> int:

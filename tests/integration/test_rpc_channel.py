@@ -267,10 +267,12 @@ async def test_wait_ready_says_what_was_missing() -> None:
     server = aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with open_channel(f"127.0.0.1:{port}") as channel:
-        with pytest.raises(DownstreamUnavailableError, match="UNIMPLEMENTED"):
-            await wait_ready(channel, "the bridge", 0.5)
-    await server.stop(0)
+    try:
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(DownstreamUnavailableError, match="UNIMPLEMENTED"):
+                await wait_ready(channel, "the bridge", 0.5)
+    finally:
+        await server.stop(0)
 
 
 async def test_responses_pass_items_and_end_quietly() -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from carrel.v1 import bridge_pb2_grpc, emitter_pb2, emitter_pb2_grpc, events_pb2
 from servicekit.identity.principals import ServicePrincipal
 from servicekit.rpc.channel import open_channel, responses
 from servicekit.rpc.context import current_principal, remaining_deadline_s
-from servicekit.rpc.server import Service
+from servicekit.rpc.server import RpcServer, Service
 from tests.conftest import Eventually
-from tests.support.identity import run_context, service_context, session_context
+from tests.support.identity import identity, run_context, service_context, session_context
 from tests.support.rpc import serving, shared_settings
 
 
@@ -333,6 +334,51 @@ async def test_drain_cuts_off_what_does_not_end_when_it_is_hastened(eventually: 
         await asyncio.wait_for(drain, 5)
         with pytest.raises(CarrelError):
             await call
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _starting() -> RpcServer:
+    """One whose start takes until its readiness check is given up, while it serves already."""
+    server = RpcServer("127.0.0.1:0", bridge()[1], identity().verifier(), shared_settings())
+    server.readiness.add("what never comes", asyncio.Event().wait)
+    return server
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_that_listens(eventually: Eventually) -> None:
+    server = _starting()
+    start = asyncio.create_task(server.start())
+    await eventually(lambda: server.port and _listens(server.port))
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert not _listens(server.port)
+    await server.drain()
+
+
+async def test_a_drain_during_the_start_ends_the_server(eventually: Eventually) -> None:
+    server = _starting()
+    start = asyncio.create_task(server.start())
+    await eventually(lambda: server.port)
+    await server.drain()
+    await start
+    assert not _listens(server.port)
+    assert not server.readiness.ready
+
+
+async def test_a_health_port_that_is_taken_leaves_the_servers_own_address_free(free_port: Callable[[], int]) -> None:
+    port = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = shared_settings(tls={"health_listen": f"127.0.0.1:{taken.getsockname()[1]}"})
+        with pytest.raises(StartupError, match="health checks"):
+            await RpcServer(f"127.0.0.1:{port}", bridge()[1], identity().verifier(), settings).start()
+    async with RpcServer(f"127.0.0.1:{port}", bridge()[1], identity().verifier(), shared_settings()):
+        assert _listens(port)
 
 
 async def test_new_stream_on_a_draining_server_is_sent_elsewhere() -> None:
