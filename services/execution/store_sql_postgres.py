@@ -5,7 +5,8 @@ No table is known here. Operations are the same plain functions as on SQLite; wh
 the two trips that a transaction of one's own does, and PostgreSQL itself syncs what commits together once.
 
 A transaction whose end is in doubt, since the connection broke in the middle of COMMIT, is asked after by its number
-(``pg_xact_status``): the caller hears what became of it, and nothing is done twice.
+(``pg_xact_status``): the caller hears what became of it, and nothing is done twice. A server that was killed gives the
+numbers of transactions that it has lost to the next ones; its last checkpoint tells whether this is such a number.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -39,8 +41,16 @@ _AWAY_S: Final = 0.1
 _IDLE_S: Final = 60.0
 _DOUBT_S: Final = 0.1
 _BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_XID: Final = "SELECT pg_current_xact_id_if_assigned()::text"
+_XID: Final = "SELECT pg_current_xact_id_if_assigned()::text AS xid, clock_timestamp() AS at"
 _STATUS: Final = "SELECT pg_xact_status($1::text::xid8)"
+# A recovery ends with a checkpoint that has the number of the next transaction. If there was one since the transaction
+# was seen at work, and that number is not beyond the transaction's, then its bearer is another one. A checkpoint's time
+# is in whole seconds; one of the same second is taken for a recovery's, since it is the connection that broke.
+_GIVEN_AGAIN: Final = (
+    "SELECT (pg_postmaster_start_time() > $2 OR checkpoint_time >= date_trunc('second', $2::timestamptz))"
+    " AND (split_part(next_xid, ':', 1)::bigint << 32) + split_part(next_xid, ':', 2)::bigint <= $1::text::bigint"
+    " FROM pg_control_checkpoint()"
+)
 _END_IT: Final = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_xid::text::bigint ="
     " ($2::text::bigint & 4294967295)"
@@ -55,6 +65,15 @@ class _Slot:
     raw: Any
     fresh: bool = True
     used_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubted:
+    """A transaction of which it is not known whether it was committed; ``at`` it was at work, by the server's clock."""
+
+    xid: str
+    at: datetime
+    pid: int
 
 
 class _InDoubtError(Exception):
@@ -189,15 +208,15 @@ class PostgresDatabase:
         except CarrelError:
             await _of_driver(raw.execute("ROLLBACK"))
             raise
-        xid = await _of_driver(raw.fetchval(_XID))
+        seen = await _of_driver(raw.fetchrow(_XID))
         pid = raw.get_server_pid()
         try:
             await _of_driver(raw.execute("COMMIT"))
         except (exc.DBAPIError, OSError, TimeoutError) as error:
-            if xid is None or meaning_of(error) in (Meaning.AGAIN, Meaning.FAULT):
+            if seen["xid"] is None or meaning_of(error) in (Meaning.AGAIN, Meaning.FAULT):
                 raise
             raw.terminate()
-            if not await self._committed(xid, pid):
+            if not await self._committed(_Doubted(seen["xid"], seen["at"], pid)):
                 raise
         return result
 
@@ -211,7 +230,7 @@ class PostgresDatabase:
         await _of_driver(slot.raw.execute("COMMIT"))
         return result
 
-    async def _committed(self, xid: str, pid: int) -> bool:
+    async def _committed(self, doubted: _Doubted) -> bool:
         """What became of a transaction whose COMMIT got no answer; however long it takes until it can be found out.
 
         Raises:
@@ -219,7 +238,7 @@ class PostgresDatabase:
         """
         while not self._closed:
             with contextlib.suppress(_InDoubtError, exc.DBAPIError, OSError, TimeoutError):
-                return await self._ask_after(xid, pid)
+                return await self._ask_after(doubted)
             await asyncio.sleep(_DOUBT_S)
         raise StoreUnavailableError(
             "the run store went away in the middle of a commit, and whether it took place could not be found out",
@@ -227,20 +246,20 @@ class PostgresDatabase:
             retry_after_s=1.0,
         )
 
-    async def _ask_after(self, xid: str, pid: int) -> bool:
+    async def _ask_after(self, doubted: _Doubted) -> bool:
         raw = await _of_driver(self._connect())
         try:
             try:
-                status = await _of_driver(raw.fetchval(_STATUS, xid))
+                status = await _of_driver(raw.fetchval(_STATUS, doubted.xid))
             except exc.DBAPIError as error:
                 if getattr(error.orig, "sqlstate", "") == "22023":
                     return False  # of the future: this server has lost it, or never had it
                 raise
             if status == "in progress":
                 await _of_driver(raw.execute("SET statement_timeout = 2000"))
-                await _of_driver(raw.fetchval(_END_IT, pid, xid))
+                await _of_driver(raw.fetchval(_END_IT, doubted.pid, doubted.xid))
                 raise _InDoubtError
-            return bool(status == "committed")
+            return status == "committed" and not await _given_again(raw, doubted)
         finally:
             raw.terminate()
 
@@ -313,6 +332,16 @@ def _apply(connection: sa.Connection, operation: Operation[_T]) -> _T:
     # To SQLAlchemy a transaction that is none: it forgets what it knows of the one before.
     with connection.begin():
         return operation(connection)
+
+
+async def _given_again(raw: Any, doubted: _Doubted) -> bool:
+    """Whether the server has lost the transaction in a crash, and another one bears its number."""
+    try:
+        return bool(await _of_driver(raw.fetchval(_GIVEN_AGAIN, doubted.xid, doubted.at)))
+    except exc.DBAPIError as error:
+        if not getattr(error.orig, "sqlstate", "").startswith("42"):
+            raise
+        return False  # a server of another make, that does not tell of its checkpoints
 
 
 async def _of_driver(work: Awaitable[Any]) -> Any:

@@ -168,6 +168,46 @@ async def test_a_commit_without_an_answer_is_asked_after_and_nothing_is_done_twi
     await store.close()
 
 
+async def test_a_lost_transaction_whose_number_another_one_bears_is_not_taken_for_committed(
+    server: OwnServer, address: PostgresAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncpg
+
+    armed: list[bool] = []
+    statuses: list[str] = []
+
+    class Dying(asyncpg.Connection):  # type: ignore[type-arg, misc, unused-ignore]
+        async def execute(self, query: str, *args: Any, **named: Any) -> str:
+            if query != "COMMIT" or not armed:
+                return await super().execute(query, *args, **named)
+            armed.clear()
+            xid = await self.fetchval("SELECT pg_current_xact_id_if_assigned()::text")
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            other = await real(address.url)
+            while int(await other.fetchval("SELECT pg_current_xact_id()::text")) < int(xid):
+                pass
+            statuses.append(await other.fetchval("SELECT pg_xact_status($1::text::xid8)", xid))
+            await other.close()
+            self.terminate()
+            raise ConnectionResetError("by the test")
+
+    real = asyncpg.connect
+    monkeypatch.setattr(asyncpg, "connect", lambda *a, **k: real(*a, **{"connection_class": Dying, **k}))
+    store = await open_postgres_store(address, migrate=True)
+    run = (await store.admit(admission())).run
+    for work in (lambda: store.admit(admission("run-2")), lambda: store.finish(run.ref, CANCEL)):
+        armed.append(True)
+        # Its connection had been kept, so it is tried again over a fresh one.
+        assert await work()
+    assert statuses == ["committed"] * 2
+    assert await store.get_run(ALICE, "run-2") is not None
+    ended = await store.get_run(ALICE, "run-1")
+    assert ended is not None
+    assert ended.state is RunState.FINISHING
+    await store.close()
+
+
 async def test_slow_statement_and_others_locks_are_bounded_and_hold_up_nobody_else(
     server: OwnServer, address: PostgresAddress, store: SharedRunStore
 ) -> None:
