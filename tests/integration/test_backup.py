@@ -31,7 +31,7 @@ from tests.support.stack import ROOT, RunningStack, clean_environment, running_s
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(240)]
 PAGE: Final = ROOT / "docs" / "operations" / "backup.md"
 AGENTS: Final = [str(Path(__file__).with_name("backup_agents.py"))]
-STEPS: Final = 150
+STEPS: Final = 60
 LATER: Final = STEPS - 20
 
 
@@ -64,7 +64,12 @@ def script(name: str, **variables: object) -> None:
 
 
 async def work(stack: RunningStack, copy: Callable[[], None], before: Before, eventually: Eventually) -> None:
-    """A run that has ended, a login that is out, and a copy in the middle of a run that goes on to its end."""
+    """A run that has ended, a login that is out, and a copy in the middle of a run that goes on to its end.
+
+    The run waits for the copy. One that ended between the copies of the log and of the run store would be without its
+    last event for good, and whoever reads on from before would wait for it.
+    """
+    copied = stack.folder.parent / "copied"
     before.token, before.signed_out = stack.token("ann"), stack.token("ann", lifetime_s=1800)
     async with stack.client("ann") as client, stack.http("ann") as http:
         run = await client.execute("kept in the thread", pipeline=["keeper"])
@@ -75,13 +80,14 @@ async def work(stack: RunningStack, copy: Callable[[], None], before: Before, ev
         # The state turns terminal a moment after the log has the last event.
         await eventually(partial(_succeeded, http, before.kept_run), within=10)
         await asyncio.wait_for(_signed_out(stack, before.signed_out), 10)
-        going = await client.execute("goes on", pipeline=["keeper"], params={"steps": STEPS})
+        going = await client.execute("goes on", pipeline=["keeper"], params={"steps": STEPS, "until": str(copied)})
         before.going_run = going.run_id
         async for event in client.run_events(going.run_id):
             number = event.data.get("number")
             if number == 10:
                 before.read_by_then = client.position
                 await asyncio.to_thread(copy)
+                copied.touch()
             if number == LATER:
                 before.read_later = client.position
         await eventually(partial(_succeeded, http, going.run_id), within=10)
