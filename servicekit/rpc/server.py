@@ -128,9 +128,14 @@ class RpcServer:
             await self._start()
         except BaseException:
             # A server that runs beyond its loop takes calls that nobody answers, and can take the process with it.
-            await asyncio.shield(self.drain(0))
+            if self._listens:
+                await asyncio.shield(self.drain(0))
             raise
         return self._port
+
+    @property
+    def _listens(self) -> bool:
+        return self._server is not None or self._probes is not None
 
     async def _start(self) -> None:
         # First, since grpc gives a bound port back only when its server has started and is stopped.
