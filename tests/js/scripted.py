@@ -494,8 +494,12 @@ class _Server:
         if status := gateway.plan(number).get("refuse"):
             return web.json_response({"error": {"code": "REFUSED", "message": "as the script says"}}, status=status)
         ws = web.WebSocketResponse(protocols=("carrel.v1",), autoclose=False, timeout=0.2)
-        with self._line(), suppress(_OverError, ConnectionError):
+        try:
             await ws.prepare(request)
+        except ConnectionError:
+            # It left before it was answered.
+            return web.Response()
+        with self._line(), suppress(_OverError, ConnectionError):
             await _Line(gateway, ws, request, number).serve()
         return ws
 

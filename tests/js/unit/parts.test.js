@@ -1,6 +1,7 @@
 /** The inbox, waiting, backing off, logins, commands, batches, blocks of a stream of events, addresses. */
 
 import assert from "node:assert/strict"
+import { getEventListeners } from "node:events"
 import { readFileSync } from "node:fs"
 import { test } from "node:test"
 import { gzipSync } from "node:zlib"
@@ -88,6 +89,7 @@ test("a latch leaves nothing behind", async () => {
   setTimeout(() => latch.set(), 1)
   assert.equal(await latch.wait({ ms: 60_000, signal: controller.signal }), true)
   assert.equal(latch._waiting.size, 0)
+  assert.equal(getEventListeners(controller.signal, "abort").length, 0)
   controller.abort(new Error("enough"))
   await assert.rejects(latch.wait({ signal: controller.signal }), /enough/)
 })
@@ -162,6 +164,28 @@ test("batches are their events, packed or not, or nothing at all", async () => {
   for (const wrong of ["{", "1", "null", "[]", new ArrayBuffer(2), `"${"x".repeat(9e6)}"`]) {
     assert.throws(() => parseObject(wrong), ProtocolError)
   }
+})
+
+test("a batch that grows without end is left unread", async () => {
+  let read = 0
+  class Endless {
+    writable = new WritableStream()
+    readable = new ReadableStream({
+      pull(controller) {
+        controller.enqueue(new Uint8Array(2 ** 20).fill(32))
+        if ((read += 1) === 100) controller.close()
+      },
+    })
+  }
+  const kept = globalThis.DecompressionStream
+  globalThis.DecompressionStream = Endless
+  try {
+    const frame = { event_type: "event_batch", compressed: true, events_compressed: "1f8b" }
+    await assert.rejects(bodiesOf(frame), /far too large/)
+  } finally {
+    globalThis.DecompressionStream = kept
+  }
+  assert.ok(read < 25, `${read} MiB were read`)
 })
 
 test("a stream of events is the same, split anywhere", () => {
