@@ -27,6 +27,18 @@ export function same(got, want, what) {
   check(a === b, () => `${what}: ${a.slice(0, 300)}, and ${b.slice(0, 300)} was due`)
 }
 
+/**
+ * @param {() => boolean} holds
+ * @param {string} what
+ */
+async function until(holds, what) {
+  const late = performance.now() + 10_000
+  while (!holds()) {
+    check(performance.now() < late, () => `${what} did not come to be`)
+    await pause(5)
+  }
+}
+
 /** A plain event of a log of as many as are wanted. */
 export function event(offset, changes = {}) {
   return {
@@ -195,6 +207,12 @@ const hole = (repeat) => async (stage) => {
   check(got[2] instanceof Gap && got[2].first === 3 && got[2].last === 3 && !got[2].announced, () => "the gap is another")
 }
 
+async function missedTail(stage) {
+  const events = log(6)
+  await stage.script({ log: events, heartbeat: 0.2, plans: [{ without: [6] }] })
+  await wholeLog(stage, stage.client(), events)
+}
+
 async function announcedGap(stage) {
   const say = [{ at: 3, texts: [], instead: true }, { at: 4, texts: [{ type: "gap", from: 3, to: 4 }], instead: true }]
   await stage.script({ log: log(6), plans: [{ say }] })
@@ -317,13 +335,12 @@ async function stalled(stage) {
 async function lag(stage) {
   await stage.script({ log: log(30), window: 4, heartbeat: 0.1 })
   const client = await stage.client({ window: 4 }).connect()
-  await pause(300)
-  const { behind, held, lastHeardMs, heartbeatMs } = client.health
-  same([behind, held, heartbeatMs], [26, 4, 100], "how far behind it is")
+  await until(() => client.health.behind === 26, "26 events behind")
+  const { held, lastHeardMs, heartbeatMs } = client.health
+  same([held, heartbeatMs], [4, 100], "what is held, and the heartbeat")
   check(lastHeardMs < 2000, () => `nothing was heard for ${lastHeardMs} ms`)
   await collect(client, 30)
-  await pause(200)
-  same(client.health.behind, 0, "what is left")
+  await until(() => client.health.behind === 0, "nothing left")
 }
 
 async function byeWaits(stage) {
@@ -491,8 +508,7 @@ async function closesWhileWaiting(stage) {
   await stage.script({ plans: [{ refuse: 503 }], repeat: true })
   const client = stage.client({ backoff: { attempts: Infinity, firstMs: 60_000, longestMs: 60_000, steady: 1 } })
   const connecting = client.connect().catch((problem) => problem)
-  await pause(200)
-  same(client.state.phase, "waiting", "the phase")
+  await until(() => client.state.phase === "waiting", "waiting")
   client.close()
   same((await connecting).message, "the client was closed", "what connect throws")
 }
@@ -511,7 +527,7 @@ async function wakes(stage) {
   await stage.script({ log: events, plans: [{ cut: { after: 2, how: "abort" } }] })
   const client = await stage.client({ backoff: { firstMs: 60_000, longestMs: 60_000, steady: 1 } }).connect()
   const got = collect(client, 2)
-  while (client.state.phase !== "waiting") await pause(10)
+  await until(() => client.state.phase === "waiting", "waiting")
   client.wake()
   whole(await got, events)
 }
@@ -619,6 +635,7 @@ export function scenarios(recorded) {
     ["reset: event_mismatch", lostPlace("epoch-1:12:evt-other", "event_mismatch")],
     ["a hole that is mended", hole(false)],
     ["a hole that stays", hole(true)],
+    ["a last event that did not come", missedTail],
     ["a gap that is announced", announcedGap],
     ...Object.entries(GARBAGE).map(([name, text]) => [`garbage: ${name}`, garbage(text, 3)]),
     ["garbage: a gzip that grows beyond bounds", bomb],

@@ -13,8 +13,8 @@ import asyncio
 import gzip
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -434,6 +434,25 @@ async def _stream(gateway: Gateway, request: web.Request) -> web.StreamResponse:
 class _Server:
     def __init__(self) -> None:
         self._gateways: dict[str, Gateway] = {}
+        self._lines: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def _line(self) -> Iterator[None]:
+        """What the present task does is ended with the server: what waits for a client's end may wait for ever."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._lines.add(task)
+        try:
+            yield
+        finally:
+            self._lines.discard(task)
+
+    async def aclose(self) -> None:
+        """End the connections."""
+        lines = list(self._lines)
+        for line in lines:
+            line.cancel()
+        await asyncio.gather(*lines, return_exceptions=True)
 
     def _of(self, request: web.Request) -> Gateway:
         return self._gateways[request.match_info["id"]]
@@ -463,7 +482,8 @@ class _Server:
         return web.json_response(run) if run else web.json_response({"error": why}, status=404)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        return await _stream(self._of(request), request)
+        with self._line():
+            return await _stream(self._of(request), request)
 
     async def socket(self, request: web.Request) -> web.StreamResponse:
         gateway = self._of(request)
@@ -474,8 +494,8 @@ class _Server:
         if status := gateway.plan(number).get("refuse"):
             return web.json_response({"error": {"code": "REFUSED", "message": "as the script says"}}, status=status)
         ws = web.WebSocketResponse(protocols=("carrel.v1",), autoclose=False, timeout=0.2)
-        await ws.prepare(request)
-        with suppress(_OverError, ConnectionError):
+        with self._line(), suppress(_OverError, ConnectionError):
+            await ws.prepare(request)
             await _Line(gateway, ws, request, number).serve()
         return ws
 
@@ -504,4 +524,5 @@ async def scripted_gateways() -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
+        await server.aclose()
         await runner.cleanup()

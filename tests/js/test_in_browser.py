@@ -33,13 +33,16 @@ _PLAY: Final = """async ({cuts, only}) => {
 }"""
 
 
+def arguments() -> list[str]:
+    """What Chromium must be told: it refuses its sandbox to root."""
+    return ["--no-sandbox"] if os.geteuid() == 0 else []
+
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def page() -> AsyncIterator[Page]:
     """A page of the scripted gateways' own origin."""
-    # Chromium refuses its sandbox to root.
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     async with async_playwright() as driver, scripted_gateways() as url:
-        browser = await driver.chromium.launch(executable_path=chromium(), args=arguments)
+        browser = await driver.chromium.launch(executable_path=chromium(), args=arguments())
         page = await browser.new_page()
         await page.goto(f"{url}/page")
         yield page

@@ -15,7 +15,7 @@ import pytest
 
 from conformance.client.suite import ALL
 from tests.js.scripted import scripted_gateways
-from tests.support.needs import node, npm
+from tests.support.needs import node, npm, unavailable
 from tests.support.stack import ROOT
 from tests.support.whole import WHOLE
 
@@ -25,7 +25,7 @@ CLIENT: Final = ROOT / "clients" / "js"
 _CUTS: Final = "0" if WHOLE else "10"
 
 
-async def tested(*files: str, **environment: str) -> tuple[int, str]:
+async def run_tests(*files: str, **environment: str) -> tuple[int, str]:
     """``node --test`` of these files: the exit code, and what it printed."""
     process = await asyncio.create_subprocess_exec(
         *(node(), "--test", "--test-reporter=tap", *files),
@@ -52,7 +52,7 @@ def failures(output: str) -> str:
 
 async def test_units() -> None:
     files = sorted(str(path) for path in (HERE / "unit").glob("*.test.js"))
-    code, output = await tested(*files)
+    code, output = await run_tests(*files)
     assert code == 0, failures(output)
 
 
@@ -60,7 +60,7 @@ async def test_units() -> None:
 @pytest.mark.timeout(180)
 async def test_faults() -> None:
     async with scripted_gateways() as url:
-        code, output = await tested("faults.test.js", FAULTS_URL=url, FAULTS_CUTS=_CUTS)
+        code, output = await run_tests("faults.test.js", FAULTS_URL=url, FAULTS_CUTS=_CUTS)
     assert code == 0, failures(output)
     passed = re.search(r"^# pass (\d+)$", output, re.MULTILINE)
     assert passed is not None
@@ -80,3 +80,35 @@ def test_client_conforms(tmp_path: Path) -> None:
     results = json.loads(file.read_text())["results"]
     assert [row["name"] for row in results] == [scenario.name for scenario in ALL]
     assert {row["outcome"] for row in results} == {"passed"}
+
+
+# The compiler's settings: the strictest, for what applications write and for the client's own sources.
+_OPTIONS: Final = {
+    "strict": True,
+    "noEmit": True,
+    "allowJs": True,
+    "checkJs": True,
+    "target": "es2024",
+    "module": "nodenext",
+    "lib": ["es2024", "dom", "dom.iterable", "dom.asynciterable"],
+    "types": ["node"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_types(tmp_path: Path) -> None:
+    """The declarations fit what applications write, and the sources fit their own JSDoc."""
+    command = [npm(), "install", "--no-audit", "--no-fund", "--no-save", "typescript@5.9.3", "@types/node@20.19.25"]
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    installed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    if installed.returncode:
+        raise unavailable("npm", f"npm cannot reach its registry: {installed.stderr[-300:]}")
+    (tmp_path / "node_modules" / "carrel-client").symlink_to(CLIENT, target_is_directory=True)
+    (tmp_path / "usage.ts").write_text((HERE / "usage.ts").read_text())
+    sources = ["usage.ts", *(str(CLIENT / "src" / f"{name}.js") for name in ("index", "node_websocket"))]
+    options = _OPTIONS | {"typeRoots": [str(tmp_path / "node_modules" / "@types")]}
+    (tmp_path / "tsconfig.json").write_text(json.dumps({"compilerOptions": options, "files": sources}))
+    compiler = str(tmp_path / "node_modules" / "typescript" / "bin" / "tsc")
+    done = subprocess.run([node(), compiler], cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout
