@@ -47,11 +47,12 @@ export async function tokenFor(user, operator = false) {
 }
 
 /**
- * Says whether the gateway takes a token.
+ * Says whether the gateway takes a token from this page. Asked by POST, since only then browsers say which page asks: a
+ * page whose address is not allowed is told so here, and not by sockets that fail without a word.
  * @throws {CarrelError} It does not, or cannot be reached.
  */
 export async function check(token) {
-  await new Rest({ url: BASE, token }).runs({ pageSize: 1 })
+  await new Rest({ url: BASE, token }).socketToken()
 }
 
 function refusal(error, status) {

@@ -9,7 +9,8 @@ const whole = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 })
 /** "38 ms", "1.9 s", "2 min 5 s", "3 h 12 min". */
 export function duration(ms) {
   if (!Number.isFinite(ms)) return ""
-  if (ms < 0) return "0 ms"
+  if (ms <= 0) return "0 ms"
+  if (ms < 1) return "< 1 ms"
   if (ms < 995) return `${Math.round(ms)} ms`
   if (ms < 59_950) return `${(ms / 1000).toFixed(1)} s`
   const total = Math.round(ms / 1000)

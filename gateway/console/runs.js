@@ -115,6 +115,16 @@ export class Run extends Store {
     this._again()
   }
 
+  /** Holds its events no longer: they can be read again. How it ended stays. */
+  forget() {
+    this.said = this.texts
+    const { status, agent, error, result, endedAt, startedAt } = this
+    this._events = []
+    this.whole = false
+    this._clear()
+    Object.assign(this, { status, agent, error, result, endedAt, startedAt })
+  }
+
   _again() {
     this._clear()
     for (const event of this._events) this._apply(event)

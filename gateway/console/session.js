@@ -9,6 +9,7 @@ import { Store } from "./stores.js"
 import { Threads } from "./threads.js"
 
 const HISTORY_MOST = 20_000
+const RUNS_WHOLE = 200
 // As often as it takes: it is a person who gives up, by closing the page.
 const BACKOFF = { attempts: Infinity, firstMs: 300, longestMs: 8_000 }
 
@@ -32,7 +33,7 @@ export class Session extends Store {
     this.connection = { phase: "connecting", reason: "", until: 0, failures: 0 }
     this.figures = new Figures()
     this.client = new CarrelClient({
-      url: base, token, patient: true, backoff: BACKOFF, onState: (state) => this._turned(state),
+      url: base, token, patient: true, repeat: true, backoff: BACKOFF, onState: (state) => this._turned(state),
     })
     this.rest = this.client.rest
     this.threads = new Threads(this)
@@ -207,6 +208,17 @@ export class Session extends Store {
       this.changed()
     }
     if (fresh && !run.whole) this.history(run).catch(() => {})
+    if (fresh) this._forget()
+  }
+
+  /** A tab may be open for weeks: of old runs that nobody looks at the events are left to the log. */
+  _forget() {
+    let most = this.runs.size - RUNS_WHOLE
+    for (const run of this.runs.values()) {
+      if (most <= 0) return
+      most -= 1
+      if (run.count && run.ended && !run.watched) run.forget()
+    }
   }
 
   _note(notice) {
@@ -260,7 +272,9 @@ class Figures extends Store {
 }
 
 function newRef() {
-  return `console-${crypto.randomUUID()}`
+  // Not randomUUID: over plain HTTP to another machine browsers have none.
+  const bytes = crypto.getRandomValues(new Uint8Array(12))
+  return `console-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`
 }
 
 /** What a token says, unverified: for the page's own words only. The gateway decides what it is worth. */

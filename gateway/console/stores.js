@@ -21,6 +21,11 @@ export class Store {
     return () => this._listeners.delete(listener)
   }
 
+  /** Whether anything that is drawn depends on it. */
+  get watched() {
+    return this._listeners.size > 0
+  }
+
   /** Says that something has changed. */
   changed() {
     this.version += 1

@@ -90,7 +90,7 @@ export class Threads extends Store {
     thread.add(run)
     thread.active = run.ended ? "" : run.runId
     if (!run.message && thread.loaded && !run.ended) thread.reload()
-    this._touch(thread)
+    this._touch(thread, Date.parse(event.timestamp))
     if (!known) this._titles()
   }
 
@@ -102,9 +102,9 @@ export class Threads extends Store {
     this.changed()
   }
 
-  _touch(thread) {
+  _touch(thread, at = Date.now()) {
     this._listed(thread)
-    thread.updatedAt = Date.now()
+    thread.updatedAt = Math.max(thread.updatedAt, at || 0)
     this._sort()
     thread.changed()
     this.changed()
@@ -142,7 +142,7 @@ export class Thread extends Store {
     this._session = session
     this.threadId = threadId
     this.title = ""
-    this.updatedAt = Date.now()
+    this.updatedAt = 0
     this.active = ""
     /** Oldest first. */
     this.runs = []

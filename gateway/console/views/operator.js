@@ -81,7 +81,7 @@ function Copy({ service, copy }) {
   const facts = {
     execution: () => [["Engines", `${count(counts.engines_active)} now, ${count(counts.engines_created)} made`], ["Taken over", plural(counts.runs_resumed, "run")], ["Attempts lost", count(counts.attempts_lost)], ["Memory", bytes(counts.memory_bytes)], ["Contexts open", count(counts.contexts_created - counts.contexts_cleaned)]],
     agent_instance: () => [["Workers", `${count(counts.active)} busy, ${count(counts.idle)} warm, of ${count(counts.capacity)}`], ["A worker is there after", duration(counts.creation_p95_ms)], ["Served warm", `${Math.round(counts.reuse_rate * 100)} %`], ["Killed", count(counts.killed)], ["Failed", count(counts.failed)]],
-    bridge: () => [["Events", `${count(counts.events_appended)} in ${plural(counts.commits, "commit")}`], ["Known already", count(counts.events_duplicate)], ["Users behind", count(counts.users_behind)], ["Gateways", count(counts.gateways)], ["Recoveries", count(counts.recovery_attempts)]],
+    bridge: () => [["Events", count(counts.events_appended)], ["In commits", count(counts.commits)], ["Known already", count(counts.events_duplicate)], ["Users behind", count(counts.users_behind)], ["Recoveries", count(counts.recovery_attempts)]],
   }[service]()
   return html`<${Service} name=${NAMES[service]} address=${copy.address} good=${service !== "bridge" || counts.state === "ACTIVE"} text=${service === "bridge" ? html`<${Integration} counts=${counts} />` : "Answers"} facts=${facts} />`
 }

@@ -9,7 +9,7 @@ import { useStore } from "../stores.js"
 import { Scroll } from "./chat.js"
 import { Composer } from "./composer.js"
 import { Connection } from "./connection.js"
-import { Problem } from "./problem.js"
+import { Problem, sentence } from "./problem.js"
 import { DraftCard, RunCard } from "./run.js"
 import { SignInForm } from "./sign_in.js"
 
@@ -129,7 +129,7 @@ function Intrude({ session, other }) {
       await session.rest.run(run.runId)
       setAnswer({ seen: true, text: `${session.user} can see it. That must not be.` })
     } catch (error) {
-      setAnswer({ seen: false, text: `The gateway answers ${session.user}: ${error.code}. ${error.message}.` })
+      setAnswer({ seen: false, text: `The gateway answers ${session.user}: ${error.code}. ${sentence(error.message)}` })
     }
   }
   return html`<div class="intrude"><button type="button" class="link" onClick=${ask}>Try to read ${other.user}'s latest run</button>
