@@ -102,8 +102,9 @@ def _licence_of(name: str) -> str:
     classified = [
         line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or [] if line.startswith("License ::")
     ]
-    short = about.get("License") or ""
-    return told or (short if 0 < len(short) < 60 and "\n" not in short else "") or " AND ".join(classified)
+    # Some put the licence's whole text here, and its name in the first line.
+    short = (about.get("License") or "").partition("\n")[0].strip()
+    return told or (short if len(short) < 60 else "") or " AND ".join(classified)
 
 
 def make_sbom(

@@ -270,9 +270,9 @@ def _token(file: str) -> str:
         if file == "-":
             text = sys.stdin.read(_MAX_TOKEN)
         else:
-            check_private("the token", Path(file))
             with Path(file).open(encoding="ascii") as opened:
                 text = opened.read(_MAX_TOKEN)
+            check_private("the token", Path(file))
     except (OSError, ValueError) as error:
         raise _incomplete(f"the token file {file} cannot be read: {error}", "name another with --token-file") from None
     token = text.strip()

@@ -219,7 +219,7 @@ async def test_a_value_that_was_moved_or_changed_or_has_another_key_is_never_han
 
         def torn(connection: Any) -> None:
             row = connection.execute(runs.select().where(bobs)).one()
-            connection.execute(runs.update().where(bobs).values(params=row.params[:-1] + b"\0"))
+            connection.execute(runs.update().where(bobs).values(params=row.params[:-1] + bytes([row.params[-1] ^ 1])))
 
         await _raw(store, moved)
         with pytest.raises(CorruptStoreError, match="changed or moved"):

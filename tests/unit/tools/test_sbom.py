@@ -39,8 +39,8 @@ def test_it_is_the_same_each_time_and_another_one_for_another_wheel() -> None:
 
 
 def test_what_is_needed_and_not_locked_is_refused() -> None:
-    with pytest.raises(ValueError, match="orjson is needed by the project"):
-        packages(PROJECT, LOCK.replace("orjson==", "orjson-not=="))
+    with pytest.raises(ValueError, match="uvloop is needed by the project"):
+        packages(PROJECT, LOCK.replace("uvloop==", "uvloop-not=="))
 
 
 def test_a_document_that_is_none_is_told() -> None:
