@@ -408,9 +408,7 @@ async def _stream(gateway: Gateway, request: web.Request) -> web.StreamResponse:
         if cut.get("after") == count and request.transport is not None:
             if cut["how"] == "halfway":
                 await response.write(b"event: agent_mess")
-                # What was written still arrives; a reset may take it along, on its way or in the browser.
-                request.transport.close()
-            else:
+            if cut["how"] != "end":
                 request.transport.abort()
             raise _OverError
 
