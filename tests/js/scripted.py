@@ -408,7 +408,8 @@ async def _stream(gateway: Gateway, request: web.Request) -> web.StreamResponse:
         if cut.get("after") == count and request.transport is not None:
             if cut["how"] == "halfway":
                 await response.write(b"event: agent_mess")
-            request.transport.abort()
+            if cut["how"] != "end":
+                request.transport.abort()
             raise _OverError
 
     with suppress(_OverError, ConnectionError):

@@ -96,7 +96,10 @@ test("a latch leaves nothing behind", async () => {
 
 test("waits are spread under a bound that grows, on top of what was asked", () => {
   const high = new Backoff({ attempts: 9, firstMs: 100, longestMs: 500, random: () => 1 })
-  assert.deepEqual([1, 2, 3, 4, 8].map((n) => high.delayMs(n)), [100, 200, 400, 500, 500])
+  assert.deepEqual(
+    [1, 2, 3, 4, 8].map((n) => high.delayMs(n)),
+    [100, 200, 400, 500, 500],
+  )
   assert.equal(high.delayMs(9), undefined)
   assert.equal(new Backoff({ random: () => 0 }).delayMs(3), 0)
   assert.equal(new Backoff({ random: () => 0, steady: 0.5 }).delayMs(1, 700), 750)
@@ -125,9 +128,15 @@ test("a token is asked for before it ends, and looked into no further", async ()
 
 test("what waits for an answer is bounded, and ends with the client", async () => {
   const sent = []
-  const commands = new Commands((text) => sent.push(text), new Backoff(), () => "")
+  const commands = new Commands(
+    (text) => sent.push(text),
+    new Backoff(),
+    () => "",
+  )
   const options = { timeoutMs: 60_000 }
-  const all = Array.from({ length: 1000 }, (_, n) => commands.ask(`ref-${n}`, { type: "ping" }, options).catch((error) => error))
+  const all = Array.from({ length: 1000 }, (_, n) =>
+    commands.ask(`ref-${n}`, { type: "ping" }, options).catch((error) => error),
+  )
   await assert.rejects(commands.ask("one-more", { type: "ping" }, options), { code: "LIMIT_EXCEEDED" })
   await assert.rejects(commands.ask("ref-1", { type: "ping" }, options), { code: "INVALID_REQUEST" })
   assert.equal(commands.answer({ type: "pong", client_ref: "ref-0" }), true)
@@ -154,10 +163,17 @@ test("batches are their events, packed or not, or nothing at all", async () => {
   assert.deepEqual(await bodiesOf({ ...zip, events_compressed: packed(events).toUpperCase() }), events)
   const whole = packed(events)
   for (const wrong of [
-    { ...frame, events: [1, 2] }, { ...frame, events: "x" }, { ...frame, batch_size: 3, events },
+    { ...frame, events: [1, 2] },
+    { ...frame, events: "x" },
+    { ...frame, batch_size: 3, events },
     { ...zip, events_compressed: whole.slice(0, -8) },
-    { ...zip, events_compressed: "0g" }, { ...zip, events_compressed: whole, original_size: 3 },
-    { ...zip, original_size: undefined, events_compressed: gzipSync(Buffer.from([0x5b, 0xff, 0x5d])).toString("hex") },
+    { ...zip, events_compressed: "0g" },
+    { ...zip, events_compressed: whole, original_size: 3 },
+    {
+      ...zip,
+      original_size: undefined,
+      events_compressed: gzipSync(Buffer.from([0x5b, 0xff, 0x5d])).toString("hex"),
+    },
   ]) {
     await assert.rejects(bodiesOf(wrong), ProtocolError, JSON.stringify(wrong).slice(0, 100))
   }
@@ -189,10 +205,13 @@ test("a batch that grows without end is left unread", async () => {
 })
 
 test("a stream of events is the same, split anywhere", () => {
-  const text = "id: e:1:x\nevent: a\ndata: {}\n\n: ping\nid: e:2:y\n\ndata: 1\r\ndata:2\r\n\r\nevent\rdata\r\rid: z\0\n\n"
+  const text =
+    "id: e:1:x\nevent: a\ndata: {}\n\n: ping\nid: e:2:y\n\ndata: 1\r\ndata:2\r\n\r\nevent\rdata\r\rid: z\0\n\n"
   const want = [
-    { event: "a", data: "{}", id: "e:1:x" }, { event: "message", data: undefined, id: "e:2:y" },
-    { event: "message", data: "1\n2", id: undefined }, { event: "message", data: "", id: undefined },
+    { event: "a", data: "{}", id: "e:1:x" },
+    { event: "message", data: undefined, id: "e:2:y" },
+    { event: "message", data: "1\n2", id: undefined },
+    { event: "message", data: "", id: undefined },
     { event: "message", data: undefined, id: undefined },
   ]
   for (let one = 0; one <= text.length; one += 1) {
@@ -214,7 +233,12 @@ test("addresses of gateways", () => {
 
 test("errors are those of the tree, and keep what the gateway says", () => {
   const error = errorFrom({
-    code: "ENGINES_LIMIT", status: "RESOURCE_EXHAUSTED", message: "m", advice: "a", retryable: true, retry_after_s: 3,
+    code: "ENGINES_LIMIT",
+    status: "RESOURCE_EXHAUSTED",
+    message: "m",
+    advice: "a",
+    retryable: true,
+    retry_after_s: 3,
     details: { use: 2 },
   })
   assert.ok(error instanceof library.LimitExceededError && error instanceof CarrelError && error instanceof Error)
