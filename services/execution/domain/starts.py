@@ -16,12 +16,15 @@ async def stage_start(
     """The start of the stage's present attempt.
 
     Raises:
-        StoreUnavailableError: A repeated attempt's journal can't be read.
+        StoreUnavailableError: A repeated attempt's journal, or what the agent has kept, can't be read.
     """
     identity = run.identity
     repeated = stage.attempt > 1
     journal = await services.store.journal(identity.user, identity.run_id, stage.index) if repeated else ()
     inputs = await services.store.answers(identity.user, identity.run_id, stage.index) if repeated else ()
+    # Most threads have one run: it finds nothing, and need not look.
+    key = (identity.user, identity.thread_id, stage.agent_name)
+    memory = await services.store.memory(*key) if history else b""
     return StageStart(
         identity=identity,
         agent_name=stage.agent_name,
@@ -43,6 +46,7 @@ async def stage_start(
         quiet_until_input=inputs[-1].input_id if inputs else "",
         last_attempt=stage.lost + 1 >= services.options.max_attempts,
         budget=await budgets.of(identity),
+        memory=memory,
     )
 
 
