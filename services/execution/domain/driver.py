@@ -184,7 +184,7 @@ class RunDriver:
             return
         if warming is not None:
             await asyncio.wait([warming])
-        history = await history_of(self._services, self.run.identity) if self._has_history else ()
+        history = await history_of(self._services, self.run.identity) if self._has_history else None
         while not self._over.is_set():
             result = await self._try(history)
             if result is None or not await self._done(self._stage(), result):
@@ -201,7 +201,7 @@ class RunDriver:
         except TimeoutError:
             _log.warning("a former run of the thread does not end", run_id=self.run.identity.run_id)
 
-    async def _try(self, history: tuple[MessageRecord, ...]) -> StageResult | None:
+    async def _try(self, history: tuple[MessageRecord, ...] | None) -> StageResult | None:
         """Try the stage until it has a result, or has been lost too often; None when the run is over here."""
         while not self._over.is_set():
             stage = self._stage()
