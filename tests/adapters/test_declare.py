@@ -19,6 +19,7 @@ from carrel import AgentContext, Request
 from carrel.adapters import _declare, _pydantic_ai, langgraph, openai_agents, pydantic_ai
 from carrel.agents import Message
 from carrel.errors import InvalidConfigurationError
+from examples.adapters.__main__ import main
 from tests.adapters.patience import bench
 
 plain = pydantic_library.Agent(FixedModel(custom_output_text="hello"))
@@ -158,3 +159,8 @@ async def test_thoughts_are_thoughts_and_a_deferred_call_is_a_question() -> None
     assert first.outcome.question.prompt == "Which town?"
     second = await first.again("Bern")
     assert second.result == {"answer": "So Bern."}
+
+
+def test_the_examples_say_how_to_start_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["another", "Where is order 7?"]) == 2
+    assert "{pydantic,langgraph,openai} QUESTION" in capsys.readouterr().err

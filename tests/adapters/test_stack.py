@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import pytest
 
 from carrel.client import Event
 from carrel.ids import new_id
-from examples.adapters.__main__ import main
+from tests.adapters.patience import let_go
 from tests.adapters.test_desks import REFUND, WHERE
 from tests.conftest import Eventually
 from tests.e2e.checks import check_run, until_end
@@ -46,12 +47,14 @@ def stack(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
         yield running
 
 
-async def alone(library: str, question: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The example's answer without Carrel, by its own program."""
-    # It looks for its key when it is loaded.
-    sys.modules.pop("examples.adapters.langgraph_desk", None)
-    assert await asyncio.to_thread(main, [library, question]) == 0
-    return capsys.readouterr().out.strip()
+async def alone(library: str, question: str) -> str:
+    """The example's answer without Carrel."""
+    name = f"examples.adapters.{library}_desk"
+    if library == "langgraph":
+        sys.modules.pop(name, None)  # it looks for its key when it is loaded
+    answer: str = await importlib.import_module(name).answer(question)
+    await let_go()
+    return answer
 
 
 async def inside(stack: RunningStack, agent: str, question: str) -> list[Event]:
@@ -71,16 +74,12 @@ async def inside(stack: RunningStack, agent: str, question: str) -> list[Event]:
 
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_the_same_answer_inside_and_outside(
-    library: str,
-    stack: RunningStack,
-    port: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    library: str, stack: RunningStack, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with model_server(otherwise=by_rules, port=port, keep_alive=False) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", "any")
-        outside = [await alone(library, question, capsys) for question in (WHERE, REFUND)]
+        outside = [await alone(library, question) for question in (WHERE, REFUND)]
         asked = len(server.requests)
         runs = [await inside(stack, LIBRARIES[library], question) for question in (WHERE, REFUND)]
         again = len(server.requests) - asked
