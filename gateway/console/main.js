@@ -15,11 +15,13 @@ function App() {
   const [facts, setFacts] = useState(undefined)
   const [session, setSession] = useState(null)
   const [note, setNote] = useState(null)
+  const [looking, setLooking] = useState(Boolean(keptToken(MAIN)))
   const [fault] = useErrorBoundary((error) => console.error(error))
 
   const begin = (token) => {
     keepToken(MAIN, token)
     setNote(null)
+    setLooking(false)
     setSession(new Session(token, BASE).start())
   }
   const end = (why) => {
@@ -27,6 +29,7 @@ function App() {
     session?.close()
     setSession(null)
     setNote(why)
+    setLooking(false)
   }
 
   useEffect(() => {
@@ -46,7 +49,7 @@ function App() {
       actions=${[{ label: "Load again", act: () => location.reload() }]} /></main>`
   }
   if (session) return html`<${SignedIn} session=${session} facts=${facts ?? {}} end=${end} key=${session.token} />`
-  if (facts === undefined) return html`<main class="centred" aria-busy="true"><${Spinner} /><span class="quiet">Loading</span></main>`
+  if (facts === undefined || looking) return html`<main class="centred" aria-busy="true"><${Spinner} /><span class="quiet">Loading</span></main>`
   return html`<${SignIn} facts=${facts} note=${note} begin=${begin} />`
 }
 

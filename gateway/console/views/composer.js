@@ -53,7 +53,7 @@ export function Composer({ agents, send, stop, given, focus = false, small = fal
   return html`<form class="composer" onSubmit=${submit}>
     <div class="composer-box">
       <label class="heard" for=${`${id}-message`}>Message</label>
-      <textarea ref=${field} id=${`${id}-message`} class="composer-text" data-message rows="1" placeholder="Write a message" value=${message} maxlength="60000"
+      <textarea ref=${field} id=${`${id}-message`} class="composer-text" data-message rows="1" placeholder="Write a message" value=${message} maxlength="250000"
         onInput=${(event) => setMessage(event.target.value)} onKeyDown=${press}></textarea>
       <div class="composer-tools">
         <label class="heard" for=${`${id}-agent`}>Agent</label>
