@@ -1,7 +1,7 @@
 /** Where a message is written: the text, the agent that is to have it, parameters for those who want them. */
 
 import { html, useEffect, useId, useRef, useState } from "../dom.js"
-import { words } from "../format.js"
+import { unmarked, words } from "../format.js"
 import { Icon } from "../icons.js"
 
 /**
@@ -59,7 +59,7 @@ export function Composer({ agents, send, stop, given, focus = false, small = fal
         <label class="heard" for=${`${id}-agent`}>Agent</label>
         <select id=${`${id}-agent`} class="chooser" value=${agent} onChange=${(event) => setAgent(event.target.value)}>
           <option value="">Default agent</option>
-          ${agents.map((known) => html`<option value=${known.name} disabled=${known.available === false} title=${known.description}>${words(known.name)}</option>`)}
+          ${agents.map((known) => html`<option value=${known.name} disabled=${known.available === false} title=${unmarked(known.description)}>${words(known.name)}</option>`)}
         </select>
         ${small ? null : html`<button type="button" class="icon-button" aria-expanded=${more} aria-label="Parameters" title="Parameters (JSON)" onClick=${() => setMore(!more)}><${Icon} name="braces" /></button>`}
         <span class="grow"></span>
