@@ -48,8 +48,9 @@ function App() {
     return html`<main class="centred"><${Problem} error=${{ message: "This page has met a fault of its own.", advice: "Load it again. Nothing is lost: runs go on, and what they do is kept." }}
       actions=${[{ label: "Load again", act: () => location.reload() }]} /></main>`
   }
-  if (session) return html`<${SignedIn} session=${session} facts=${facts ?? {}} end=${end} key=${session.token} />`
+  // How one may sign in is known before anything is shown that asks for it.
   if (facts === undefined || looking) return html`<main class="centred" aria-busy="true"><${Spinner} /><span class="quiet">Loading</span></main>`
+  if (session) return html`<${SignedIn} session=${session} facts=${facts} end=${end} key=${session.token} />`
   return html`<${SignIn} facts=${facts} note=${note} begin=${begin} />`
 }
 
