@@ -301,7 +301,7 @@ async def test_signing_out_ends_the_token_and_a_dead_token_says_so(browser: Brow
         await expect(kim.page.locator(".problem")).to_contain_text(
             re.compile(r"This login was signed out\.\s*Log in again\.")
         )
-        await kim.page.get_by_label("Token").fill(stack.token("kim", lifetime_s=2))
+        await kim.page.get_by_label("Token").fill(stack.token("kim", lifetime_s=3))
         await kim.page.get_by_role("button", name="Sign in", exact=True).click()
         await kim.connected()
         await expect(kim.page.get_by_role("status")).to_contain_text("expired", timeout=20_000)
