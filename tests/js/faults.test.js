@@ -3,7 +3,8 @@
 import { readFileSync } from "node:fs"
 import { describe, test } from "node:test"
 
-import { play, sample, scenarios } from "./scenarios.js"
+import { scenarios } from "./scenarios.js"
+import { play, sample } from "./stage.js"
 
 const recorded = JSON.parse(readFileSync(new URL("recorded_run.json", import.meta.url), "utf8"))
 const chosen = sample(scenarios(recorded), Number(process.env.FAULTS_CUTS ?? 0), 20261)

@@ -408,7 +408,8 @@ async def _stream(gateway: Gateway, request: web.Request) -> web.StreamResponse:
         if cut.get("after") == count and request.transport is not None:
             if cut["how"] == "halfway":
                 await response.write(b"event: agent_mess")
-            request.transport.abort()
+            if cut["how"] != "end":
+                request.transport.abort()
             raise _OverError
 
     with suppress(_OverError, ConnectionError):
@@ -494,8 +495,12 @@ class _Server:
         if status := gateway.plan(number).get("refuse"):
             return web.json_response({"error": {"code": "REFUSED", "message": "as the script says"}}, status=status)
         ws = web.WebSocketResponse(protocols=("carrel.v1",), autoclose=False, timeout=0.2)
-        with self._line(), suppress(_OverError, ConnectionError):
+        try:
             await ws.prepare(request)
+        except ConnectionError:
+            # It left before it was answered.
+            return web.Response()
+        with self._line(), suppress(_OverError, ConnectionError):
             await _Line(gateway, ws, request, number).serve()
         return ws
 

@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.asyncio(loop_sc
 _CUTS: Final = 0 if WHOLE else 10
 # Plays all, several at once; what failed, by name, and how many were played.
 _PLAY: Final = """async ({cuts, only}) => {
-  const {play, sample, scenarios} = await import("/files/tests/js/scenarios.js")
+  const {scenarios} = await import("/files/tests/js/scenarios.js")
+  const {play, sample} = await import("/files/tests/js/stage.js")
   const recorded = await (await fetch("/files/tests/js/recorded_run.json")).json()
   const left = sample(scenarios(recorded), cuts, 20262).filter(([name]) => !only || name === only)
   const played = left.length, failed = {}

@@ -1,16 +1,35 @@
-/** How applications in TypeScript use the client: compiled by a test, and never run. What must not compile is marked. */
+/** Uses of the client in TypeScript: compiled by a test, never run. What must not compile is marked. */
 
 import {
-  Backoff, CarrelClient, CarrelError, formatPosition, Gap, hasEnded, Notice, parsePosition, Reset, Rest, RunStatus,
-  type Accepted, type CarrelEvent, type Health, type Item, type Position,
+  Backoff,
+  CarrelClient,
+  CarrelError,
+  formatPosition,
+  Gap,
+  hasEnded,
+  Notice,
+  parsePosition,
+  Reset,
+  Rest,
+  RunStatus,
+  type Accepted,
+  type CarrelEvent,
+  type Health,
+  type Item,
+  type Position,
 } from "carrel-client"
 
 export async function use(token: string): Promise<void> {
   const saved: Position = parsePosition("oldest")
   const client = new CarrelClient({
-    url: new URL("https://host"), token: async ({ signal }) => (await fetch("/token", { signal })).text(), resume: saved,
-    backoff: new Backoff({ attempts: Infinity }), onState: ({ phase }) => phase === "waiting", onReset: (reset) => reset.reason,
-    WebSocket, fetch,
+    url: new URL("https://host"),
+    token: async ({ signal }) => (await fetch("/token", { signal })).text(),
+    resume: saved,
+    backoff: new Backoff({ attempts: Infinity }),
+    onState: ({ phase }) => phase === "waiting",
+    onReset: (reset) => reset.reason,
+    WebSocket,
+    fetch,
   })
   await client.connect({ signal: AbortSignal.timeout(1000) })
   const run: Accepted = await client.execute("x", { params: { a: 1 }, strategy: "enqueue", timeoutMs: 5 })

@@ -1,4 +1,4 @@
-/** Requests to a gateway's REST addresses: the login, one try more with a fresh token, errors of the tree, a deadline. */
+/** Requests to a gateway's REST addresses: the login, one try more with a fresh token, errors of the tree, limits. */
 
 import {
   CarrelError,

@@ -4,8 +4,8 @@ import { Notice } from "./notices.js"
 
 /**
  * @param {(signal: AbortSignal) => AsyncIterable<any>} itemsOf
- * @param {import("../index.d.ts").Handlers} handlers Each is awaited before the next item is taken. One that throws ends
- *   the loop, and `onEnd` gets what it threw.
+ * @param {import("../index.d.ts").Handlers} handlers Each is awaited before the next item is taken. One that throws
+ *   ends the loop, and `onEnd` gets what it threw.
  * @returns {() => void} Ends it.
  */
 export function handOn(itemsOf, { onEvent, onNotice, onEnd }) {

@@ -19,9 +19,18 @@ async function met(play, answer = undefined) {
     socket.on("error", () => undefined)
     socket.once("data", (head) => {
       const key = /Sec-WebSocket-Key: (.*)\r\n/.exec(head.toString())[1]
-      const accept = createHash("sha1").update(key + GUID).digest("base64")
-      const lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade",
-        `Sec-WebSocket-Accept: ${accept}`, "Sec-WebSocket-Protocol: carrel.v1", "", ""]
+      const accept = createHash("sha1")
+        .update(key + GUID)
+        .digest("base64")
+      const lines = [
+        "HTTP/1.1 101 Switching Protocols",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        `Sec-WebSocket-Accept: ${accept}`,
+        "Sec-WebSocket-Protocol: carrel.v1",
+        "",
+        "",
+      ]
       socket.on("data", (data) => came.frames.push(data))
       socket.write(answer ?? lines.join("\r\n"))
       play(socket)
@@ -72,8 +81,15 @@ function unmasked(bytes) {
 
 test("texts of all sizes, in pieces, split anywhere", async () => {
   const bytes = Buffer.concat([
-    frame(1, "one"), frame(1, "t", { last: false }), frame(9, "hey"), frame(0, "w", { last: false }), frame(0, "o"),
-    frame(1, "ä".repeat(100)), frame(1, "x".repeat(70_000)), frame(1, ""), close(4000, "drain"),
+    frame(1, "one"),
+    frame(1, "t", { last: false }),
+    frame(9, "hey"),
+    frame(0, "w", { last: false }),
+    frame(0, "o"),
+    frame(1, "ä".repeat(100)),
+    frame(1, "x".repeat(70_000)),
+    frame(1, ""),
+    close(4000, "drain"),
   ])
   const got = await met(async (socket) => {
     socket.setNoDelay(true)
@@ -83,7 +99,10 @@ test("texts of all sizes, in pieces, split anywhere", async () => {
     }
     socket.write(bytes.subarray(40))
   })
-  assert.deepEqual(got.messages.map((text) => text.length), [3, 3, 100, 70_000, 0])
+  assert.deepEqual(
+    got.messages.map((text) => text.length),
+    [3, 3, 100, 70_000, 0],
+  )
   assert.deepEqual(got.messages.slice(0, 2), ["one", "two"])
   assert.deepEqual([got.open, got.end.code, got.end.reason, got.ws.protocol], [true, 4000, "drain", "carrel.v1"])
   const pong = got.frames.find((data) => data[0] === 0x8a)
@@ -109,10 +128,14 @@ test("what it sends is masked, and as long as it says", async () => {
 
 test("everything that came before a break is given", async () => {
   const all = [...Array(50).keys()].map((n) => `text ${n}`)
-  const got = await met((socket) => socket.write(Buffer.concat(all.map((text) => frame(1, text))), () => socket.resetAndDestroy()))
+  const got = await met((socket) =>
+    socket.write(Buffer.concat(all.map((text) => frame(1, text))), () => socket.resetAndDestroy()),
+  )
   assert.deepEqual(got.messages, all)
   assert.equal(got.end.code, 1006)
-  const half = await met((socket) => socket.end(Buffer.concat([frame(1, "whole"), frame(1, "half", { length: 100 })])))
+  const half = await met((socket) =>
+    socket.end(Buffer.concat([frame(1, "whole"), frame(1, "half", { length: 100 })])),
+  )
   assert.deepEqual([half.messages, half.end.code], [["whole"], 1006])
   const none = await met((socket) => socket.end(frame(8)))
   assert.equal(none.end.code, 1005)
@@ -121,8 +144,14 @@ test("everything that came before a break is given", async () => {
 test("what breaks the rules ends it", async () => {
   const wrong = {
     1002: [
-      frame(1, "x", { mask: 128 }), frame(1, "x", { rsv: 0x40 }), frame(3, "x"), frame(11, ""), frame(0, "x"),
-      frame(9, "x".repeat(126)), frame(9, "x", { last: false }), Buffer.concat([frame(1, "x", { last: false }), frame(1, "y")]),
+      frame(1, "x", { mask: 128 }),
+      frame(1, "x", { rsv: 0x40 }),
+      frame(3, "x"),
+      frame(11, ""),
+      frame(0, "x"),
+      frame(9, "x".repeat(126)),
+      frame(9, "x", { last: false }),
+      Buffer.concat([frame(1, "x", { last: false }), frame(1, "y")]),
       frame(8, "x"),
     ],
     1007: [frame(1, Buffer.from([0xff, 0xfe]))],

@@ -1,6 +1,7 @@
 /** The inbox, waiting, backing off, logins, commands, batches, blocks of a stream of events, addresses. */
 
 import assert from "node:assert/strict"
+import { getEventListeners } from "node:events"
 import { readFileSync } from "node:fs"
 import { test } from "node:test"
 import { gzipSync } from "node:zlib"
@@ -88,13 +89,17 @@ test("a latch leaves nothing behind", async () => {
   setTimeout(() => latch.set(), 1)
   assert.equal(await latch.wait({ ms: 60_000, signal: controller.signal }), true)
   assert.equal(latch._waiting.size, 0)
+  assert.equal(getEventListeners(controller.signal, "abort").length, 0)
   controller.abort(new Error("enough"))
   await assert.rejects(latch.wait({ signal: controller.signal }), /enough/)
 })
 
 test("waits are spread under a bound that grows, on top of what was asked", () => {
   const high = new Backoff({ attempts: 9, firstMs: 100, longestMs: 500, random: () => 1 })
-  assert.deepEqual([1, 2, 3, 4, 8].map((n) => high.delayMs(n)), [100, 200, 400, 500, 500])
+  assert.deepEqual(
+    [1, 2, 3, 4, 8].map((n) => high.delayMs(n)),
+    [100, 200, 400, 500, 500],
+  )
   assert.equal(high.delayMs(9), undefined)
   assert.equal(new Backoff({ random: () => 0 }).delayMs(3), 0)
   assert.equal(new Backoff({ random: () => 0, steady: 0.5 }).delayMs(1, 700), 750)
@@ -123,9 +128,15 @@ test("a token is asked for before it ends, and looked into no further", async ()
 
 test("what waits for an answer is bounded, and ends with the client", async () => {
   const sent = []
-  const commands = new Commands((text) => sent.push(text), new Backoff(), () => "")
+  const commands = new Commands(
+    (text) => sent.push(text),
+    new Backoff(),
+    () => "",
+  )
   const options = { timeoutMs: 60_000 }
-  const all = Array.from({ length: 1000 }, (_, n) => commands.ask(`ref-${n}`, { type: "ping" }, options).catch((error) => error))
+  const all = Array.from({ length: 1000 }, (_, n) =>
+    commands.ask(`ref-${n}`, { type: "ping" }, options).catch((error) => error),
+  )
   await assert.rejects(commands.ask("one-more", { type: "ping" }, options), { code: "LIMIT_EXCEEDED" })
   await assert.rejects(commands.ask("ref-1", { type: "ping" }, options), { code: "INVALID_REQUEST" })
   assert.equal(commands.answer({ type: "pong", client_ref: "ref-0" }), true)
@@ -152,10 +163,17 @@ test("batches are their events, packed or not, or nothing at all", async () => {
   assert.deepEqual(await bodiesOf({ ...zip, events_compressed: packed(events).toUpperCase() }), events)
   const whole = packed(events)
   for (const wrong of [
-    { ...frame, events: [1, 2] }, { ...frame, events: "x" }, { ...frame, batch_size: 3, events },
+    { ...frame, events: [1, 2] },
+    { ...frame, events: "x" },
+    { ...frame, batch_size: 3, events },
     { ...zip, events_compressed: whole.slice(0, -8) },
-    { ...zip, events_compressed: "0g" }, { ...zip, events_compressed: whole, original_size: 3 },
-    { ...zip, original_size: undefined, events_compressed: gzipSync(Buffer.from([0x5b, 0xff, 0x5d])).toString("hex") },
+    { ...zip, events_compressed: "0g" },
+    { ...zip, events_compressed: whole, original_size: 3 },
+    {
+      ...zip,
+      original_size: undefined,
+      events_compressed: gzipSync(Buffer.from([0x5b, 0xff, 0x5d])).toString("hex"),
+    },
   ]) {
     await assert.rejects(bodiesOf(wrong), ProtocolError, JSON.stringify(wrong).slice(0, 100))
   }
@@ -164,11 +182,36 @@ test("batches are their events, packed or not, or nothing at all", async () => {
   }
 })
 
+test("a batch that grows without end is left unread", async () => {
+  let read = 0
+  class Endless {
+    writable = new WritableStream()
+    readable = new ReadableStream({
+      pull(controller) {
+        controller.enqueue(new Uint8Array(2 ** 20).fill(32))
+        if ((read += 1) === 100) controller.close()
+      },
+    })
+  }
+  const kept = globalThis.DecompressionStream
+  globalThis.DecompressionStream = Endless
+  try {
+    const frame = { event_type: "event_batch", compressed: true, events_compressed: "1f8b" }
+    await assert.rejects(bodiesOf(frame), /far too large/)
+  } finally {
+    globalThis.DecompressionStream = kept
+  }
+  assert.ok(read < 25, `${read} MiB were read`)
+})
+
 test("a stream of events is the same, split anywhere", () => {
-  const text = "id: e:1:x\nevent: a\ndata: {}\n\n: ping\nid: e:2:y\n\ndata: 1\r\ndata:2\r\n\r\nevent\rdata\r\rid: z\0\n\n"
+  const text =
+    "id: e:1:x\nevent: a\ndata: {}\n\n: ping\nid: e:2:y\n\ndata: 1\r\ndata:2\r\n\r\nevent\rdata\r\rid: z\0\n\n"
   const want = [
-    { event: "a", data: "{}", id: "e:1:x" }, { event: "message", data: undefined, id: "e:2:y" },
-    { event: "message", data: "1\n2", id: undefined }, { event: "message", data: "", id: undefined },
+    { event: "a", data: "{}", id: "e:1:x" },
+    { event: "message", data: undefined, id: "e:2:y" },
+    { event: "message", data: "1\n2", id: undefined },
+    { event: "message", data: "", id: undefined },
     { event: "message", data: undefined, id: undefined },
   ]
   for (let one = 0; one <= text.length; one += 1) {
@@ -190,7 +233,12 @@ test("addresses of gateways", () => {
 
 test("errors are those of the tree, and keep what the gateway says", () => {
   const error = errorFrom({
-    code: "ENGINES_LIMIT", status: "RESOURCE_EXHAUSTED", message: "m", advice: "a", retryable: true, retry_after_s: 3,
+    code: "ENGINES_LIMIT",
+    status: "RESOURCE_EXHAUSTED",
+    message: "m",
+    advice: "a",
+    retryable: true,
+    retry_after_s: 3,
     details: { use: 2 },
   })
   assert.ok(error instanceof library.LimitExceededError && error instanceof CarrelError && error instanceof Error)

@@ -7,9 +7,15 @@ import { AstrayError, ProtocolError } from "../../../clients/js/src/errors.js"
 import { formatPosition, Gap, Notice, parsePosition, Reset } from "../../../clients/js/src/index.js"
 import { noticeOf } from "../../../clients/js/src/notices.js"
 import { Reader } from "../../../clients/js/src/reading.js"
-import { event } from "../scenarios.js"
+import { event } from "../stage.js"
 
-const connected = (offset, more = {}) => ({ type: "connected", epoch: "e", offset, event_id: offset ? `evt-${offset}` : "", ...more })
+const connected = (offset, more = {}) => ({
+  type: "connected",
+  epoch: "e",
+  offset,
+  event_id: offset ? `evt-${offset}` : "",
+  ...more,
+})
 const items = (steps) => [...steps].map(({ item }) => item).filter((item) => item !== undefined)
 const offsets = (steps) => items(steps).map((item) => (item instanceof Notice ? item.kind : item.offset))
 
@@ -26,7 +32,19 @@ test("a position is text and object, whole or not at all", () => {
   assert.equal(formatPosition(parsePosition(place)), "9f0c:41:evt-1:2")
   assert.equal(formatPosition(parsePosition("oldest")), ":0:")
   assert.deepEqual(parsePosition(":0:"), parsePosition("oldest"))
-  for (const wrong of ["", "x", "e:-1:x", "e:1.5:x", ":4:evt-4", "e:99999999999999999:x", "e:4", null, 7, { offset: "1" }, {}]) {
+  for (const wrong of [
+    "",
+    "x",
+    "e:-1:x",
+    "e:1.5:x",
+    ":4:evt-4",
+    "e:99999999999999999:x",
+    "e:4",
+    null,
+    7,
+    { offset: "1" },
+    {},
+  ]) {
     assert.throws(() => parsePosition(wrong), { code: "INVALID_POSITION" }, String(wrong))
   }
 })
@@ -43,7 +61,10 @@ test("every cut of a stream resumes to the whole of it", () => {
         one.connected(connected(offset, { recovered: true }))
         got.push(...offsets(one.events(structuredClone(log.slice(offset, upTo)))))
       }
-      assert.deepEqual(got, log.map((item) => item.offset))
+      assert.deepEqual(
+        got,
+        log.map((item) => item.offset),
+      )
     }
   }
 })
@@ -104,7 +125,11 @@ test("a heartbeat that tells another place sends the client back", () => {
   offsets(one.events([event(1), event(2)]))
   offsets(one.control({ type: "ping", epoch: "e", offset: 2, top: 9 }))
   assert.equal(one.behind, 7)
-  for (const [epoch, offset] of [["e", 1], ["e", 3], ["f", 2]]) {
+  for (const [epoch, offset] of [
+    ["e", 1],
+    ["e", 3],
+    ["f", 2],
+  ]) {
     assert.throws(() => offsets(one.control({ type: "ping", epoch, offset })), AstrayError)
   }
   const part = reader(undefined, { filtered: true })
@@ -126,7 +151,13 @@ test("a lost position keeps until its reset has come", () => {
 
 test("events without their fields, of others, or at a place that is taken, are not given", () => {
   for (const wrong of [
-    { offset: 0 }, { offset: 1.5 }, { offset: "1" }, { offset: 2 ** 53 }, { event_id: 7 }, { user_id: undefined }, { data: [] },
+    { offset: 0 },
+    { offset: 1.5 },
+    { offset: "1" },
+    { offset: 2 ** 53 },
+    { event_id: 7 },
+    { user_id: undefined },
+    { data: [] },
   ]) {
     assert.throws(() => offsets(reader().events([event(1, wrong)])), ProtocolError, JSON.stringify(wrong))
   }

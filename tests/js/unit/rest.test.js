@@ -19,12 +19,20 @@ function answering(...answers) {
 }
 
 const json = (body, status = 200) => new Response(JSON.stringify(body), { status })
-const refusal = (code, status, more = {}) => json({ error: { code, status: "UNAUTHENTICATED", message: code, ...more } }, 401)
+const refusal = (code, status, more = {}) =>
+  json({ error: { code, status: "UNAUTHENTICATED", message: code, ...more } }, 401)
 
 test("each method asks what the protocol says", async () => {
   const { fetch, asked } = answering(json({ artifacts: [] }))
   const rest = new Rest({ url: "http://h", token: "t", fetch })
-  await rest.execute("m", { agentName: "a", params: { x: 1 }, threadId: "th", clientRef: "r", waitMs: 1500, strategy: "enqueue" })
+  await rest.execute("m", {
+    agentName: "a",
+    params: { x: 1 },
+    threadId: "th",
+    clientRef: "r",
+    waitMs: 1500,
+    strategy: "enqueue",
+  })
   await rest.execute("m", { waitMs: 0, pipeline: ["a", "b"], bound: true })
   await rest.run("run/1")
   await rest.runs({ threadId: "th", status: ["RUNNING", "QUEUED"], pageSize: 5, pageToken: "p q" })
@@ -39,9 +47,17 @@ test("each method asks what the protocol says", async () => {
   await rest.socketToken()
   await rest.logout({ everywhere: true })
   await rest.gateway()
-  const body = ([method, path, options]) => [method, path, ...(options.body === undefined ? [] : [JSON.parse(options.body)])]
+  const body = ([method, path, options]) => [
+    method,
+    path,
+    ...(options.body === undefined ? [] : [JSON.parse(options.body)]),
+  ]
   assert.deepEqual(asked.map(body), [
-    ["POST", "/api/agents/execute", { message: "m", params: { x: 1 }, agent_name: "a", thread_id: "th", strategy: "enqueue", client_ref: "r" }],
+    [
+      "POST",
+      "/api/agents/execute",
+      { message: "m", params: { x: 1 }, agent_name: "a", thread_id: "th", strategy: "enqueue", client_ref: "r" },
+    ],
     ["POST", "/api/agents/execute", { message: "m", pipeline: ["a", "b"], bound: true }],
     ["GET", "/api/runs/run%2F1"],
     ["GET", "/api/runs?thread_id=th&status=RUNNING%2CQUEUED&page_size=5&page_token=p+q"],
@@ -71,7 +87,10 @@ test("errors are the gateway's, a proxy's, or the network's", async () => {
   await assert.rejects(one(new Response("<html>", { status: 418 })), { code: "CARREL", message: "HTTP status 418" })
   await assert.rejects(one(new Response("<html>")), { code: "PROTOCOL" })
   await assert.rejects(one(json([])), { code: "PROTOCOL" })
-  await assert.rejects(one(() => Promise.reject(new TypeError("fetch failed"))), { code: "UNAVAILABLE", message: /fetch failed/ })
+  await assert.rejects(
+    one(() => Promise.reject(new TypeError("fetch failed"))),
+    { code: "UNAVAILABLE", message: /fetch failed/ },
+  )
 })
 
 test("a token that has ended is had anew, once", async () => {
@@ -79,14 +98,18 @@ test("a token that has ended is had anew, once", async () => {
   let made = 0
   const rest = new Rest({ url: "http://h", token: async () => `t${(made += 1)}`, fetch })
   await rest.run("r")
-  assert.deepEqual(asked.map(([, , options]) => options.headers.Authorization), ["Bearer t1", "Bearer t2"])
+  assert.deepEqual(
+    asked.map(([, , options]) => options.headers.Authorization),
+    ["Bearer t1", "Bearer t2"],
+  )
   await assert.rejects(rest.run("r"), { code: "TOKEN_EXPIRED" })
   assert.equal(asked.length, 4)
   await assert.rejects(new Rest({ url: "http://h", token: "t", fetch }).run("r"), { code: "TOKEN_EXPIRED" })
   assert.equal(asked.length, 5)
 })
 
-const hanging = ({ signal }) => new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)))
+const hanging = ({ signal }) =>
+  new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)))
 
 test("requests end with their time or their signal", async () => {
   const rest = new Rest({ url: "http://h", token: "t", timeoutMs: 20, fetch: answering(hanging).fetch })
