@@ -15,6 +15,7 @@ import pytest
 from carrel.ids import new_id
 from tests.support.needs import node
 from tests.support.stack import ROOT, RunningStack
+from tools.api_samples import OPERATIONS, pages
 
 _EXAMPLES: Final = ROOT / "examples" / "api"
 # What is printed, by topic; the curl ones print answers as they come.
@@ -47,6 +48,12 @@ def test_every_topic_is_there_in_every_language() -> None:
         "__init__.py",
         *(f"{topic}.{language}" for topic in _PRINTED for language in ("sh", "py", "mjs")),
     }
+
+
+def test_documents_show_the_examples_as_they_are() -> None:
+    assert set(OPERATIONS) == set(_PRINTED)
+    for path, text in pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m tools.api_samples"
 
 
 @pytest.mark.slow
