@@ -1,14 +1,12 @@
 """The tutorial as a newcomer does it: its files saved, its commands typed against one stack, its lines seen.
 
-Of the last chapter the test is run; what it says of images and clusters is held by the tests of these.
+The last chapter has tests of its own to run, which ``tests/unit/docs/test_snippets.py`` does.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from carrel.cli.output import EXIT_REFUSED
-from tests.support.stack import RunningStack, clean_environment, run_carrel, running_stack
+from tests.support.stack import RunningStack, run_carrel, running_stack
 from tests.support.tutorial import CHAPTERS, commands, files
 
 pytestmark = pytest.mark.slow
@@ -72,20 +70,3 @@ def test_the_commands_of_a_chapter_show_what_it_says(chapter: Path, stack: Runni
             run = found[1]
         tried += 1
     assert tried
-
-
-def test_the_test_of_the_last_chapter_passes(folder: Path) -> None:
-    line = next(command.line for command in commands(CHAPTERS[4]) if "pytest" in command.line)
-    words = shlex.split(line)
-    assert words[:3] == ["python", "-m", "pytest"]
-    done = subprocess.run(
-        [sys.executable, *words[1:], "-p", "no:cacheprovider"],
-        cwd=folder,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout

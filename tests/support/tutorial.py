@@ -46,7 +46,9 @@ def commands(chapter: Path) -> Iterator[Command]:
                     yield last
                 last = Command(line.strip())
         elif language == "text" and last:
-            yield Command(last.line, tuple(part.strip().removesuffix("  …") for part in body.splitlines() if part.strip()))
+            yield Command(
+                last.line, tuple(part.strip().removesuffix("  …") for part in body.splitlines() if part.strip())
+            )
             last = None
     if last:
         yield last
