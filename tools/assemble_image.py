@@ -40,6 +40,8 @@ def apps(listed: Path, wheel: Path, target: Path) -> None:
             _copy(wheel, target / name, package)
         if _COMMAND_LINE not in packages:
             shutil.rmtree(target / name / _COMMAND_LINE.replace(".", "/"))
+        # For authors' tests; it starts services that this image does not have.
+        shutil.rmtree(target / name / "carrel" / "testing", ignore_errors=True)
         for metadata in wheel.glob("*.dist-info"):
             shutil.copytree(metadata, target / name / metadata.name)
         compiled([target / name])

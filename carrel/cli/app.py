@@ -15,6 +15,7 @@ import typer
 
 from carrel.cli.doctor_command import add_doctor
 from carrel.cli.keys import keys_app
+from carrel.cli.new import add_new
 from carrel.cli.operating import add_commands
 from carrel.cli.options import (
     STATE,
@@ -327,6 +328,7 @@ def version() -> None:
 
 
 add_doctor(app)
+add_new(app)
 
 
 def run() -> None:

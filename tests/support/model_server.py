@@ -23,7 +23,7 @@ from carrel.testing import model_responses
 from carrel.testing.model import ScriptedModel
 from carrel.testing.model_wire import CallTools, Fail, Hang, Raw, Rule, Say, Step
 
-__all__ = ["CallTools", "Fail", "Hang", "ModelServer", "Raw", "Say", "model_server"]
+__all__ = ["CallTools", "Fail", "Hang", "ModelServer", "Raw", "Say", "Step", "model_server"]
 
 ModelServer = ScriptedModel
 
