@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, overload
 
 from carrel.agent_answers import answer_schema
 from carrel.agent_calls import HostCalls, HostPort
+from carrel.agent_memory import Memory
 from carrel.agent_messages import (
     CHUNK_BYTES,
     ROOT,
@@ -152,6 +153,7 @@ class AgentContext:
         attempt: From 1; above 1 the stage is being tried again.
         tool_call_id: In a tool's body, the id of the call, the same in its events; "" elsewhere.
         artifacts: Files for the user.
+        memory: What the agent keeps from one run of the thread to the next.
     """
 
     def __init__(  # noqa: PLR0913  (made by the runtime only)
@@ -165,6 +167,7 @@ class AgentContext:
         tool_call_id: str = "",
         model: str = "",
         seed: str = "",
+        memory: Memory | None = None,
     ) -> None:
         self._calls = calls
         self._model = model
@@ -177,6 +180,7 @@ class AgentContext:
         self.attempt = attempt
         self.tool_call_id = tool_call_id
         self.artifacts = Artifacts(self)
+        self.memory = memory or Memory()
 
     @property
     def handle(self) -> int:
@@ -246,6 +250,7 @@ class AgentContext:
             attempt=self.attempt,
             model=self._model,
             seed=self._seed,
+            memory=self.memory,
         )
         try:
             yield child

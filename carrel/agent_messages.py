@@ -182,10 +182,11 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The agent has returned. ``plan``: the result is ``Plan.to_dict()``."""
+    """The agent has returned. ``plan``: the result is ``Plan.to_dict()``; ``memory``: what it keeps, if anything."""
 
     result: Object
     plan: bool = False
+    memory: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,8 @@ class Start:
     """What to run: the context (without ticket), the agent's name, ``Request.to_dict()`` and the tools it may use.
 
     ``environment``: variables for this attempt alone, set before the agent's code runs (worker processes only).
-    ``seed``: what ids are made from that must be the same in every attempt of the stage.
+    ``seed``: what ids are made from that must be the same in every attempt of the stage. ``memory``: what the agent has
+    kept in the thread; ``remembers``: whether it may keep anything.
     """
 
     context: Object
@@ -209,6 +211,8 @@ class Start:
     tools: tuple[str, ...] = ()
     environment: Object = field(default_factory=dict)
     seed: str = ""
+    memory: bytes = b""
+    remembers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

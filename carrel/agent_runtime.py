@@ -16,6 +16,7 @@ from typing import Any, Final, assert_never
 
 from carrel.agent_calls import HostCalls, HostPort
 from carrel.agent_context import AgentContext
+from carrel.agent_memory import Memory
 from carrel.agent_messages import (
     AgentReply,
     ArtifactStored,
@@ -85,6 +86,7 @@ class WorkerSession:
         self._tools: Mapping[str, Tool] = {}
         self._attempt = 1
         self._model = self._seed = ""
+        self._memory = Memory()
         self._whose: Mapping[str, str] = {}
         self._cancelled: str | None = None
 
@@ -194,6 +196,7 @@ class WorkerSession:
         self._attempt = request.attempt
         self._model = str(start.environment.get(MODEL_VARIABLE, ""))
         self._seed = start.seed
+        memory = self._memory = Memory(start.memory, available=start.remembers)
         ctx = AgentContext(
             self._calls,
             context,
@@ -201,6 +204,7 @@ class WorkerSession:
             attempt=request.attempt,
             model=self._model,
             seed=self._seed,
+            memory=memory,
         )
         result: object = await agent_class().run(ctx, request)
         if isinstance(result, Plan):
@@ -209,7 +213,7 @@ class WorkerSession:
                     f"agent {start.agent_name} returned a Plan, but does not declare `plans = True`",
                     agent_name=start.agent_name,
                 )
-            return Result(result.to_dict(), plan=True)
+            return Result(result.to_dict(), plan=True, memory=memory.kept)
         if not isinstance(result, Mapping):
             raise InvalidResultError(
                 f"agent {start.agent_name} returned {type(result).__name__}, not a mapping",
@@ -217,7 +221,7 @@ class WorkerSession:
                 agent_name=start.agent_name,
             )
         try:
-            return Result(freeze_map(result, "result"))
+            return Result(freeze_map(result, "result"), memory=memory.kept)
         except InvalidRequestError as error:
             raise InvalidResultError(
                 f"agent {start.agent_name}: {error.message}",
@@ -263,6 +267,7 @@ class WorkerSession:
                 tool_call_id=message.tool_call_id,
                 model=self._model,
                 seed=self._seed,
+                memory=self._memory,
             )
             result = await tool.func(ctx, **arguments)
         return freeze(result, "result")

@@ -18,6 +18,7 @@ from gateway.attachment import Attachment
 from gateway.config import GatewaySettings
 from gateway.connections import Connections
 from gateway.development import DevelopmentSignIn, Issuer
+from gateway.documents import document_pages
 from gateway.downstream import Downstream
 from gateway.file_limit import raise_file_limit
 from gateway.handshake import Handshake
@@ -33,6 +34,7 @@ from gateway.pages import console_pages
 from gateway.parts import Parts
 from gateway.positioning import Positioning
 from gateway.rest.console import ConsoleHandlers
+from gateway.rest.docs import DocsHandlers
 from gateway.rest.events import EventHandlers
 from gateway.rest.http import MAX_BODY_BYTES, edge, on_prepare
 from gateway.rest.routes import add_routes
@@ -143,7 +145,9 @@ def web_application(
     )
     application.on_response_prepare.append(on_prepare(parts.origins))
     console = _console(settings, parts) if settings.console else None
-    add_routes(application, parts, readiness, handshake.handle, events, settings.execute_wait_seconds, console=console)
+    docs = DocsHandlers(document_pages()) if settings.docs else None
+    wait_s = settings.execute_wait_seconds
+    add_routes(application, parts, readiness, handshake.handle, events, wait_s, console=console, docs=docs)
     return application
 
 

@@ -109,6 +109,7 @@ class GatewaySettings(SharedSettings):
     )
     trusted_proxies: tuple[str, ...] = Field((), description="networks of proxies whose X-Forwarded-For is believed")
     console: bool = Field(True, description="serve the console, a page for people, at /")
+    docs: bool = Field(True, description="serve pages about the API, and its OpenAPI and AsyncAPI documents, at /docs")
     console_sign_in: bool = Field(
         True,
         description="in development, let the console's page on this machine sign in by a user's name, without a token",

@@ -39,6 +39,7 @@ _TYPES: Final[Mapping[str, str]] = {
     ".css": "text/css",
     ".html": "text/html",
     ".js": "text/javascript",
+    ".json": "application/json",
     ".svg": "image/svg+xml",
     ".txt": "text/plain",
 }

@@ -34,7 +34,7 @@ _MODES: Final[list[StreamMode]] = ["messages", "updates", "values"]
 async def run(
     ctx: AgentContext, voice: Voice, graph: Graph, given: Any, config: Mapping[str, Any], context: object
 ) -> Any:
-    """One run of the graph; its last state."""
+    """One run of the graph; its last state. It has a checkpointer already where its state is kept."""
     if graph.checkpointer is None:
         # An interrupt needs one; this lasts as long as the attempt.
         graph = graph.copy({"checkpointer": InMemorySaver()})
@@ -66,7 +66,7 @@ class _Turn:
         self._graph = graph
         self._voice = voice
         self._context = context
-        configurable = {"thread_id": ctx.context.thread_id, **config.get("configurable", {})}
+        configurable = {**config.get("configurable", {}), "thread_id": ctx.context.thread_id}
         callbacks = [*config.get("callbacks", ()), _Listener(voice)]
         self._config: Any = {**config, "configurable": configurable, "callbacks": callbacks}
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["agent_class", "tools"]
 
 
-def agent_class(
+def agent_class(  # noqa: PLR0913  (by keyword, each of them)
     graph: Graph | str | Callable[[], Graph],
     *,
     name: str,
@@ -39,6 +39,7 @@ def agent_class(
     context: Callable[[AgentContext, Request], Any] | None = None,
     answer: Callable[[Any], Mapping[str, JSON]] | None = None,
     config: Mapping[str, Any] | None = None,
+    remembers: bool = False,
     **declarations: Unpack[Declarations],
 ) -> type[Agent]:
     """An agent class that runs this compiled graph.
@@ -54,6 +55,9 @@ def agent_class(
         answer: Makes the result of the final state; by default ``structured_response``, else the last message's text
             as ``answer``, else the state.
         config: More of the graph's config, such as ``recursion_limit``.
+        remembers: Keep the graph's state from one run of a thread to the next, apart for each user: it gets a
+            checkpointer that begins with the last run's state, in the place of its own. At most 256 KiB. The input
+            is then the new message alone where the state is known.
         declarations: What else an agent class declares; ``tools`` must name those of Carrel's that the graph has.
 
     Raises:
@@ -64,14 +68,20 @@ def agent_class(
     offered = named(declarations.get("tools", ()))
 
     async def run(ctx: AgentContext, request: Request) -> Mapping[str, JSON]:
-        from carrel.adapters import _langgraph
+        from carrel.adapters import _langgraph, _langgraph_memory
 
-        found = source.get()
-        given = {"messages": conversation(request)} if input is None else input(request)
+        found, thread_id, saver, known = source.get(), ctx.context.thread_id, None, False
+        if remembers:
+            saver, known = _langgraph_memory.begin(ctx.memory, thread_id)
+            found = found.copy({"checkpointer": saver})
+        said = conversation(request)
+        given = {"messages": said[-1:] if known else said} if input is None else input(request)
         runtime = None if context is None else context(ctx, request)
         async with voice_of(ctx, offered) as voice:
             with at_work(ctx):
                 state = await _langgraph.run(ctx, voice, found, given, config or {}, runtime)
+        if saver is not None and ctx.memory.available:
+            _langgraph_memory.keep(ctx.memory, saver, thread_id)
         return _langgraph.answer_of_state(state) if answer is None else answer(state)
 
     return declare(run, name, description, declarations, "carrel.adapters._langgraph", "langchain_openai")

@@ -413,6 +413,7 @@ class StartStage(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     QUIET_UNTIL_INPUT_FIELD_NUMBER: _builtins.int
     LAST_ATTEMPT_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """A reserved instance; empty to create one now."""
     agent_name: _builtins.str
@@ -437,6 +438,8 @@ class StartStage(_message.Message):
     """No attempt follows this one. A lost worker is then the agent's failure: told as `agent_error`, answered by its
     fallback. Otherwise the result is the error WORKER_LOST alone, and execution tries again.
     """
+    memory: _builtins.bytes
+    """What the agent has kept in this thread, at its last stage that completed; empty when nothing."""
     @_builtins.property
     def results_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
         """Results of the stages before, by agent name: UTF-8 JSON objects."""
@@ -480,10 +483,11 @@ class StartStage(_message.Message):
         inputs: _abc.Iterable[Global___ProvidedInput] | None = ...,
         quiet_until_input: _builtins.str = ...,
         last_attempt: _builtins.bool = ...,
+        memory: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_name", b"agent_name", "attempt", b"attempt", "budget", b"budget", "deadline", b"deadline", "fence", b"fence", "history", b"history", "inputs", b"inputs", "instance_id", b"instance_id", "journal", b"journal", "last_attempt", b"last_attempt", "message", b"message", "params_json", b"params_json", "producer_id", b"producer_id", "quiet_until_input", b"quiet_until_input", "results_json", b"results_json", "stage_index", b"stage_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_name", b"agent_name", "attempt", b"attempt", "budget", b"budget", "deadline", b"deadline", "fence", b"fence", "history", b"history", "inputs", b"inputs", "instance_id", b"instance_id", "journal", b"journal", "last_attempt", b"last_attempt", "memory", b"memory", "message", b"message", "params_json", b"params_json", "producer_id", b"producer_id", "quiet_until_input", b"quiet_until_input", "results_json", b"results_json", "stage_index", b"stage_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1153,12 +1157,15 @@ class StageResult(_message.Message):
     ANSWERED_BY_FIELD_NUMBER: _builtins.int
     EMITTER_TIME_FIELD_NUMBER: _builtins.int
     BRIDGE_TIME_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     result_json: _builtins.bytes
     """The agent's result: a UTF-8 JSON object, at most 64 KiB (a larger one is an artifact and a reference to it)."""
     events_through: _builtins.int
     """The last event number of the attempt."""
     answered_by: _builtins.str
     """The agent that answered: the stage's, or its fallback."""
+    memory: _builtins.bytes
+    """What the stage's agent keeps in the thread from now on; empty to leave what is there."""
     @_builtins.property
     def plan(self) -> Global___StagePlan:
         """A supervisor's plan."""
@@ -1197,10 +1204,11 @@ class StageResult(_message.Message):
         answered_by: _builtins.str = ...,
         emitter_time: _duration_pb2.Duration | None = ...,
         bridge_time: _duration_pb2.Duration | None = ...,
+        memory: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time", "bridge_time", b"bridge_time", "emitter_time", b"emitter_time", "error", b"error", "log_wait", b"log_wait", "outcome", b"outcome", "plan", b"plan", "result_json", b"result_json"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time", "answered_by", b"answered_by", "bridge_time", b"bridge_time", "emitter_time", b"emitter_time", "error", b"error", "events_through", b"events_through", "log_wait", b"log_wait", "outcome", b"outcome", "plan", b"plan", "result_json", b"result_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time", "answered_by", b"answered_by", "bridge_time", b"bridge_time", "emitter_time", b"emitter_time", "error", b"error", "events_through", b"events_through", "log_wait", b"log_wait", "memory", b"memory", "outcome", b"outcome", "plan", b"plan", "result_json", b"result_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result_json", "plan", "error"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

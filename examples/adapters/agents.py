@@ -16,7 +16,10 @@ PydanticDesk = pydantic_ai.agent_class(
 )
 
 GraphDesk = langgraph.agent_class(
-    "examples.adapters.langgraph_desk:graph", name="graph-desk", description="The order desk, with LangGraph."
+    "examples.adapters.langgraph_desk:graph",
+    name="graph-desk",
+    description="The order desk, with LangGraph.",
+    remembers=True,
 )
 
 OpenAiDesk = openai_agents.agent_class(

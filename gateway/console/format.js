@@ -79,6 +79,11 @@ export function words(name) {
   return String(name ?? "").replaceAll("_", " ")
 }
 
+/** A description as its author wrote it, without the marks of code. */
+export function unmarked(text) {
+  return String(text ?? "").replaceAll("`", "")
+}
+
 /** Text that fits: cut at a word, with an ellipsis. */
 export function shorten(text, most) {
   const line = String(text ?? "").replace(/\s+/g, " ").trim()

@@ -15,11 +15,13 @@ function App() {
   const [facts, setFacts] = useState(undefined)
   const [session, setSession] = useState(null)
   const [note, setNote] = useState(null)
+  const [looking, setLooking] = useState(Boolean(keptToken(MAIN)))
   const [fault] = useErrorBoundary((error) => console.error(error))
 
   const begin = (token) => {
     keepToken(MAIN, token)
     setNote(null)
+    setLooking(false)
     setSession(new Session(token, BASE).start())
   }
   const end = (why) => {
@@ -27,6 +29,7 @@ function App() {
     session?.close()
     setSession(null)
     setNote(why)
+    setLooking(false)
   }
 
   useEffect(() => {
@@ -45,8 +48,9 @@ function App() {
     return html`<main class="centred"><${Problem} error=${{ message: "This page has met a fault of its own.", advice: "Load it again. Nothing is lost: runs go on, and what they do is kept." }}
       actions=${[{ label: "Load again", act: () => location.reload() }]} /></main>`
   }
-  if (session) return html`<${SignedIn} session=${session} facts=${facts ?? {}} end=${end} key=${session.token} />`
-  if (facts === undefined) return html`<main class="centred" aria-busy="true"><${Spinner} /><span class="quiet">Loading</span></main>`
+  // How one may sign in is known before anything is shown that asks for it.
+  if (facts === undefined || looking) return html`<main class="centred" aria-busy="true"><${Spinner} /><span class="quiet">Loading</span></main>`
+  if (session) return html`<${SignedIn} session=${session} facts=${facts} end=${end} key=${session.token} />`
   return html`<${SignIn} facts=${facts} note=${note} begin=${begin} />`
 }
 

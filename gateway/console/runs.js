@@ -26,6 +26,8 @@ export class Run extends Store {
     this.request = null
     /** What REST said of it, if it was asked. */
     this.told = null
+    /** Its files, where they are known. */
+    this.artifacts = null
     /** What the agents said, as the thread keeps it: for a run whose events are not here. */
     this.said = []
     /** Whether its end has been asked for; whether its events are being read. */
@@ -135,6 +137,8 @@ export class Run extends Store {
   /** How it stands, as REST or the gateway tells it: for runs whose events are not all here. */
   tell(told) {
     this.told = { ...this.told, ...told }
+    // Before its end more may come.
+    if (hasEnded(told.status) && told.artifacts) this.artifacts = told.artifacts
     this._stand(told)
     this.changed()
   }
@@ -239,8 +243,9 @@ export class Run extends Store {
   }
 
   _run_attempt(data, event, at) {
-    this.attempts = Math.max(this.attempts, data.attempt ?? 1)
     const answered = data.reason === "input_provided"
+    // To go on after an answer is no new try.
+    if (!answered) this.attempts += 1
     if (answered) {
       this.question = null
       this.status = "RUNNING"

@@ -83,6 +83,7 @@ export class Session extends Store {
     this.drafts.set(draft.ref, draft)
     this.threads.begin(draft)
     this._ask(draft)
+    this.changed()
     return draft
   }
 
@@ -100,15 +101,25 @@ export class Session extends Store {
 
   async _ask(draft) {
     const { message, agent, params, threadId, strategy } = draft.request
+    const options = { agentName: agent || undefined, params, threadId: threadId || undefined, strategy, clientRef: draft.ref }
     try {
-      const accepted = await this.client.execute(message, {
-        agentName: agent || undefined, params, threadId: threadId || undefined, strategy, clientRef: draft.ref,
-      })
-      this._accepted(draft, accepted.runId, accepted.threadId)
-      this.run(accepted.runId, accepted.threadId).tell({ status: accepted.status, agent_name: accepted.agentName })
+      const { runId, threadId: place, status, agentName } = await this._execute(message, options)
+      this._accepted(draft, runId, place)
+      this.run(runId, place).tell({ status, agent_name: agentName })
     } catch (error) {
       draft.error = error
       draft.changed()
+    }
+  }
+
+  async _execute(message, options) {
+    try {
+      return await this.client.execute(message, options)
+    } catch (error) {
+      if (error.code !== "TOO_LARGE") throw error
+      // A frame holds less than a request does.
+      const run = await this.rest.execute(message, { ...options, waitMs: 0 })
+      return { runId: run.run_id, threadId: run.thread_id, status: run.status, agentName: run.agent_name }
     }
   }
 

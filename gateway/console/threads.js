@@ -88,7 +88,7 @@ export class Threads extends Store {
     const thread = this.thread(run.threadId)
     const known = this.list.includes(thread)
     thread.add(run)
-    thread.active = run.ended ? "" : run.runId
+    thread.active = thread.runs.find((other) => !other.ended)?.runId ?? ""
     if (!run.message && thread.loaded && !run.ended) thread.reload()
     this._touch(thread, Date.parse(event.timestamp))
     if (!known) this._titles()

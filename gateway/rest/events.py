@@ -90,9 +90,9 @@ class EventHandlers:
         """``GET /api/events``: all of the user's events, or a thread's, from now on or from a position."""
         with ExitStack() as held:
             login, asked = await self._admit(request, held, (_POSITION, _TOKEN, "thread_id", "from"))
-            thread_id = check_minted_id(asked["thread_id"], "thread_id") if asked.get("thread_id") else ""
+            thread_id = check_minted_id(asked["thread_id"], "thread_id") if "thread_id" in asked else ""
             resume = _position(request, asked)
-            return await self._stream(request, login, _Asked(resume or _beginning(asked.get("from", "")), thread_id))
+            return await self._stream(request, login, _Asked(resume or _beginning(asked.get("from", "now")), thread_id))
 
     async def _admit(
         self, request: web.Request, held: ExitStack, known: Collection[str]
@@ -199,14 +199,14 @@ def _cut_if_silent(transport: asyncio.Transport, after_s: float) -> None:
 
 def _position(request: web.Request, asked: Mapping[str, str]) -> Place | None:
     # The header is the newer one: an EventSource sends it when it comes back, beside the address that it began with.
-    if text := request.headers.get(_HEADER, ""):
-        return parse_position(text, _HEADER)
-    text = asked.get(_POSITION, "")
-    return parse_position(text, _POSITION) if text else None
+    header, parameter = request.headers.get(_HEADER, ""), asked.get(_POSITION, "")
+    # An empty one is a page's that has none yet. A wrong one is told, though the other counts.
+    older = parse_position(parameter, _POSITION) if parameter else None
+    return parse_position(header, _HEADER) if header else older
 
 
 def _beginning(name: str) -> Place | None:
-    if name not in {"", "now", "oldest"}:
+    if name not in {"now", "oldest"}:
         problem = "must be now or oldest"
         raise InvalidRequestError(f"from {problem}", fields={"from": problem})
     return _EVERYTHING if name == "oldest" else None

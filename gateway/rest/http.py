@@ -88,10 +88,10 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
     )
 
 
-def error_response(error: CarrelError) -> web.Response:
-    """An error as JSON, with the status and headers that HTTP wants for it."""
+def error_response(error: CarrelError, more: Mapping[str, str] | None = None) -> web.Response:
+    """An error as JSON, with the status and headers that HTTP wants for it, and those of ``more``."""
     status = _OWN_STATUS.get(error.code) or http_status(error)
-    headers: dict[str, str] = {}
+    headers = dict(more or {})
     if isinstance(error, UnauthenticatedError):
         headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="carrel"'
     if status in {429, 503}:
@@ -99,12 +99,17 @@ def error_response(error: CarrelError) -> web.Response:
     return json_response({"error": error.to_dict()}, status, headers)
 
 
-def authenticated(handler: LoginHandler, logins: LoginVerifier) -> Handler:
-    """A handler that gets the login of the request's token; without one, nothing of the request is looked at."""
+def authenticated(handler: LoginHandler, logins: LoginVerifier, parameters: Collection[str] = ()) -> Handler:
+    """A handler that gets the login of the request's token; without one, nothing of the request is looked at.
+
+    ``parameters`` are those that the query may have, each once at most.
+    """
 
     async def checked(request: web.Request) -> web.StreamResponse:
         login = await logins.verified(bearer_token(single_header(request, hdrs.AUTHORIZATION)))
-        return await handler(request, acting(login, request, logins))
+        login = acting(login, request, logins)
+        query(request, parameters)
+        return await handler(request, login)
 
     return checked
 
@@ -123,7 +128,7 @@ def edge(origins: Origins) -> Any:
         except CarrelError as error:
             return error_response(error)
         except web.HTTPException as error:
-            return error_response(_of_aiohttp(error))
+            return error_response(_of_aiohttp(error), _allowed(error))
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:  # noqa: BLE001 -- the edge: nothing may leave unmapped
@@ -203,8 +208,8 @@ def int_query(values: Mapping[str, str], name: str, most: int) -> int:
     Raises:
         InvalidRequestError: It is none, or out of bounds.
     """
-    text = values.get(name, "")
-    if not text:
+    text = values.get(name)
+    if text is None:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
         problem = f"must be a number from 1 to {most}"
@@ -216,11 +221,18 @@ def _of_aiohttp(error: web.HTTPException) -> CarrelError:
     if error.status == 404:
         return NoSuchRouteError("nothing is served at this address")
     if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods - {hdrs.METH_HEAD}))
+        allowed = _allowed(error)[hdrs.ALLOW]
         return MethodNotAllowedError("this address does not take this method", advice=f"it takes {allowed}")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return _too_large(None)
     return InvalidRequestError(f"the request cannot be served: {error.reason}")
+
+
+def _allowed(error: web.HTTPException) -> dict[str, str]:
+    """The header that goes with 405."""
+    if not isinstance(error, web.HTTPMethodNotAllowed):
+        return {}
+    return {hdrs.ALLOW: ", ".join(sorted(error.allowed_methods - {hdrs.METH_HEAD}))}
 
 
 def _too_large(size: int | None) -> TooLargeError:

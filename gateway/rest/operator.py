@@ -13,7 +13,7 @@ from carrel import __version__
 from carrel.errors import PermissionDeniedError
 from gateway.login import Login
 from gateway.parts import Parts
-from gateway.rest.http import json_response, query
+from gateway.rest.http import json_response
 from servicekit.identity.principals import OPERATOR_READ
 
 __all__ = ["OperatorHandlers"]
@@ -33,10 +33,9 @@ class OperatorHandlers:
         contract = {"version": __version__, **self._parts.runs.contract.to_dict()}
         return json_response({**self._parts.statistics().to_json(), "contract": contract})
 
-    async def overview(self, request: web.Request, login: Login) -> web.StreamResponse:
+    async def overview(self, _request: web.Request, login: Login) -> web.StreamResponse:
         """``GET /api/operator/overview``: this gateway, and every copy of the services behind it that answers."""
         _check(login)
-        query(request, ())
         services = await self._parts.overview.ask()
         return json_response(
             {"version": __version__, "gateway": self._parts.statistics().to_json(), "services": services}

@@ -17,7 +17,7 @@ from gateway.fields import Rule, check_fields
 from gateway.login import Login
 from gateway.parts import Parts
 from gateway.requests import answer_of, execute_request
-from gateway.rest.http import int_query, json_body, json_response, query
+from gateway.rest.http import int_query, json_body, json_response
 from gateway.run_json import artifact_json, run_json, timing_json
 from gateway.runs import TERMINAL, UNENDED
 from servicekit.telemetry.names import of_run
@@ -89,10 +89,10 @@ class RunHandlers:
 
     async def list(self, request: web.Request, login: Login) -> web.StreamResponse:
         """``GET /api/runs`` and its alias ``/api/agents/status``"""
-        asked = query(request, ("thread_id", "status", "page_size", "page_token"))
+        asked = request.query
         page = await self._parts.runs.list(
             login,
-            thread_id=check_minted_id(asked["thread_id"], "thread_id") if asked.get("thread_id") else "",
+            thread_id=check_minted_id(asked["thread_id"], "thread_id") if "thread_id" in asked else "",
             states=_states(asked.get("status", "")),
             page_size=int_query(asked, "page_size", 200),
             page_token=asked.get("page_token", ""),

@@ -8,12 +8,10 @@ from carrel.errors import UnknownThreadError
 from carrel.ids import check_id
 from gateway.login import Login
 from gateway.parts import Parts
-from gateway.rest.http import int_query, json_response, query
+from gateway.rest.http import int_query, json_response
 from gateway.run_json import message_json, thread_json
 
 __all__ = ["ThreadHandlers"]
-
-_PAGE = ("page_size", "page_token")
 
 
 class ThreadHandlers:
@@ -24,7 +22,7 @@ class ThreadHandlers:
 
     async def list(self, request: web.Request, login: Login) -> web.StreamResponse:
         """``GET /api/threads``"""
-        asked = query(request, _PAGE)
+        asked = request.query
         size = int_query(asked, "page_size", 200)
         page = await self._parts.runs.threads(login, size, asked.get("page_token", ""))
         threads = [thread_json(thread) for thread in page.threads]
@@ -32,7 +30,7 @@ class ThreadHandlers:
 
     async def messages(self, request: web.Request, login: Login) -> web.StreamResponse:
         """``GET /api/threads/{thread_id}/messages``"""
-        asked = query(request, _PAGE)
+        asked = request.query
         size = int_query(asked, "page_size", 1000)
         page = await self._parts.runs.thread(login, _thread_id(request), size, asked.get("page_token", ""))
         return json_response(
@@ -49,9 +47,8 @@ class ThreadHandlers:
             raise UnknownThreadError("you have no thread of this id")
         return web.Response(status=204)
 
-    async def agents(self, request: web.Request, login: Login) -> web.StreamResponse:
+    async def agents(self, _request: web.Request, login: Login) -> web.StreamResponse:
         """``GET /api/agents``"""
-        query(request, ())
         return json_response(await self._parts.agents.list(login))
 
 

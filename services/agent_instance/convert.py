@@ -111,6 +111,7 @@ def stage_start(start: pb.StartStage) -> StageStart:
         quiet_until_input=start.quiet_until_input,
         last_attempt=start.last_attempt,
         budget=budget_grant(start.budget) if start.HasField("budget") else None,
+        memory=start.memory,
     )
 
 
@@ -158,6 +159,7 @@ def stage_result(outcome: StageOutcome) -> pb.StageResult:
         answered_by=outcome.answered_by,
         emitter_time=duration(outcome.emitter_s),
         bridge_time=duration(outcome.bridge_s),
+        memory=outcome.memory,
     )
     if outcome.error is not None:
         result.error.CopyFrom(error_to_proto(outcome.error))

@@ -63,6 +63,7 @@ class StageStart:
     quiet_until_input: str = ""
     last_attempt: bool = True
     budget: BudgetGrant | None = None
+    memory: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class StageOutcome:
     log_wait_s: float = 0.0
     emitter_s: float = 0.0
     bridge_s: float = 0.0
+    memory: bytes = b""
 
 
 class AuditOutcome(enum.Enum):

@@ -40,6 +40,7 @@ def start_to_proto(start: ports.StageStart) -> ai.StartStage:
         inputs=[_input(answer) for answer in start.inputs],
         quiet_until_input=start.quiet_until_input,
         last_attempt=start.last_attempt,
+        memory=start.memory,
     )
 
 
@@ -165,6 +166,7 @@ def _result(result: ai.StageResult) -> ports.StageResult:
         log_wait_s=_seconds(result.log_wait),
         emitter_s=_seconds(result.emitter_time),
         bridge_s=_seconds(result.bridge_time),
+        memory=result.memory,
     )
 
 

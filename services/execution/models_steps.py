@@ -84,6 +84,8 @@ class Finish:
     answered_by: str = ""
     reply: str = ""
     reference: Mapping[str, Any] | None = None
+    memory: bytes = b""
+    """What ``answered_by`` keeps in the thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ class Checkpoint:
     answered_by: str
     added: tuple[str, ...] = ()
     params: bytes | None = None
+    memory: bytes = b""
+    """What ``answered_by`` keeps in the thread."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,6 +216,10 @@ class RunStore(Protocol):
         """The stage's completed calls, by number."""
         ...
 
+    async def memory(self, user: UserKey, thread_id: str, agent_name: str) -> bytes:
+        """What the agent has kept in the thread, by ``checkpoint`` or ``finish``; empty when nothing."""
+        ...
+
     # Leases
 
     async def take_over(self) -> tuple[RunRecord, ...]:

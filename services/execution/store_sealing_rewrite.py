@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from services.execution.store_artifacts import FIELD, open_artifact
 from services.execution.store_sealing import Seals, key_of
 from services.execution.store_sql_database import Database
-from services.execution.tables import artifact_bytes, inputs, journal, messages, outbox, runs, stages
+from services.execution.tables import artifact_bytes, inputs, journal, memories, messages, outbox, runs, stages
 
 __all__ = ["Rewritten", "rewrite_database", "rewrite_folder"]
 
@@ -34,6 +34,7 @@ _FIELDS: Final[Sequence[tuple[sa.Table, tuple[str, ...]]]] = (
     (inputs, ("prompt", "schema_json", "arguments", "value")),
     (outbox, ("data",)),
     (journal, ("result", "error")),
+    (memories, ("data",)),
     (artifact_bytes, ("data",)),
 )
 _V = TypeVar("_V", bytes, str)

@@ -59,6 +59,7 @@ from services.execution.store import PageKey
 from services.execution.store_sql_backlog import read_backlog
 from services.execution.store_sql_database import Database
 from services.execution.store_sql_measured import MeasuredDatabase, StoreTimes
+from services.execution.store_sql_memory import read_memory
 
 __all__ = ["SqlRunStore", "wall_clock"]
 
@@ -224,6 +225,10 @@ class SqlRunStore:
     async def journal(self, user: UserKey, run_id: str, stage: int) -> tuple[JournalItem, ...]:
         """See ``RunStore``."""
         return await self._database.read(lambda c: reads.read_journal(c, user, run_id, stage))
+
+    async def memory(self, user: UserKey, thread_id: str, agent_name: str) -> bytes:
+        """See ``RunStore``."""
+        return await self._database.read(lambda c: read_memory(c, user, thread_id, agent_name))
 
     # Leases
 

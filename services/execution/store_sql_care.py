@@ -30,6 +30,7 @@ from services.execution.tables import (
     inputs,
     journal,
     keepers,
+    memories,
     messages,
     outbox,
     runs,
@@ -165,6 +166,7 @@ def delete_thread(connection: sa.Connection, user: UserKey, thread_id: str) -> t
         connection.execute(table.delete().where(table.c.user_id == user, table.c.run_id.in_(of_runs)))
     connection.execute(client_refs.delete().where(client_refs.c.user_id == user, client_refs.c.run_id.in_(of_runs)))
     connection.execute(messages.delete().where(messages.c.user_id == user, messages.c.thread_id == thread_id))
+    connection.execute(memories.delete().where(memories.c.user_id == user, memories.c.thread_id == thread_id))
     connection.execute(runs.delete().where(of_thread))
     connection.execute(threads.delete().where(here))
     return tuple(row.run_id for row in rows)

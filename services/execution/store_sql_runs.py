@@ -13,6 +13,7 @@ from services.execution.domain.states import ENDABLE
 from services.execution.models import OutboxEvent, RunRecord, RunRef, RunState, StageRecord, StageState, UserKey
 from services.execution.models_steps import Again, Checkpoint, Finish, Finished, Step
 from services.execution.store_sealing import seals_of
+from services.execution.store_sql_memory import keep_memory
 from services.execution.store_sql_reads import read_run, run_from
 from services.execution.store_sql_returning import TellingUpdate
 from services.execution.store_sql_rows import error_json, outbox_row, sealed, stage_of, stage_rows
@@ -158,6 +159,7 @@ def checkpoint(connection: sa.Connection, ref: RunRef, step: Checkpoint, *, now:
     if step.params is not None:
         params = seals.seal("runs.params", ref.user, ref.run_id, step.params)
         connection.execute(_SET_PARAMS, {**key, "json": params})
+    keep_memory(connection, ref, held.thread_id, step.answered_by, step.memory, now=now)
     connection.execute(_DROP_JOURNAL, {**key, "i": step.index})
     connection.execute(_BEGIN_STAGE, {**key, "i": step.index + 1, "now": now})
     run = run_from(connection, held)
@@ -217,6 +219,7 @@ def finish(connection: sa.Connection, ref: RunRef, end: Finish, *, now: int) -> 
     freed = free_engine(connection, ref)
     events = last_events((row.last_number or 0) + 1, end, running, now)
     add_events(connection, ref, events)
+    keep_memory(connection, ref, row.thread_id, end.answered_by, end.memory, now=now)
     if end.reply:
         _add_reply(connection, ref, row.thread_id, end.reply, now)
     return Finished(events, now, _somebody_waits(connection, row, freed, now))

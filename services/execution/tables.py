@@ -25,6 +25,7 @@ __all__ = [
     "inputs",
     "journal",
     "keepers",
+    "memories",
     "messages",
     "outbox",
     "owners",
@@ -109,6 +110,18 @@ messages = sa.Table(
     sa.Column("text", LongWords, nullable=False),
     _id("run_id", key=False),
     _time("created_at"),
+)
+
+# What an agent keeps from one run of a thread to the next; ``run_id`` is of the run that kept it.
+memories = sa.Table(
+    "memories",
+    METADATA,
+    _id("user_id"),
+    _id("thread_id"),
+    _id("agent_name"),
+    _id("run_id", key=False),
+    _json("data", nullable=False),
+    _time("kept_at"),
 )
 
 runs = sa.Table(

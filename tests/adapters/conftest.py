@@ -9,6 +9,7 @@ import pytest
 # Now, and not while an agent's time runs: they load the libraries.
 import examples.adapters.openai_desk
 import examples.adapters.pydantic_desk  # noqa: F401
+from tests.adapters.patience import let_go
 from tests.support.model_server import ModelServer, by_rules, model_server
 
 
@@ -19,3 +20,4 @@ async def model(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelServer]:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", "one")
         yield server
+    await let_go()

@@ -19,7 +19,8 @@ from carrel import AgentContext, Request
 from carrel.adapters import _declare, _pydantic_ai, langgraph, openai_agents, pydantic_ai
 from carrel.agents import Message
 from carrel.errors import InvalidConfigurationError
-from tests.unit.agent_instance.support import Bench
+from examples.adapters.__main__ import main
+from tests.adapters.patience import bench
 
 plain = pydantic_library.Agent(FixedModel(custom_output_text="hello"))
 number = 5
@@ -93,7 +94,7 @@ def test_a_class_belongs_to_the_module_that_makes_it() -> None:
 
 async def test_a_name_that_leads_nowhere_fails_the_stage() -> None:
     made = pydantic_ai.agent_class(f"{__name__}:number", name="one", dependencies=())
-    stage = await Bench(made).run("one")
+    stage = await bench(made).run("one")
     assert stage.error.code == "INVALID_CONFIGURATION"
     assert "gives a int" in stage.error.message
 
@@ -122,7 +123,7 @@ async def test_the_conversation_deps_and_the_answer_are_made_as_told() -> None:
         deps=deps,
         answer=lambda output: {"said": output},
     )
-    stage = await Bench(made).run("one", message="hi")
+    stage = await bench(made).run("one", message="hi")
     assert stage.result == {"said": "done"}
     assert "You work for alice." in str(heard)
     assert "<hi>" in str(heard)
@@ -132,7 +133,7 @@ async def test_the_conversation_deps_and_the_answer_are_made_as_told() -> None:
 
 async def test_an_output_with_a_shape_is_the_result() -> None:
     agent = pydantic_library.Agent(FixedModel(custom_output_args={"town": "Bern", "degrees": 3}), output_type=Weather)
-    stage = await Bench(pydantic_ai.agent_class(agent, name="one", dependencies=())).run("one")
+    stage = await bench(pydantic_ai.agent_class(agent, name="one", dependencies=())).run("one")
     assert stage.result == {"town": "Bern", "degrees": 3}
 
 
@@ -151,10 +152,15 @@ async def test_thoughts_are_thoughts_and_a_deferred_call_is_a_question() -> None
         """Ask the customer."""
         raise pydantic_library.CallDeferred
 
-    first = await Bench(pydantic_ai.agent_class(agent, name="one", dependencies=())).run("one")
+    first = await bench(pydantic_ai.agent_class(agent, name="one", dependencies=())).run("one")
     assert "".join(event.data["text"] for event in first.of("agent_thinking")) == "Let me see."
     assert first.outcome is not None
     assert first.outcome.question is not None
     assert first.outcome.question.prompt == "Which town?"
     second = await first.again("Bern")
     assert second.result == {"answer": "So Bern."}
+
+
+def test_the_examples_say_how_to_start_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["another", "Where is order 7?"]) == 2
+    assert "{pydantic,langgraph,openai} QUESTION" in capsys.readouterr().err

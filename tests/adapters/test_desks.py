@@ -6,12 +6,15 @@ import importlib
 import sys
 from typing import Any
 
+import langsmith
 import pytest
+from agents.tracing import TracingProcessor, set_trace_processors, set_tracing_disabled
 
 from carrel import Agent
 from carrel.adapters import langgraph, openai_agents, pydantic_ai
+from tests.adapters.patience import bench
 from tests.support.model_server import ModelServer
-from tests.unit.agent_instance.support import Bench, Stage
+from tests.unit.agent_instance.support import Stage
 
 WHERE = "Where is order 7?"
 REFUND = "Please refund order 8."
@@ -25,7 +28,7 @@ def desk(library: str) -> type[Agent]:
         case "pydantic":
             return pydantic_ai.agent_class("examples.adapters.pydantic_desk:agent", **options)
         case "langgraph":
-            return langgraph.agent_class(fresh_graph, **options)
+            return langgraph.agent_class(fresh_graph(), **options)
         case _:
             return openai_agents.agent_class("examples.adapters.openai_desk:desk", **options)
 
@@ -47,7 +50,7 @@ def said(stage: Stage) -> str:
 
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_text_and_tool_calls_are_events_and_the_answer_is_the_result(library: str, model: ModelServer) -> None:
-    stage = await Bench(desk(library)).run("desk", message=WHERE)
+    stage = await bench(desk(library)).run("desk", message=WHERE)
     answer = "Here is what I found: order 7 (two lamps) is on its way, expected on Friday"
     assert stage.result == {"answer": answer}
     assert said(stage) == answer
@@ -66,7 +69,7 @@ async def test_text_and_tool_calls_are_events_and_the_answer_is_the_result(libra
 
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_what_needs_approval_is_asked_and_the_answer_goes_back_into_it(library: str, model: ModelServer) -> None:
-    first = await Bench(desk(library), message=REFUND).run("desk")
+    first = await bench(desk(library), message=REFUND).run("desk")
     assert first.outcome is not None
     question = first.outcome.question
     assert question is not None
@@ -83,5 +86,41 @@ async def test_what_needs_approval_is_asked_and_the_answer_goes_back_into_it(lib
 
 
 async def test_a_handoff_is_told(model: ModelServer) -> None:
-    stage = await Bench(desk("openai")).run("desk", message=REFUND)
+    stage = await bench(desk("openai")).run("desk", message=REFUND)
     assert [event.data["handoff"] for event in stage.of("agent_thinking")] == [{"from": "Order desk", "to": "Cashier"}]
+
+
+async def test_the_sdks_tracing_is_off(model: ModelServer) -> None:
+    """By default it would send every run to a host of OpenAI's."""
+
+    class Recorder(TracingProcessor):
+        def on_trace_start(self, trace: Any) -> None:
+            seen.append(trace)
+
+        def on_span_start(self, span: Any) -> None:
+            seen.append(span)
+
+        def on_trace_end(self, trace: Any) -> None: ...
+
+        def on_span_end(self, span: Any) -> None: ...
+
+        def shutdown(self) -> None: ...
+
+        def force_flush(self) -> None: ...
+
+    seen: list[Any] = []
+    set_tracing_disabled(False)
+    set_trace_processors([Recorder()])
+    try:
+        assert (await bench(desk("openai"), message=WHERE).run("desk")).result
+    finally:
+        set_trace_processors([])
+    assert seen == []
+
+
+async def test_langsmith_is_not_used(model: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a client of LangSmith's was made")
+
+    monkeypatch.setattr(langsmith.Client, "__init__", refuse)
+    assert (await bench(desk("langgraph"), message=WHERE).run("desk")).result

@@ -15,8 +15,8 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from carrel import Agent, AgentContext, tool
 from carrel.adapters import langgraph, openai_agents, pydantic_ai
 from carrel.errors import InvalidConfigurationError, InvalidContextError
+from tests.adapters.patience import bench
 from tests.support.model_server import CallTools, ModelServer, Say, Step
-from tests.unit.agent_instance.support import Bench
 
 LIBRARIES = ("pydantic", "langgraph", "openai")
 calls: list[int] = []
@@ -94,7 +94,7 @@ async def test_a_call_goes_through_the_dispatcher_and_is_not_made_again(library:
     script: list[Step] = [CallTools(("numbers_double", {"number": 4})), Say("eight")]
     model.script[:] = script
     calls.clear()
-    first = await Bench(made(library), permissions=frozenset({"numbers:*"})).run("one")
+    first = await bench(made(library), permissions=frozenset({"numbers:*"})).run("one")
     assert first.result == {"answer": "eight"}
     (begun,), (done,) = first.of("tool_executing"), first.of("tool_completed")
     assert (begun.data["tool_name"], begun.data.get("reported")) == ("numbers.double", None)
@@ -109,7 +109,7 @@ async def test_a_call_goes_through_the_dispatcher_and_is_not_made_again(library:
 @pytest.mark.parametrize("library", LIBRARIES)
 async def test_a_refusal_is_told_to_the_model(library: str, model: ModelServer) -> None:
     model.script[:] = [CallTools(("numbers_double", {"number": 4})), Say("I may not")]
-    stage = await Bench(made(library), permissions=frozenset()).run("one")
+    stage = await bench(made(library), permissions=frozenset()).run("one")
     assert stage.result == {"answer": "I may not"}
     assert stage.of("tool_completed")[0].data["denied"] is True
     assert "needs the permission numbers:double" in str(model.requests[-1].body)
@@ -119,7 +119,7 @@ async def test_a_refusal_is_told_to_the_model(library: str, model: ModelServer) 
 async def test_a_tool_that_asks_its_user_does(library: str, model: ModelServer) -> None:
     script: list[Step] = [CallTools(("whose", {})), Say("it is alice's")]
     model.script[:] = script
-    first = await Bench(made(library)).run("one")
+    first = await bench(made(library)).run("one")
     assert first.outcome is not None
     assert first.outcome.question is not None
     assert first.outcome.question.tool_name == "whose"

@@ -18,7 +18,9 @@ from tests.support.stack import RunningStack, running_stack
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Five processes with the packaged agents, and those made for pages."""
     agents = ["entry-points", str(Path(__file__).with_name("page_agents.py"))]
-    with running_stack(tmp_path_factory.mktemp("browser"), agents=agents) as running:
+    # A token that ends is to be seen to end, not to be waited for.
+    settings = {"CARREL_GATEWAY_LOGIN__LEEWAY_SECONDS": "0"}
+    with running_stack(tmp_path_factory.mktemp("browser"), agents=agents, environment=settings) as running:
         yield running
 
 

@@ -301,7 +301,7 @@ async def test_signing_out_ends_the_token_and_a_dead_token_says_so(browser: Brow
         await expect(kim.page.locator(".problem")).to_contain_text(
             re.compile(r"This login was signed out\.\s*Log in again\.")
         )
-        await kim.page.get_by_label("Token").fill(stack.token("kim", lifetime_s=4))
+        await kim.page.get_by_label("Token").fill(stack.token("kim", lifetime_s=3))
         await kim.page.get_by_role("button", name="Sign in", exact=True).click()
         await kim.connected()
         await expect(kim.page.get_by_role("status")).to_contain_text("expired", timeout=20_000)
@@ -359,10 +359,12 @@ async def test_every_view_is_accessible(browser: Browser, stack: RunningStack, s
         await run.get_by_role("button", name="Refuse").click()
         await user.state(run, "FAILED")
         found += await _axe(user, "failure")
-        run = await user.send("mischief", "mischief")
+        run = await user.send("a-word-that-has-no-end-" * 20, "mischief")
         await user.state(run, "SUCCEEDED")
         await expect(run.locator(".report table")).to_be_visible()
         found += await _axe(user, "report")
+        # Nothing is wider than the page, whatever is said.
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         await page.locator(".connection .pill").click()
         found += await _axe(user, "connection")
         await page.keyboard.press("Control+/")
@@ -382,6 +384,5 @@ async def test_every_view_is_accessible(browser: Browser, stack: RunningStack, s
             await page.get_by_role("button", name="Menu").click()
         await page.get_by_role("button", name=user.name).click()
         found += await _axe(user, "operator, with the account's menu")
-        # Nothing is wider than the page.
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert found == [], "\n".join(found)

@@ -45,7 +45,7 @@ async def live(store: RunStore, run: str = "run-1") -> RunRef:
     asked = admission(run, message=CANARY, params=JSON)
     identity = replace(asked.identity, agent_context={"note": CANARY}, audit_metadata={"who": CANARY})
     ref = (await store.admit(replace(asked, identity=identity))).run.ref
-    checkpoint = Checkpoint(0, JSON, "data", params=JSON)
+    checkpoint = Checkpoint(0, JSON, "data", params=JSON, memory=JSON)
     assert await store.checkpoint(ref, checkpoint)
     item = JournalItem(1, "c1", "tool", "load", "h", JSON, FAILURE)
     assert await store.save_journal(ref, 1, [item])
@@ -57,6 +57,7 @@ async def live(store: RunStore, run: str = "run-1") -> RunRef:
 
 async def check(store: RunStore, ref: RunRef) -> None:
     """Everything reads back."""
+    assert await store.memory(ALICE, f"thread-{ref.run_id}", "data") == JSON
     run = await store.get_run(ALICE, ref.run_id)
     assert run is not None
     assert (run.message, run.params, run.stages[0].result) == (CANARY, JSON, JSON)
@@ -128,7 +129,7 @@ async def test_plain_values_of_before_are_read_and_rewritten(backend: Backend, t
         told: dict[str, int] = {}
         done = await rewrite_database(store.database, seals, seals, "k1", told.__setitem__)
         assert done.changed == sum(told.values()) >= 10
-        assert set(told) == {"runs", "stages", "messages", "inputs", "outbox", "journal", "artifact_bytes"}
+        assert set(told) == {"runs", "stages", "messages", "inputs", "outbox", "journal", "memories", "artifact_bytes"}
         await check(store, ref)
         again = await rewrite_database(store.database, seals, seals, "k1", told.__setitem__)
         assert (again.values, again.changed) == (done.values, 0)

@@ -224,6 +224,20 @@ async def test_conversation_before_the_run_reaches_the_agent(world: World) -> No
     assert not world.agents.attempts[0].start.history
 
 
+async def test_what_an_agent_keeps_comes_back_in_the_threads_next_run(tmp_path: Path) -> None:
+    async def keeps(attempt: Attempt) -> AsyncIterator[Up]:
+        kept = attempt.start.memory + b"\0"
+        yield Up(result=ai.StageResult(result_json=b"{}", answered_by=attempt.start.agent_name, memory=kept))
+
+    # Also where no message comes with it.
+    async with running_execution(tmp_path, scripts={"data": keeps}, history_messages=0) as world:
+        for thread in ("t1", "t1", "t2", "t1"):
+            run = await world.ended((await world.execute(thread=thread)).run.run_id)
+            assert run.state == pb.RUN_STATE_SUCCEEDED
+        assert [attempt.start.memory for attempt in world.agents.attempts] == [b"", b"\0", b"", b"\0\0"]
+        assert not any(attempt.start.history for attempt in world.agents.attempts)
+
+
 async def test_artifacts_of_a_stage_are_stored_answered_and_read_back_by_their_owner_only(world: World) -> None:
     data = bytes(range(256)) * 3000
     answers = []

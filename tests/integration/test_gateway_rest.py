@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from carrel.errors import StoreUnavailableError, ThreadBusyError
-from gateway.rest.routes import CONSOLE_PATHS, OPEN_PATHS
+from gateway.rest.routes import CONSOLE_PATHS, DOCS_PATHS, OPEN_PATHS
 from servicekit.identity.principals import RunPrincipal, ServicePrincipal, SessionPrincipal
 from tests.conftest import Eventually
 from tests.support.identity import identity
@@ -42,7 +42,7 @@ async def test_every_route_but_the_open_ones_refuses_a_request_without_a_token(t
         for route in g.server.routes():
             info = route.resource.canonical if route.resource else ""
             seen.add(info)
-            if info in OPEN_PATHS | CONSOLE_PATHS:
+            if info in OPEN_PATHS | CONSOLE_PATHS | DOCS_PATHS:
                 continue
             path = info.replace("{run_id}", "run-1").replace("{thread_id}", "thread-1").replace("{name}", "n")
             for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Bearer {token(ttl_s=-9)}"}):

@@ -32,12 +32,12 @@ async def ask(
         "thread_id": "thread-1",
         "name": "report.md",
         "user_id": "alice",
-        "path": "about.json",
+        "path": "openapi.json" if path.startswith("/docs") else "about.json",
     } | ids
     body = BODIES.get(route)
     async with http.request(method, path.format_map(names), json=body, headers=dict(headers)) as response:
-        # A stream of events has no end of its own.
-        text = "" if response.content_type == "text/event-stream" else await response.text()
+        # A stream of events has no end of its own, and a page is no JSON.
+        text = "" if response.content_type.startswith("text/") else await response.text()
         return response.status, response.headers, json.loads(text) if text else {}
 
 

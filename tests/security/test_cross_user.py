@@ -75,6 +75,7 @@ _ELSEWHERE: Final = {
     ("POST /api/tickets", "user_id"),
     # A file's.
     ("GET /console/{path}", "path"),
+    ("GET /docs/{path}", "path"),
 }
 # Fields of bodies, by route, as the handlers check them.
 _FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {

@@ -14,7 +14,7 @@ from grpc import aio
 
 from carrel.ids import new_id
 from carrel.v1.context_pb2 import UserExecutionContext
-from gateway.rest.routes import CONSOLE_PATHS, OPEN_PATHS, add_routes
+from gateway.rest.routes import CONSOLE_PATHS, DOCS_PATHS, OPEN_PATHS, add_routes
 from tests.conftest import Eventually
 from tests.security.forge import UNAUTHENTICATED, Forge
 from tests.security.gateway_calls import ask, bearer, connected, refused
@@ -52,13 +52,16 @@ _ANSWERS: Final[Mapping[str, int]] = {
     # No login is asked for; not of the page's own origin.
     "GET /console/{path}": 200,
     "POST /console/sign-in": 403,
+    "GET /docs": 200,
+    "GET /docs/{path}": 200,
     "POST /ag-ui": 501,
 }
 _OPEN: Final = {"GET /", "GET /healthz", "GET /readyz"}
 _SOCKETS: Final = {"GET /ws", "GET /ws/{user_id}"}
 _CONSOLE: Final = {"GET /console/{path}", "POST /console/sign-in"}
+_DOCS: Final = {"GET /docs", "GET /docs/{path}"}
 _LIST_AGENTS: Final = "carrel.v1.AgentInstanceService.ListAgents"
-_CLOSED: Final = sorted(_ANSWERS.keys() - _OPEN - _SOCKETS - _CONSOLE)
+_CLOSED: Final = sorted(_ANSWERS.keys() - _OPEN - _SOCKETS - _CONSOLE - _DOCS)
 
 
 async def _socket(_request: web.Request) -> web.StreamResponse:
@@ -69,8 +72,9 @@ def _routes() -> set[str]:
     """Every route of the gateway's router."""
     application = web.Application()
     events = MagicMock(of_run=_socket, of_user=_socket)
+    docs = MagicMock(index=_socket, page=_socket)
     console = MagicMock(root=lambda otherwise: otherwise, page=_socket, sign_in=_socket)
-    add_routes(application, MagicMock(), MagicMock(), _socket, events, 1.0, console=console)
+    add_routes(application, MagicMock(), MagicMock(), _socket, events, 1.0, console=console, docs=docs)
     found = set()
     for route in application.router.routes():
         assert route.resource is not None
@@ -85,6 +89,7 @@ def test_every_route_has_a_row() -> None:
     assert _routes() == set(_ANSWERS)
     assert {f"GET {path}" for path in OPEN_PATHS} == _OPEN | _SOCKETS
     assert {route.partition(" ")[2] for route in _CONSOLE} == CONSOLE_PATHS
+    assert {route.partition(" ")[2] for route in _DOCS} == DOCS_PATHS
 
 
 @pytest.mark.parametrize("route", sorted(_ANSWERS))

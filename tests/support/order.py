@@ -59,6 +59,8 @@ SECONDS: Final[Mapping[str, int]] = {
     "slow_stack": 80,
     "probe_stack": 60,
     "tests/chaos/test_rolling.py": 70,
+    "tests/browser/test_console.py": 60,
+    "tests/adapters/test_stack.py": 60,
     "tests/chaos/test_recovery_matrix.py": 60,
     "tests/chaos/test_soak.py": 40,
     "tests/faults/test_sample.py": 60,

@@ -1,7 +1,7 @@
 /** A conversation: what was said, what is being done, and the field for the next message. */
 
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../dom.js"
-import { plural, words } from "../format.js"
+import { plural, unmarked, words } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { place, threadPath } from "../page.js"
 import { useStore } from "../stores.js"
@@ -130,7 +130,7 @@ function Beginning({ session, send, give }) {
   for (const agent of session.agents) {
     if (ideas.length >= 3) break
     if (["supervisor", "assistant"].includes(agent.name) || agent.requires?.length || agent.available === false || (names.has("supervisor") && agent.name === "data")) continue
-    ideas.push({ title: `Ask ${words(agent.name)}`, text: agent.description, act: () => give("Hello", agent.name) })
+    ideas.push({ title: `Ask ${words(agent.name)}`, text: unmarked(agent.description), act: () => give("Hello", agent.name) })
   }
   ideas.push({ title: "See two users at once", text: "Two sign-ins side by side: each sees its own runs and nothing else.", act: () => place.go("two") })
   return html`<section class="beginning">

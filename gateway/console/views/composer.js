@@ -1,7 +1,7 @@
 /** Where a message is written: the text, the agent that is to have it, parameters for those who want them. */
 
 import { html, useEffect, useId, useRef, useState } from "../dom.js"
-import { words } from "../format.js"
+import { unmarked, words } from "../format.js"
 import { Icon } from "../icons.js"
 
 /**
@@ -53,13 +53,13 @@ export function Composer({ agents, send, stop, given, focus = false, small = fal
   return html`<form class="composer" onSubmit=${submit}>
     <div class="composer-box">
       <label class="heard" for=${`${id}-message`}>Message</label>
-      <textarea ref=${field} id=${`${id}-message`} class="composer-text" data-message rows="1" placeholder="Write a message" value=${message} maxlength="60000"
+      <textarea ref=${field} id=${`${id}-message`} class="composer-text" data-message rows="1" placeholder="Write a message" value=${message} maxlength="250000"
         onInput=${(event) => setMessage(event.target.value)} onKeyDown=${press}></textarea>
       <div class="composer-tools">
         <label class="heard" for=${`${id}-agent`}>Agent</label>
         <select id=${`${id}-agent`} class="chooser" value=${agent} onChange=${(event) => setAgent(event.target.value)}>
           <option value="">Default agent</option>
-          ${agents.map((known) => html`<option value=${known.name} disabled=${known.available === false} title=${known.description}>${words(known.name)}</option>`)}
+          ${agents.map((known) => html`<option value=${known.name} disabled=${known.available === false} title=${unmarked(known.description)}>${words(known.name)}</option>`)}
         </select>
         ${small ? null : html`<button type="button" class="icon-button" aria-expanded=${more} aria-label="Parameters" title="Parameters (JSON)" onClick=${() => setMore(!more)}><${Icon} name="braces" /></button>`}
         <span class="grow"></span>

@@ -5,9 +5,11 @@ import { exact, moment, pretty, words } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { Problem } from "./problem.js"
 
-/** @param {{session: any, run: any}} props */
-export function Question({ session, run }) {
-  const { question } = run
+/**
+ * @param {{session: any, run: any, question: any}} props The question by itself: the run may have gone on already, and have
+ *   none, when this is drawn for the last time.
+ */
+export function Question({ session, run, question }) {
   const [busy, setBusy] = useState(false)
   const [error, setError] = useState(null)
   const title = useId()

@@ -14,11 +14,14 @@ const TEXTS = new Set(["text/plain", "text/csv", "application/json"])
 
 /** @param {{session: any, run: any}} props */
 export function Report({ session, run }) {
-  const [artifacts, setArtifacts] = useState(run.told?.artifacts ?? null)
+  const [artifacts, setArtifacts] = useState(run.artifacts)
   const [error, setError] = useState(null)
   const load = () => {
     setError(null)
-    session.rest.artifacts(run.runId).then(setArtifacts, setError)
+    session.rest.artifacts(run.runId).then((found) => {
+      run.artifacts = found
+      setArtifacts(found)
+    }, setError)
   }
   useEffect(() => {
     if (artifacts === null) load()

@@ -37,7 +37,7 @@ export function RunCard({ session, run, again, stoppable = true }) {
     <div class="work">
       <${Head} session=${session} run=${run} open=${open} turn=${() => setOpen(!open)} stoppable=${stoppable} />
       ${open ? html`<${Steps} session=${session} run=${run} />` : null}
-      ${run.question && !run.ended ? html`<${Question} key=${run.question.input_id} session=${session} run=${run} />` : null}
+      ${run.question && !run.ended ? html`<${Question} key=${run.question.input_id} session=${session} run=${run} question=${run.question} />` : null}
       <div class="answer" data-anchor=${run.ended || undefined} aria-live="polite" aria-busy=${!run.ended} data-role="answer">
         ${texts.map((message) => html`<${Markdown} key=${message.id} text=${message.text} />`)}
       </div>

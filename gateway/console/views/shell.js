@@ -34,6 +34,19 @@ export function Shell({ session, facts, signOut }) {
   useEffect(() => {
     setMenu(false)
   }, [view, id])
+  // Where the menu is a drawer, the focus goes into it, and back when it closes.
+  useEffect(() => {
+    const button = document.querySelector(".menu-button")
+    if (button.offsetParent === null) return undefined
+    const side = document.querySelector(".side")
+    if (!menu) {
+      if (side.contains(document.activeElement)) button.focus()
+      return undefined
+    }
+    // What is hidden cannot have it: once it is seen.
+    const timer = setTimeout(() => side.contains(document.activeElement) || side.querySelector(".nav-link").focus(), 60)
+    return () => clearTimeout(timer)
+  }, [menu])
   useEffect(() => {
     const acts = {
       stop: () => stopper.current?.(),

@@ -1,7 +1,7 @@
 /** A run's steps: agents, their tools and child operations, what they said meanwhile; how long each took, and when. */
 
 import { classes, html, memo, useState } from "../dom.js"
-import { duration, exact, plural, pretty, words } from "../format.js"
+import { duration, exact, plural, pretty, unmarked, words } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 
 // As many rows as are drawn at first, and for each wish for more. A run has no bound, a page has.
@@ -36,7 +36,7 @@ const Step = memo(({ step, from, scale }) => {
   const name = step.kind === "thought" ? step.name : words(step.name)
   const line = html`
     <span class="step-sign"><${Icon} name=${SIGNS[step.kind]} /></span>
-    <span class="step-name">${name}${step.note && step.kind !== "thought" ? html` <span class="step-note">${step.note}</span>` : null}</span>
+    <span class="step-name">${name}${step.note && step.kind !== "thought" ? html` <span class="step-note">${unmarked(step.note)}</span>` : null}</span>
     ${step.replayed ? html`<span class="tag" title="Taken from the journal of the attempt before; nothing was done again">from journal</span>` : null}
     ${step.kind === "thought" || step.kind === "note" || step.kind === "question" ? null : html`
       <span class="step-time">${duration(step.duration)}</span>

@@ -128,3 +128,4 @@ class TurnEnd:
     muted: bool = False
     lost: bool = False
     past_deadline: bool = False
+    memory: bytes = b""

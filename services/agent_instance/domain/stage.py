@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -280,7 +280,7 @@ class StageAttempt:
             return end
         name = f"result-{self._start.stage_index}-{self._start.attempt}-{answered.name}.json"
         stored = await self._store(name, "application/json", encoded)
-        return TurnEnd(end.seconds, result={"artifact": stored.to_dict()})
+        return replace(end, result={"artifact": stored.to_dict()})
 
     async def _outcome(self, end: TurnEnd, answered: AgentEntry) -> StageOutcome:
         times = self._services.times
@@ -313,6 +313,7 @@ class StageAttempt:
             log_wait_s=time.monotonic() - began,
             emitter_s=self._producer.hops[0],
             bridge_s=self._producer.hops[1],
+            memory=end.memory if error is None else b"",
         )
 
     async def _flushed(self, end: TurnEnd) -> TurnEnd:

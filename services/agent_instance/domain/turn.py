@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from carrel.agent_codec import decode, encode
+from carrel.agent_memory import MAX_MEMORY_BYTES
 from carrel.agent_messages import Cancel, CancelToolBody, DownMessage, Failure, Result, RunToolBody, Start
 from carrel.agents import Plan
 from carrel.errors import (
@@ -19,6 +20,7 @@ from carrel.errors import (
     CarrelError,
     InternalError,
     InvalidResultError,
+    ProtocolError,
     WorkerLimitError,
     WorkerLostError,
     from_dict,
@@ -153,6 +155,8 @@ class AgentTurn:
                 tuple(root.tools),
                 self._environment,
                 self._seed,
+                stage.start.memory if self._remembers else b"",
+                self._remembers,
             )
         )
         self.clock.touch()
@@ -296,11 +300,22 @@ class AgentTurn:
             return replace(end, question=ended.question)
         if isinstance(ended.message, Result):
             try:
-                return replace(end, result=ended.message.result, plan=self._plan(ended.message))
+                plan, kept = self._plan(ended.message), self._kept(ended.message)
+                return replace(end, result=ended.message.result, plan=plan, memory=kept)
             except CarrelError as wrong:
                 return replace(end, error=wrong)
         assert ended.message is not None
         return replace(end, error=_agents_own(from_dict(ended.message.error)))
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether it is the stage's own agent: what a thread remembers is its alone."""
+        return not self._role.depth and not self._role.whose
+
+    def _kept(self, message: Result) -> bytes:
+        if message.memory and (not self._remembers or len(message.memory) > MAX_MEMORY_BYTES):
+            raise ProtocolError("the worker keeps what it may not")
+        return message.memory
 
     def _plan(self, message: Result) -> Plan | None:
         if not message.plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -183,7 +184,7 @@ class RunDriver:
             return
         if warming is not None:
             await asyncio.wait([warming])
-        history = await history_of(self._services, self.run.identity) if self._has_history else ()
+        history = await history_of(self._services, self.run.identity) if self._has_history else None
         while not self._over.is_set():
             result = await self._try(history)
             if result is None or not await self._done(self._stage(), result):
@@ -200,7 +201,7 @@ class RunDriver:
         except TimeoutError:
             _log.warning("a former run of the thread does not end", run_id=self.run.identity.run_id)
 
-    async def _try(self, history: tuple[MessageRecord, ...]) -> StageResult | None:
+    async def _try(self, history: tuple[MessageRecord, ...] | None) -> StageResult | None:
         """Try the stage until it has a result, or has been lost too often; None when the run is over here."""
         while not self._over.is_set():
             stage = self._stage()
@@ -281,11 +282,11 @@ class RunDriver:
             return False
         value = check_result(stage.agent_name, outcome)
         if stage.index == len(self.run.stages) - 1:
-            await self._succeed(outcome, value, result.answered_by)
+            await self._succeed(outcome, value, result)
             return False
         if not fits(outcome):
             outcome = orjson.dumps({"artifact": await self._keep(f"{stage.agent_name}-result.json", outcome)})
-        return await self._checkpoint(Checkpoint(stage.index, outcome, result.answered_by))
+        return await self._checkpoint(Checkpoint(stage.index, outcome, result.answered_by, memory=result.memory))
 
     async def _suspend(self, stage: StageRecord, question: Question) -> None:
         check_question(question, stage.agent_name)
@@ -326,14 +327,13 @@ class RunDriver:
         self._changed()
         return True
 
-    async def _succeed(self, result: bytes, value: Mapping[str, Any], answered_by: str) -> None:
-        reference = None
-        reply = reply_text(value, result)
+    async def _succeed(self, result: bytes, value: Mapping[str, Any], ended: StageResult) -> None:
+        reference, reply = None, reply_text(value, result)
         if not fits(result):
             reference = await self._keep("result.json", result)
             result = orjson.dumps({"artifact": reference})
-        end = Finish(RunState.SUCCEEDED, result=result, answered_by=answered_by, reply=reply, reference=reference)
-        await self._finish(end)
+        end = Finish(RunState.SUCCEEDED, result, answered_by=ended.answered_by, reply=reply, reference=reference)
+        await self._finish(replace(end, memory=ended.memory))
 
     async def _keep(self, name: str, data: bytes) -> dict[str, Any]:
         return await keep_result(self._services, self.run.ref, name, data)

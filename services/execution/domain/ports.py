@@ -74,6 +74,7 @@ class StageStart:
     quiet_until_input: str = ""
     last_attempt: bool = False
     budget: Budget | None = None
+    memory: bytes = b""
 
     @property
     def producer_id(self) -> str:
@@ -192,6 +193,7 @@ class StageResult:
     log_wait_s: float = 0.0
     emitter_s: float = 0.0
     bridge_s: float = 0.0
+    memory: bytes = b""
 
 
 Uplink: TypeAlias = StageAccepted | Heartbeat | JournalItem | AuditEntry | ArtifactChunk | BudgetUse | StageResult

@@ -11,17 +11,26 @@ __all__ = ["history_of", "stage_start"]
 
 
 async def stage_start(
-    services: RunServices, budgets: Budgets, run: RunRecord, stage: StageRecord, history: tuple[MessageRecord, ...]
+    services: RunServices,
+    budgets: Budgets,
+    run: RunRecord,
+    stage: StageRecord,
+    history: tuple[MessageRecord, ...] | None,
 ) -> StageStart:
     """The start of the stage's present attempt.
 
+    Args:
+        history: The thread's conversation before; None in a new thread, where there is nothing to look for.
+
     Raises:
-        StoreUnavailableError: A repeated attempt's journal can't be read.
+        StoreUnavailableError: A repeated attempt's journal, or what the agent has kept, can't be read.
     """
     identity = run.identity
     repeated = stage.attempt > 1
     journal = await services.store.journal(identity.user, identity.run_id, stage.index) if repeated else ()
     inputs = await services.store.answers(identity.user, identity.run_id, stage.index) if repeated else ()
+    key = (identity.user, identity.thread_id, stage.agent_name)
+    memory = b"" if history is None else await services.store.memory(*key)
     return StageStart(
         identity=identity,
         agent_name=stage.agent_name,
@@ -36,13 +45,14 @@ async def stage_start(
             for done in run.stages
             if done.state is StageState.SUCCEEDED and done.result is not None
         },
-        history=history,
+        history=history or (),
         journal=journal,
         inputs=inputs,
         # What came before the last question is in the log, whatever became of the attempts since its answer.
         quiet_until_input=inputs[-1].input_id if inputs else "",
         last_attempt=stage.lost + 1 >= services.options.max_attempts,
         budget=await budgets.of(identity),
+        memory=memory,
     )
 
 

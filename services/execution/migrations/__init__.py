@@ -44,6 +44,7 @@ READERS_FROM: Final[Mapping[str, str]] = MappingProxyType(
         "0003": "0003",
         "0004": "0004",
         "0005": "0004",
+        "0006": "0004",
     }
 )
 HEAD: Final = max(READERS_FROM)

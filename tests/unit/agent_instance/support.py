@@ -181,6 +181,7 @@ class Options:
     quiet_until: str = ""
     last_attempt: bool = True
     budget: BudgetGrant | None = None
+    memory: bytes = b""
     caller: Caller | None = None
     params: dict[str, Any] = field(default_factory=dict)
     message: str = "hello"
@@ -224,6 +225,7 @@ class Bench:
             quiet_until_input=options.quiet_until,
             last_attempt=options.last_attempt,
             budget=options.budget,
+            memory=options.memory,
         )
         instance = await self.core.claim(caller, "", agent)
         producer, uplink = FakeProducer(caller.context), FakeUplink(caller.run_id)

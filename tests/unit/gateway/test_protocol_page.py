@@ -32,7 +32,8 @@ def test_every_route_is_there_and_no_other() -> None:
     application = web.Application()
     events = MagicMock(of_run=_nothing, of_user=_nothing)
     console = MagicMock(root=lambda otherwise: otherwise, page=_nothing, sign_in=_nothing)
-    add_routes(application, MagicMock(), MagicMock(), _nothing, events, 1.0, console=console)
+    docs = MagicMock(index=_nothing, page=_nothing)
+    add_routes(application, MagicMock(), MagicMock(), _nothing, events, 1.0, console=console, docs=docs)
     served = {f"{route.method} {route.resource.canonical}" for route in application.router.routes() if route.resource}
     told = {f"{method} {path}" for method, path in _STREAMED.findall(PAGE)}
     # An address after "·" that belongs to the one before it is written without its beginning.

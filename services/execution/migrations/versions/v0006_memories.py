@@ -1,0 +1,34 @@
+"""What agents keep from one run of a thread to the next. Only adds.
+
+Revision ID: 0006
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+branch_labels = None
+depends_on = None
+phase = "expand"
+
+
+def upgrade() -> None:
+    """Add a table."""
+    op.create_table(
+        "memories",
+        sa.Column("user_id", sa.String(length=128), nullable=False),
+        sa.Column("thread_id", sa.String(length=128), nullable=False),
+        sa.Column("agent_name", sa.String(length=128), nullable=False),
+        sa.Column("run_id", sa.String(length=128), nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.Column("kept_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("user_id", "thread_id", "agent_name", name=op.f("pk_memories")),
+    )
+
+
+def downgrade() -> None:
+    """Take it away again."""
+    op.drop_table("memories")
