@@ -124,6 +124,12 @@ images: ## builds the container images; IMAGE_PREFIX=registry/carrel- TAG=tag IM
 	@DOCKER="$(DOCKER)" IMAGE_PREFIX="$(IMAGE_PREFIX)" TAG="$(TAG)" BUILD_ARGS="$(BUILD_ARGS)" images/build.sh $(IMAGES)
 CHECKOV := $(VENV)-checkov
 
+.PHONY: docs
+docs: setup ## the pages as a site in build/docs, warnings as errors; DOCS_SOURCE_URL=https://host/name/tree/main for links to files
+	@rm -rf build/docs
+	$(RUN) -m sphinx -c docs -b html -W --keep-going -q -d build/doctrees . build/docs
+	@echo "open build/docs/index.html"
+
 .PHONY: k8s-check
 k8s-check: setup $(CHECKOV)/.complete ## every overlay and set of components: schemas, checkov, our own rules; K8S=FOLDER for an overlay of yours
 	TESTS_NEED=kubectl $(RUN) -m pytest -q tests/k8s

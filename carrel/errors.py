@@ -3,7 +3,7 @@
 A class says what failed; ``code`` is its name in UPPER_SNAKE without ``Error`` and never changes once released.
 ``carrel.rpc_errors`` maps the tree to gRPC, ``http_status`` to HTTP. Not here: what a single service keeps to itself.
 The root and its branches are written in ``carrel.error_base``, the leaves of limits and agents' work in
-``carrel.error_work``, the others below; everybody imports from here.
+``carrel.error_work``, the others below; everybody imports from here::
 
     CarrelError                              UNKNOWN
     ├── InvalidRequestError                  INVALID_ARGUMENT

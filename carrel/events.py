@@ -1,6 +1,6 @@
 """The table of event kinds: how much each matters, how large it may be, what its data holds.
 
-Data of each kind (``?`` may be absent; further fields are allowed everywhere):
+Data of each kind (``?`` may be absent; further fields are allowed everywhere)::
 
     agent_started    agent_name, description?, stage?, attempt?
     agent_thinking   text, heartbeat? (sign of life of a silent agent), shed? (how many were left out)

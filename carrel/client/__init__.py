@@ -1,5 +1,7 @@
 """Clients: ``InternalClient`` for internal services (gRPC), ``SocketClient`` for users (WebSocket). Loaded when used.
 
+A run and its events::
+
     async with SocketClient("http://127.0.0.1:8080", token) as socket:
         run = await socket.execute("Write a report")
         async for event in socket.run_events(run.run_id):

@@ -132,7 +132,7 @@ def test_every_alert_says_who_must_act_and_where_to_read(rule: dict[str, Any]) -
 
 
 def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
-    assert sorted(path.stem for path in RUNBOOKS.glob("*.md")) == sorted(NAMES)
+    assert sorted(path.stem for path in RUNBOOKS.glob("Carrel*.md")) == sorted(NAMES)
     assert len(set(NAMES)) == len(NAMES)
 
 
