@@ -1,6 +1,7 @@
 """A signing key that is replaced while a minter uses it, who uses its tickets again, and what is not taken for one."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,12 @@ def test_tickets_of_the_former_key_are_used_no_more_so_that_it_can_be_retired_at
         RunIdentity(UserKey("alice"), "thread-1", "run-1", "req-1", created_at=int(time.time() * 1e6)),
         int((time.time() + 300) * 1e6),
     )
-    asks = (lambda: desk.session(login), desk.own, run, contexts.asking_again)
+    asks: list[Callable[[], UserExecutionContext]] = [
+        lambda: desk.session(login),
+        desk.own,
+        run,
+        contexts.asking_again,
+    ]
     before = [ask().ticket for ask in asks]
     assert [ask().ticket for ask in asks] == before
     for issuer, (_, new) in keys.items():
