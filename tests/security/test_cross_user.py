@@ -75,6 +75,8 @@ _ELSEWHERE: Final = {
     ("POST /api/tickets", "user_id"),
     # A file's.
     ("GET /console/{path}", "path"),
+    # An agent's. Ids in these bodies are AG-UI's (tests/ag_ui/test_service).
+    ("POST /ag-ui/{agent}", "agent"),
 }
 # Fields of bodies, by route, as the handlers check them.
 _FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -85,6 +87,7 @@ _FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {
     "POST /api/logout": logout._RULES,
     "POST /api/socket-tokens": {},
     "POST /ag-ui": {},
+    "POST /ag-ui/{agent}": {},
     "POST /console/sign-in": development._RULES,
 }
 

@@ -52,7 +52,8 @@ _ANSWERS: Final[Mapping[str, int]] = {
     # No login is asked for; not of the page's own origin.
     "GET /console/{path}": 200,
     "POST /console/sign-in": 403,
-    "POST /ag-ui": 501,
+    "POST /ag-ui": 400,
+    "POST /ag-ui/{agent}": 200,
 }
 _OPEN: Final = {"GET /", "GET /healthz", "GET /readyz"}
 _SOCKETS: Final = {"GET /ws", "GET /ws/{user_id}"}
