@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from carrel.errors import IdempotencyConflictError, InvalidRequestError, NotWaitingError
+from carrel.errors import CarrelError, IdempotencyConflictError, InvalidRequestError, NotWaitingError
 from carrel.v1 import execution_pb2
 from gateway.ag_ui_mapping import Translation
 from gateway.ag_ui_outflow import AgUiOutflow, Passed, parse_id
@@ -60,7 +60,8 @@ class AgUiHandlers:
             if (span := current_span()).recording:
                 span.set(of_run(login.user_id, run.run_id))
             translation = Translation(asked.names(run.run_id))
-            outflow = partial(AgUiOutflow, translation=translation, passed=passed)
+            beyond = passed is not None and await self._beyond(login, passed)
+            outflow = partial(AgUiOutflow, translation=translation, passed=passed, beyond=beyond)
             return await self._events.stream(request, login, StreamOf(run=run, outflow=outflow))
 
     async def _started(self, login: Login, asked: Asked, pipeline: tuple[str, ...]) -> execution_pb2.Run:
@@ -85,6 +86,14 @@ class AgUiHandlers:
                 fields={_HEADER: problem},
             )
         return run
+
+    async def _beyond(self, login: Login, passed: Passed) -> bool:
+        """Whether the log has lost what the reader has."""
+        try:
+            extent = await self._parts.run_log.extent(login, passed.run_id)
+        except CarrelError:
+            return False  # which shows when it can be read
+        return extent is None or extent.last_offset < passed.place.offset
 
     async def _answered(self, login: Login, asked: Asked, given: Given) -> execution_pb2.Run:
         """The run that goes on with an answer. One that it has already is not asked for again: the reader reads on."""

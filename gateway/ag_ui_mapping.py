@@ -110,9 +110,7 @@ class Translation:
         return self._out
 
     def break_off(self, code: str, message: str, **details: Any) -> list[Event]:
-        """The end of the stream, which is not the run's: legal at any place."""
-        if self.ended:
-            return []
+        """The end of the stream, which is not the run's: legal at any place but after the run's."""
         self._out, self._now, self.ended = [], None, True
         self._say("RUN_ERROR", message=message, code=code, metadata={"carrel": {**self._own(), **details}})
         return self._out

@@ -71,9 +71,10 @@ class AgUiOutflow(SseOutflow):
 
     translation: What entries become.
     passed: What the reader has; None for a reader that begins.
+    beyond: Whether that is more than the log has of the run.
     """
 
-    def __init__(  # noqa: PLR0913 -- those of the class above, and two
+    def __init__(  # noqa: PLR0913 -- those of the class above, and three
         self,
         pipe: Pipe,
         feed: Feed,
@@ -85,6 +86,7 @@ class AgUiOutflow(SseOutflow):
         tally: Tally,
         translation: Translation,
         passed: Passed | None,
+        beyond: bool = False,
     ) -> None:
         super().__init__(pipe, feed, log, cursor, flow, on_end, tally=tally)
         self._translation = translation
@@ -93,6 +95,8 @@ class AgUiOutflow(SseOutflow):
         self._begun = passed is not None
         self._notes: list[bytes] = []
         self._high = 0
+        if beyond:
+            self.put(b"".join(self._lost("beyond_top")))
 
     # What is said besides entries.
 
@@ -105,6 +109,8 @@ class AgUiOutflow(SseOutflow):
 
     def farewell(self, ending: Ending) -> None:
         """The stream's end before the run's, as an error; the record is named ``bye`` for those who come back."""
+        if self._ended:
+            return
         code, error = ending.code, ending.error
         reason, wait_ms = code.name.lower(), retry_after_ms(ending)
         told = f"{error.message}; {error.advice}" if error is not None else f"the stream ended: {reason}"
@@ -120,6 +126,11 @@ class AgUiOutflow(SseOutflow):
 
     def gone(self, run: execution_pb2.Run) -> None:
         """Tell the end from what is known of the run: the log will never have it."""
+        if self._ended:
+            return
+        if self._passed is not None:
+            self.put(b"".join(self._lost("trimmed")))
+            return
         result = orjson.loads(run.result_json) if run.result_json else None
         error = error_from_proto(run.error).to_dict() if run.HasField("error") else None
         self._close_with(self._translation.conclude(run_status(run), result, error))
@@ -164,8 +175,8 @@ class AgUiOutflow(SseOutflow):
         skipped = 0
         if passed is not None:
             if frame.offset < passed.place.offset:
-                # Whoever has read beyond the end has nothing more to get.
-                return []
+                # Past the end of the reader's run, there is nothing that it can have.
+                return self._lost("beyond_top") if self._translation.ended else []
             if frame.offset > passed.place.offset or frame.event_id != passed.place.event_id:
                 return self._lost("event_mismatch")
             skipped, self._passed = passed.count, None
