@@ -55,10 +55,10 @@ async def test_the_real_client(tmp_path: Path) -> None:
     shutil.copy(HERE / "http_agent.test.js", project)
     shutil.copy(HERE / "package.json", project)
     (project / "node_modules").symlink_to(packages(), target_is_directory=True)
-    with running_stack(tmp_path / "stack", agents=AGENTS) as stack:
+    with running_stack(tmp_path, agents=AGENTS) as stack:
         names = {"URL_": stack.url, "ALICE": stack.token("alice"), "BOB": stack.token("bob")}
         process = await asyncio.create_subprocess_exec(
-            *(node(), "--test", "--test-reporter=tap", "http_agent.test.js"),
+            *(node(), "--test-reporter=tap", "http_agent.test.js"),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             cwd=project,
