@@ -16,6 +16,11 @@ from tests.support.stack import ROOT
 from tests.support.whole import WHOLE
 from tests.unit.gateway.harness import gateway
 
+_FEW = """() => {
+  for (const all of [document.querySelectorAll(".part"), document.querySelectorAll(".list li")])
+    [...all].slice(5).forEach((one) => one.remove())
+}"""
+
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 
@@ -67,13 +72,16 @@ async def test_every_operation_frame_and_message_is_shown(browser: Browser, tmp_
 async def test_the_pages_are_accessible(browser: Browser, tmp_path: Path, scheme: str) -> None:
     size = {"width": 1280, "height": 900} if scheme == "light" else {"width": 360, "height": 740}
     async with gateway(tmp_path) as g, opened(browser, g.url, color_scheme=scheme, viewport=size) as page:
-        for name, place in (("rest", "execute"), ("socket", "connect"), ("protos", "BridgeService")):
+        places = (("rest", "execute"), ("socket", "connect"), ("protos", "BridgeService"))
+        for name, place in places if WHOLE or scheme == "light" else places[:1]:
             await page.goto(f"{g.url}/docs#/{name}/{place}")
-            await expect(page.locator(f"[id='{name}/{place}']")).to_be_visible()
+            await expect(page.locator(f"[id='{name}/{place}']")).to_be_in_viewport()
             assert await page.evaluate("document.documentElement.scrollWidth") == size["width"]
-            # All parts of a page are alike, and axe takes seconds for each hundred of them.
-            parts = None if WHOLE else {"include": [[".top"], [".list"], [f"[id='{name}/{place}']"]]}
-            results = await Axe().run(page, context=parts)
+            if not WHOLE:
+                # All parts of a page are alike, and axe takes seconds for each hundred of them.
+                await page.evaluate(_FEW)
+            results = await Axe().run(page)
+            await page.goto("about:blank")
             assert [
                 f"{name}: {violation['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
                 for violation in results.response["violations"]
