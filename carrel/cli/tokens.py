@@ -75,5 +75,5 @@ def _read(secret_file: Path) -> bytes:
     except OSError as error:
         raise StartupError(
             f"there is no login secret at {secret_file}: {error.strerror}",
-            advice="`carrel up` makes one; name its folder with --state, or give a token with --token",
+            advice="`carrel up` makes one; name its folder with --state, or give a token of your own",
         ) from None
