@@ -36,8 +36,8 @@ _BODIES: Final[Mapping[str, Mapping[str, Rule]]] = {
     "LogoutRequest": LOGOUT_RULES,
     "SignInRequest": SIGN_IN_RULES,
 }
-# Only within the stack, or only in a run's own error.
-_NO_ANSWERS: Final = {499}
+# Only within the stack, or only in a run's own error; 501 is what another version of a service does not know yet.
+_NO_ANSWERS: Final = {499, 501}
 
 
 def _references(value: Any) -> Iterator[str]:
