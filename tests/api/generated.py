@@ -164,5 +164,8 @@ def _is_a_fault(_context: HookContext, failure: Failure, case: Case[Any], respon
     if failure.title != "Schema-valid request rejected" or response.status_code != 400:
         return True
     error = json.loads(response.content)["error"]
+    if error["code"] == "INVALID_INPUT":
+        # An answer that does not fit the question's own schema.
+        return False
     fields = set(error.get("details", {}).get("fields", {}))
     return not (fields and fields <= _BEYOND_SCHEMAS)
