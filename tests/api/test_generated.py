@@ -34,6 +34,7 @@ async def test_generated_requests_are_answered_as_documented(stack: RunningStack
         "GET /ws/{user_id}",
         "GET /api/events",
         "POST /ag-ui",
+        "POST /ag-ui/{agent}",
     }
     await _nothing_goes_on(stack)
 

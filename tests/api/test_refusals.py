@@ -13,7 +13,14 @@ from tests.unit.gateway.harness import gateway, token
 _LOGIN: Final = {"Authorization": f"Bearer {token()}"}
 # They look at their query themselves; what the pages of these are called says nothing.
 _OPEN_QUERY: Final = ("/console", "/docs", "/ws", "/healthz", "/readyz")
-_IDS: Final = {"run_id": "run-1", "thread_id": "thread-1", "name": "n", "user_id": "alice", "path": "about.json"}
+_IDS: Final = {
+    "run_id": "run-1",
+    "thread_id": "thread-1",
+    "name": "n",
+    "user_id": "alice",
+    "path": "about.json",
+    "agent": "data",
+}
 
 
 async def test_a_method_that_an_address_does_not_take_is_answered_with_those_that_it_does(tmp_path: Path) -> None:
