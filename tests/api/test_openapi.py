@@ -36,7 +36,7 @@ _BODIES: Final[Mapping[str, Mapping[str, Rule]]] = {
     "LogoutRequest": LOGOUT_RULES,
     "SignInRequest": SIGN_IN_RULES,
 }
-# Only within the stack, or only in a run's own error; 501 is what another version of a service does not know yet.
+# Only within the stack, or only in a run's own error; and of what comes with a later release, at the moment nothing.
 _NO_ANSWERS: Final = {499, 501}
 
 

@@ -19,7 +19,7 @@ _IDS: Final = {
     "name": "n",
     "user_id": "alice",
     "path": "about.json",
-    "agent": "echo",
+    "agent": "data",
 }
 
 
