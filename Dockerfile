@@ -73,6 +73,7 @@ COPY gateway /source/gateway
 COPY examples /source/examples
 # The console's client: the wheel has it among the gateway's files.
 COPY clients/js/src /source/clients/js/src
+COPY docs/asyncapi.json docs/openapi.json docs/proto.json /source/docs/
 RUN python3 -m pip --python /hatch/bin/python wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels /source \
  && python3 -m pip --python /opt/carrel/bin/python install --quiet --no-deps --no-index --no-compile --prefix /installed /wheels/*.whl \
  && /opt/carrel/bin/python -B /build/assemble_image.py apps /build/deployables.toml /installed/lib/python3.11/site-packages /trees \
