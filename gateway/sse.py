@@ -18,7 +18,16 @@ from gateway.jitter import retry_ms
 from gateway.ring import Place
 from gateway.sockets import Ending
 
-__all__ = ["block", "entry_block", "first_words", "heartbeat", "last_words", "parse_position", "position_id"]
+__all__ = [
+    "block",
+    "entry_block",
+    "first_words",
+    "heartbeat",
+    "last_words",
+    "parse_position",
+    "position_id",
+    "retry_after_ms",
+]
 
 _FORM: Final = "epoch:offset:event_id"
 # Everything that is kept: the id after which nothing has been seen, or nothing that could be compared.
@@ -89,10 +98,15 @@ def first_words() -> bytes:
     return b"retry: %d\n\n" % (_LEAST_RETRY_MS + retry_ms(_FIRST_RETRY_MS))
 
 
+def retry_after_ms(ending: Ending) -> int | None:
+    """How long to wait before coming back; None where that helps nobody."""
+    return _LEAST_RETRY_MS + ending.retry_ms if ending.code.reconnect else None
+
+
 def last_words(ending: Ending) -> bytes:
     """``bye``, and why. The error is a part of it: an event of that name would be taken for a failed connection."""
     code = ending.code
-    wait_ms = _LEAST_RETRY_MS + ending.retry_ms if code.reconnect else None
+    wait_ms = retry_after_ms(ending)
     body = {
         "code": int(code),
         "reason": code.name.lower(),

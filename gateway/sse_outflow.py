@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from carrel.v1 import execution_pb2
 from gateway.encoding import Frame
 from gateway.hub import Feed
 from gateway.log_reader import LogReader
 from gateway.outflow import Flow, Outflow, Pipe
 from gateway.ring import Cursor, Place
-from gateway.sse import block, entry_block, heartbeat
+from gateway.sockets import Ending
+from gateway.sse import block, entry_block, heartbeat, last_words
 from gateway.tally import Tally
 
 __all__ = ["ChunkedPipe", "SseOutflow"]
@@ -102,6 +104,13 @@ class SseOutflow(Outflow):
         self._pipe.write(self.take_rest())
         self._flow = replace(self._flow, full_bytes=0)
         await self._drained()
+
+    def farewell(self, ending: Ending) -> None:
+        """Say that the stream ends before its time, and why."""
+        self.put(last_words(ending))
+
+    def gone(self, run: execution_pb2.Run) -> None:
+        """The stream's run has ended and the log will never have more of it: nothing to say, it has been read."""
 
     def put(self, text: bytes) -> None:
         """Send blocks that are made already, after what was said before."""

@@ -23,7 +23,6 @@ from gateway.positioning import Start
 from gateway.run_json import run_json
 from gateway.runs import TERMINAL
 from gateway.sockets import Ending
-from gateway.sse import last_words
 from gateway.sse_outflow import SseOutflow
 from servicekit.logs import get_logger
 from servicekit.tasks import TaskOwner
@@ -159,6 +158,8 @@ class EventStream:
             _log.info("the end of a run is not known", code=error.code, stream=self.stream_id)
             return
         if self._is_past(extent):
+            assert self._out is not None
+            self._out.gone(run)
             self.finish()
 
     def _is_past(self, extent: Extent | None) -> bool:
@@ -173,7 +174,7 @@ class EventStream:
             transport.abort()
             return
         if ending is not None:
-            out.put(last_words(ending))
+            out.farewell(ending)
         try:
             async with asyncio.timeout(self._options.close_s):
                 await out.flush()

@@ -42,9 +42,18 @@ class TicketDesk:
         # With the time since when each is good: after a clock was set back, one of before is not valid yet.
         self._sessions: OrderedDict[_Key, tuple[str, float, float]] = OrderedDict()
         self._service: tuple[str, float, float] = ("", 0.0, 0.0)
+        self._kid = minter.kid
+
+    def _look_at_key(self) -> None:
+        """Forget what another key signed: a key that was stolen is taken out of the public ones within seconds."""
+        if self._minter.kid != self._kid:
+            self._kid = self._minter.kid
+            self._sessions.clear()
+            self._service = ("", 0.0, 0.0)
 
     def session(self, login: Login) -> pb.UserExecutionContext:
         """The context of a call by this user, under a session ticket that ends no later than the login."""
+        self._look_at_key()
         now = time.time()
         key: _Key = (login.user_id, login.permissions, tuple(sorted(login.limits.items())), login.name)
         ticket, since, ends = self._sessions.get(key, ("", 0.0, 0.0))
@@ -94,6 +103,7 @@ class TicketDesk:
 
     def own(self) -> pb.UserExecutionContext:
         """The gateway's own context, for what it asks as a service."""
+        self._look_at_key()
         now = time.time()
         ticket, since, ends = self._service
         if not since <= now < ends - _LEAST_LEFT_S:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import hdrs, web
 
@@ -20,10 +20,12 @@ from carrel.v1 import execution_pb2
 from gateway.accept import upgraded
 from gateway.close_codes import close_code_for
 from gateway.doctor_users import acting
+from gateway.flow import Flow, Pipe
 from gateway.handshake import HandshakeOptions
 from gateway.headers import single_header
 from gateway.hub import Feed
 from gateway.limits import client_address
+from gateway.log_reader import LogReader
 from gateway.login import Login, bearer_token
 from gateway.parts import Parts
 from gateway.positioning import Positioning, Start
@@ -33,8 +35,10 @@ from gateway.runs import TERMINAL
 from gateway.sse import first_words, parse_position
 from gateway.sse_outflow import ChunkedPipe, SseOutflow
 from gateway.sse_session import EventStream, StreamOptions
+from gateway.tally import Tally
 
-__all__ = ["EventHandlers"]
+__all__ = ["EventHandlers", "OutflowMaker", "StreamOf"]
+
 
 _POSITION: Final = "last_event_id"
 _TOKEN: Final = "socket_token"
@@ -49,13 +53,35 @@ _HEADERS: Final = {
 }
 
 
+class OutflowMaker(Protocol):
+    """Makes what writes a stream."""
+
+    def __call__(
+        self,
+        pipe: Pipe,
+        feed: Feed,
+        log: LogReader,
+        cursor: Cursor,
+        flow: Flow,
+        on_end: Callable[[], None],
+        *,
+        tally: Tally,
+    ) -> SseOutflow:
+        """See ``SseOutflow``."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a stream is of: everything of the user's, one thread, or one run; and the position to go on from."""
+class StreamOf:
+    """What a stream is of: everything of the user's, one thread, or one run; and the position to go on from.
+
+    ``outflow`` makes what writes it.
+    """
 
     resume: Place | None = None
     thread_id: str = ""
     run: execution_pb2.Run | None = None
+    outflow: OutflowMaker = SseOutflow
 
     @property
     def run_id(self) -> str:
@@ -78,23 +104,23 @@ class EventHandlers:
     async def of_run(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/runs/{run_id}/events``: from the run's first event to its last."""
         with ExitStack() as held:
-            login, asked = await self._admit(request, held, (_POSITION, _TOKEN))
+            login, asked = await self.admit(request, held, (_POSITION, _TOKEN))
             resume = _position(request, asked)
             run_id = check_id(request.match_info["run_id"], "run_id")
             run = await self._parts.runs.get(login, run_id)
             # After nothing at all means the same as without a position: from the run's first event.
             resume = None if resume == _EVERYTHING else resume
-            return await self._stream(request, login, _Asked(resume, run=run))
+            return await self.stream(request, login, StreamOf(resume, run=run))
 
     async def of_user(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/events``: all of the user's events, or a thread's, from now on or from a position."""
         with ExitStack() as held:
-            login, asked = await self._admit(request, held, (_POSITION, _TOKEN, "thread_id", "from"))
+            login, asked = await self.admit(request, held, (_POSITION, _TOKEN, "thread_id", "from"))
             thread_id = check_minted_id(asked["thread_id"], "thread_id") if "thread_id" in asked else ""
             resume = _position(request, asked)
-            return await self._stream(request, login, _Asked(resume or _beginning(asked.get("from", "now")), thread_id))
+            return await self.stream(request, login, StreamOf(resume or _beginning(asked.get("from", "now")), thread_id))
 
-    async def _admit(
+    async def admit(
         self, request: web.Request, held: ExitStack, known: Collection[str]
     ) -> tuple[Login, Mapping[str, str]]:
         """The login and the query, once there is room for the connection.
@@ -124,7 +150,7 @@ class EventHandlers:
             )
         return await self._parts.socket_tokens.redeem(single_use)
 
-    async def _stream(self, request: web.Request, login: Login, asked: _Asked) -> web.StreamResponse:
+    async def stream(self, request: web.Request, login: Login, asked: StreamOf) -> web.StreamResponse:
         stream = EventStream(new_id("sse"), login, self._parts, self._stream_options, asked.run_id)
         with self._parts.hub.join(login, stream) as feed, self._parts.connections.session(stream):
             # The run was asked for since the login was verified; from here on a revocation finds the stream.
@@ -146,17 +172,17 @@ class EventHandlers:
             transport = request.transport
             if transport is not None:
                 with self._parts.connections.opened(_Open(transport)):
-                    await self._serve(response, transport, stream, feed, start)
+                    await self._serve(response, transport, stream, feed, start, asked.outflow)
         return response
 
-    async def _find(self, login: Login, feed: Feed, asked: _Asked) -> Start:
+    async def _find(self, login: Login, feed: Feed, asked: StreamOf) -> Start:
         if asked.run is not None and asked.resume is None:
             return await self._positioning.of_run(login, feed, asked.run_id, self._parts.run_log)
         start = await self._positioning.find(login, feed, asked.resume, asked.thread_id)
         start.cursor.run_id = asked.run_id
         return start
 
-    async def _nothing_left(self, login: Login, asked: _Asked, start: Start) -> bool:
+    async def _nothing_left(self, login: Login, asked: StreamOf, start: Start) -> bool:
         """Whether a reader that comes back has had all of a run, to its end."""
         if asked.run is None or asked.resume is None or not start.recovered or asked.run.state not in TERMINAL:
             return False
@@ -173,13 +199,14 @@ class EventHandlers:
         stream: EventStream,
         feed: Feed,
         start: Start | None,
+        outflow: OutflowMaker,
     ) -> None:
         _cut_if_silent(transport, 2 * self._stream_options.heartbeat_s)
         cursor = start.cursor if start is not None else Cursor(feed.ring.top, feed.ring.version)
         tally = self._parts.tally
         tally.accepted += 1
         pipe = ChunkedPipe(transport, tally, chunked="chunked" in response.headers.get(hdrs.TRANSFER_ENCODING, ""))
-        out = SseOutflow(pipe, feed, self._parts.log, cursor, self._options.flow, stream.finish, tally=tally)
+        out = outflow(pipe, feed, self._parts.log, cursor, self._options.flow, stream.finish, tally=tally)
         await stream.run(response, transport, out, start)
 
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from aiohttp import web
 
-from carrel.errors import NotImplementedYetError
+from gateway.ag_ui import AgUiHandlers
 from gateway.login import Login
 from gateway.parts import Parts
 from gateway.rest.console import ConsoleHandlers
@@ -78,6 +78,10 @@ def add_routes(  # noqa: PLR0913 -- called once, by the application
     # An EventSource cannot send headers: these take a single-use token of the address, too.
     router.add_route("GET", "/api/events", events.of_user)
     router.add_route("GET", "/api/runs/{run_id}/events", events.of_run)
+    # As streams are: they count as connections, and end with their login.
+    ag_ui = AgUiHandlers(parts, events)
+    router.add_route("POST", "/ag-ui", ag_ui.run)
+    router.add_route("POST", "/ag-ui/{agent}", ag_ui.run)
     for route in _routes(parts, wait_s):
         router.add_route(route.method, route.path, authenticated(route.handler, parts.logins, route.parameters))
 
@@ -105,9 +109,4 @@ def _routes(parts: Parts, wait_s: float) -> list[_Route]:
         _Route("POST", "/api/logout", LogoutHandlers(parts).logout),
         _Route("GET", "/api/operator/gateway", operator.gateway),
         _Route("GET", "/api/operator/overview", operator.overview),
-        _Route("POST", "/ag-ui", _ag_ui),
     ]
-
-
-async def _ag_ui(_request: web.Request, _login: Login) -> web.StreamResponse:
-    raise NotImplementedYetError("AG-UI comes with a later release", advice="use the WebSocket /ws")

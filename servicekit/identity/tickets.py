@@ -65,6 +65,12 @@ class TicketMinter:
         self._signer = signer
         self._issuer = issuer
 
+    @property
+    def kid(self) -> str:
+        """The key that signs now: whoever uses tickets again mints them anew when it is another, before the former
+        is taken out of the public keys."""
+        return self._signer.current().kid
+
     def mint_run(  # noqa: PLR0913, PLR0917 -- the four ids have one well-known order
         self,
         user_id: str,

@@ -22,7 +22,7 @@ from services.execution.convert import catalogue_from_proto
 from services.execution.convert_stage import downlink_to_proto, start_to_proto, uplink_from_proto
 from services.execution.domain.placement import Placement
 from services.execution.domain.planning import Catalogue
-from services.execution.domain.ports import Downlink, StageResult, StageStart, StageStream, Uplink
+from services.execution.domain.ports import Downlink, RefreshTicket, StageResult, StageStart, StageStream, Uplink
 from services.execution.models import RunIdentity
 
 __all__ = ["GrpcAgentHost"]
@@ -141,13 +141,17 @@ class _Stream:
         self._context = context
         self._identity = identity
         self.answered = False
+        # What agent_instance has been given.
+        self._ticket = ""
         # grpc.aio takes one write at a time.
         self._writing = asyncio.Lock()
 
     async def begin(self, start: StageStart) -> None:
         """Send the first message. Raises ``CarrelError`` when there is nobody to hear it."""
+        context = self._context()
+        self._ticket = context.ticket
         try:
-            await self._call.write(ai.RunInstanceRequest(context=self._context(), start=start_to_proto(start)))
+            await self._call.write(ai.RunInstanceRequest(context=context, start=start_to_proto(start)))
         except aio.AioRpcError as error:
             raise _broken_off(error) from None
         except asyncio.InvalidStateError:
@@ -161,12 +165,16 @@ class _Stream:
                 if message is not None:
                     self.answered = isinstance(message, StageResult)
                     yield message
+                # Heartbeats come every few seconds. The key that signed the former may be taken back at any moment.
+                if self._context().ticket != self._ticket:
+                    await self.send(RefreshTicket())
         except aio.AioRpcError as error:
             raise _broken_off(error) from None
 
     async def send(self, message: Downlink) -> None:
         """See ``StageStream``."""
-        request = downlink_to_proto(message, self._context())
+        context = self._context()
+        request, self._ticket = downlink_to_proto(message, context), context.ticket
         try:
             async with self._writing:
                 # After the result there is nobody to hear it, and a write to a call that is over would fail the call.

@@ -42,12 +42,13 @@ class RunContext:
         self._clock = clock
         self._message = _message(identity)
         self._since = self._ends = 0.0
+        self._kid = ""
 
     def __call__(self) -> context_pb2.UserExecutionContext:
-        """The context; its ticket is good for ``_MARGIN_S`` at least."""
-        now = self._clock()
+        """The context; its ticket is good for ``_MARGIN_S`` at least, and of the key that signs now."""
+        now, kid = self._clock(), self._minter.kid
         # A clock that was set back makes a ticket of before one that is not valid yet, and refused until it is.
-        if not self._since <= now < self._ends - _MARGIN_S:
+        if kid != self._kid or not self._since <= now < self._ends - _MARGIN_S:
             identity = self._identity
             lifetime = max(0.0, self._deadline - now) + OUTLIVES_S
             # A new message: the former one may still wait to be sent.
@@ -62,7 +63,7 @@ class RunContext:
                 identity.limits,
                 lifetime,
             )
-            self._message, self._since, self._ends = fresh, now, now + lifetime
+            self._message, self._since, self._ends, self._kid = fresh, now, now + lifetime, kid
         return self._message
 
 
@@ -76,6 +77,7 @@ class RunContexts:
         self._known: WeakValueDictionary[tuple[UserKey, str], RunContext] = WeakValueDictionary()
         self._asking: context_pb2.UserExecutionContext | None = None
         self._asking_until = 0.0
+        self._asking_kid = ""
 
     def of(self, identity: RunIdentity, deadline_at: Micros) -> RunContext:
         """The run's context."""
@@ -86,10 +88,11 @@ class RunContexts:
         return context
 
     def asking_again(self) -> context_pb2.UserExecutionContext:
-        """The same for questions that are asked every second: a new one only when the former is about to end."""
-        now = time.monotonic()
-        if self._asking is None or now >= self._asking_until:
-            self._asking, self._asking_until = self.asking(), now + _ASKING_S / 2
+        """The same for questions that are asked every second: a new one only when the former is about to end, or the
+        key that signs is another."""
+        now, kid = time.monotonic(), self._minter.kid
+        if self._asking is None or kid != self._asking_kid or now >= self._asking_until:
+            self._asking, self._asking_until, self._asking_kid = self.asking(), now + _ASKING_S / 2, kid
         return self._asking
 
     def asking(self) -> context_pb2.UserExecutionContext:

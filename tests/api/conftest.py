@@ -14,5 +14,7 @@ from tests.support.stack import RunningStack, running_stack
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Five processes."""
     agents = [str(Path(__file__).with_name("api_agents.py"))]
-    with running_stack(tmp_path_factory.mktemp("api"), agents=agents) as running:
+    # A request may rightly wait behind a run of its thread that asks: not for minutes here.
+    settings = {"CARREL_GATEWAY_EXECUTE_WAIT_SECONDS": "8"}
+    with running_stack(tmp_path_factory.mktemp("api"), agents=agents, environment=settings) as running:
         yield running

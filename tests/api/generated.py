@@ -112,7 +112,7 @@ def _config(stack: RunningStack, examples: int, phases: Collection[str]) -> Sche
     return SchemathesisConfig.from_dict(
         {
             "base-url": stack.url,
-            "request-timeout": 10,
+            "request-timeout": 20,
             "seed": _SEED,
             "workers": 1,
             "continue-on-failure": True,

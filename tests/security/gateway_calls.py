@@ -19,6 +19,11 @@ BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "POST /api/socket-tokens": {},
     "POST /api/logout": {},
     "POST /ag-ui": {},
+    "POST /ag-ui/{agent}": {
+        "threadId": "a thread of theirs",
+        "runId": "run 1",
+        "messages": [{"id": "1", "role": "user", "content": "hello"}],
+    },
     "POST /console/sign-in": {"user": "alice"},
 }
 
@@ -33,6 +38,7 @@ async def ask(
         "name": "report.md",
         "user_id": "alice",
         "path": "openapi.json" if path.startswith("/docs") else "about.json",
+        "agent": "echo",
     } | ids
     body = BODIES.get(route)
     async with http.request(method, path.format_map(names), json=body, headers=dict(headers)) as response:

@@ -76,6 +76,8 @@ _ELSEWHERE: Final = {
     # A file's.
     ("GET /console/{path}", "path"),
     ("GET /docs/{path}", "path"),
+    # An agent's. Ids in these bodies are AG-UI's (tests/ag_ui/test_service).
+    ("POST /ag-ui/{agent}", "agent"),
 }
 # Fields of bodies, by route, as the handlers check them.
 _FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -86,6 +88,7 @@ _FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {
     "POST /api/logout": logout._RULES,
     "POST /api/socket-tokens": {},
     "POST /ag-ui": {},
+    "POST /ag-ui/{agent}": {},
     "POST /console/sign-in": development._RULES,
 }
 

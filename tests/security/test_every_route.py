@@ -54,7 +54,8 @@ _ANSWERS: Final[Mapping[str, int]] = {
     "POST /console/sign-in": 403,
     "GET /docs": 200,
     "GET /docs/{path}": 200,
-    "POST /ag-ui": 501,
+    "POST /ag-ui": 400,
+    "POST /ag-ui/{agent}": 200,
 }
 _OPEN: Final = {"GET /", "GET /healthz", "GET /readyz"}
 _SOCKETS: Final = {"GET /ws", "GET /ws/{user_id}"}
@@ -134,7 +135,7 @@ async def test_a_wrong_token_is_refused(
 @pytest.mark.parametrize("route", _CLOSED)
 async def test_a_refused_request_s_body_is_not_looked_at(route: str, http: aiohttp.ClientSession) -> None:
     method, _, path = route.partition(" ")
-    url = path.format(run_id="bad id", thread_id="default", name="..")
+    url = path.format(run_id="bad id", thread_id="default", name="..", agent="nobody")
     async with http.request(method, url, data=b"{not json", params={"unknown": "1"}) as response:
         # `..` as the last part of an address leads elsewhere before it is sent; nothing there is open either.
         assert response.status in {401, 404, 405}

@@ -1,15 +1,21 @@
-"""A signing key that is replaced while a minter uses it, and what is not taken for one."""
+"""A signing key that is replaced while a minter uses it, who uses its tickets again, and what is not taken for one."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from carrel.errors import InvalidConfigurationError
 from carrel.v1.context_pb2 import UserExecutionContext
+from gateway.login import Login
+from gateway.tickets import TicketDesk
 from servicekit.identity.keys import KeySet, generate_key
 from servicekit.identity.signing import FollowedKey
 from servicekit.identity.tickets import TicketMinter, TicketVerifier
 from servicekit.private_files import FollowedFiles
+from services.execution.client_contexts import RunContexts
+from services.execution.models import RunIdentity, UserKey
 
 
 def test_what_is_minted_after_the_file_has_changed_is_signed_with_the_new_key(tmp_path: Path) -> None:
@@ -26,6 +32,38 @@ def test_what_is_minted_after_the_file_has_changed_is_signed_with_the_new_key(tm
     assert second.split(".")[0] != first.split(".")[0]
     for ticket in (first, second):
         verifier.verify(UserExecutionContext(user_id="alice", ticket=ticket))
+
+
+def test_tickets_of_the_former_key_are_used_no_more_so_that_it_can_be_retired_at_once(tmp_path: Path) -> None:
+    now, keys = 0.0, {}
+    for issuer in ("gateway", "execution"):
+        keys[issuer] = generate_key(f"old-{issuer}", issuer=issuer), generate_key(f"new-{issuer}", issuer=issuer)
+        keys[issuer][0].save(tmp_path / issuer)
+    gateway, execution = (
+        TicketMinter(FollowedKey(tmp_path / issuer, issuer, clock=lambda: now), issuer) for issuer in keys
+    )
+    desk, login = TicketDesk(gateway, 1200), Login("alice", time.time() + 3600)
+    contexts = RunContexts(execution)
+    run = contexts.of(
+        RunIdentity(UserKey("alice"), "thread-1", "run-1", "req-1", created_at=int(time.time() * 1e6)),
+        int((time.time() + 300) * 1e6),
+    )
+    asks: list[Callable[[], UserExecutionContext]] = [
+        lambda: desk.session(login),
+        desk.own,
+        run,
+        contexts.asking_again,
+    ]
+    before = [ask().ticket for ask in asks]
+    assert [ask().ticket for ask in asks] == before
+    for issuer, (_, new) in keys.items():
+        new.save(tmp_path / issuer)
+    now += 1
+    retired = TicketVerifier(KeySet([new for _, new in keys.values()]))
+    after = [ask() for ask in asks]
+    for context in after:
+        retired.verify(context)
+    assert [ask().ticket for ask in asks] == [context.ticket for context in after]
 
 
 def test_a_file_that_is_no_key_of_ours_leaves_the_former_one_in_use(tmp_path: Path) -> None:
