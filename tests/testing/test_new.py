@@ -242,7 +242,13 @@ def test_the_overlay_runs_the_projects_image(project: Path) -> None:
 
 
 def test_its_test_passes(project: Path) -> None:
-    tested = run(project, "make", "test", f"PYTHON={sys.executable}", "ARGS=-q -p no:cacheprovider -W error")
+    tested = run(
+        project,
+        "make",
+        "test",
+        f"PYTHON={sys.executable}",
+        "ARGS=-q -p no:cacheprovider -p no:schemathesis -p no:langsmith_plugin -W error",
+    )
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert "2 passed" in tested.stdout
 
