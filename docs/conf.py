@@ -51,7 +51,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!carrel\.).*"),
     (r"py:.*", r"carrel\.v1\..*"),
     (r"py:.*", r"carrel\..*\.(_\w+|T)"),
-    (r"py:.*", r"carrel\.agent_calls\..*"),
+    (r"py:.*", r"carrel\.(agent_calls|testing\.services)\..*"),
 ]
 
 myst_enable_extensions = ["colon_fence"]
