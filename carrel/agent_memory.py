@@ -1,4 +1,4 @@
-"""``ctx.memory``: what an agent keeps from one run of a thread to the next. One per user, thread and agent class.
+"""``ctx.memory``: what an agent keeps from one run of a thread to the next. One per user, thread and agent class::
 
     seen = json.loads(ctx.memory.data or b"[]")
     ctx.memory.keep(json.dumps([*seen, request.message]))

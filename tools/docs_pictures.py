@@ -44,8 +44,10 @@ _DRAW: Final = """async ([source, id, dark, font]) => {
         edgeLabelBackground: '#ffffff', noteBkgColor: '#fdf6e3', noteTextColor: '#1c1e21' }
   mermaid.initialize({ startOnLoad: false, securityLevel: 'strict', theme: 'base', htmlLabels: false,
     deterministicIds: true, deterministicIDSeed: id, fontFamily: font,
-    flowchart: { htmlLabels: false, useMaxWidth: false }, sequence: { useMaxWidth: false },
-    state: { useMaxWidth: false }, themeVariables: { ...colours, fontFamily: font, fontSize: '15px' } })
+    flowchart: { htmlLabels: false, useMaxWidth: false, nodeSpacing: 24, rankSpacing: 24, wrappingWidth: 130 },
+    sequence: { useMaxWidth: false, actorMargin: 16, width: 110, height: 40, wrap: true },
+    state: { useMaxWidth: false },
+    themeVariables: { ...colours, fontFamily: font, fontSize: '15px' } })
   return (await mermaid.render(id, source)).svg
 }"""
 
@@ -101,12 +103,12 @@ def main() -> int:
     missing = {name: source for name, source in wanted.items() if given.all or not (DRAWN / name).exists()}
     if missing:
         _draw(missing, given.mermaid, given.chromium)
-    print(f"{len(missing)} drawn, {len(wanted)} in all")  # noqa: T201  (a command's output)
+    print(f"{len(missing)} drawn, {len(wanted)} in all")
     return 0
 
 
 def _draw(missing: dict[str, str], mermaid: Path, chromium: Path) -> None:
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415  (a development dependency, for this alone)
+    from playwright.sync_api import sync_playwright
 
     # Chromium refuses its sandbox to root.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from docutils import nodes
+from docutils import nodes  # type: ignore[import-untyped]  # its stubs are a package that nothing else needs
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -43,7 +43,12 @@ class Mermaid(SphinxDirective):
             if not file.exists():
                 raise self.error("this picture is not drawn yet: tools/docs_pictures.py says how")
             uri = "/" + file.relative_to(ROOT).as_posix()
-            images.append(nodes.image(uri=uri, alt=title, classes=["drawn", f"only-{shade}"]))
+            # The drawing by itself, for who wants it larger.
+            whole = addnodes.download_reference(
+                "", "", reftarget=uri, refdoc=self.env.docname, classes=[f"only-{shade}"]
+            )
+            whole += nodes.image(uri=uri, alt=title, classes=["drawn"])
+            images.append(whole)
         frame = nodes.container(classes=["drawn-scroll"])
         frame += images
         return [frame]
@@ -52,8 +57,8 @@ class Mermaid(SphinxDirective):
 def _beyond_pages(app: Sphinx, doctree: nodes.document) -> None:
     """Links that lead to no page: to folders, and to files, which Sphinx would copy.
 
-    A folder with a README leads to it. Others lead to the repository, where its address is known; where it is not, files
-    are copied, and a folder's name is no link. What does not exist stays as it is, and MyST tells it.
+    A folder with a README leads to it. Others lead to the repository, where its address is known; where it is not,
+    files are copied, and a folder's name is no link. What does not exist stays as it is, and MyST tells it.
     """
     folder = Path(doctree["source"]).parent
     for node in list(doctree.findall(addnodes.pending_xref)):
@@ -81,6 +86,19 @@ def _source_link(app: Sphinx, path: Path, children: list[nodes.Node]) -> nodes.N
     return nodes.reference("", "", *children, internal=False, refuri=f"{base}/{path.relative_to(ROOT).as_posix()}")
 
 
+def _whole_sentence(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    lines: list[str],  # as Sphinx calls it
+) -> None:
+    """Docstrings of attributes are sentences: napoleon would take what stands before a colon for a type."""
+    if what in {"attribute", "data", "property"}:
+        lines.insert(0, "")
+
+
 def _front_door(app: Sphinx, failure: Exception | None) -> None:
     """``index.html`` at the top leads to the first page, which lies below ``docs/``."""
     if failure is None and app.builder.format == "html":
@@ -93,5 +111,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("carrel_source_url", "", "env")
     app.add_directive("mermaid", Mermaid)
     app.connect("doctree-read", _beyond_pages)
+    app.connect("autodoc-process-docstring", _whole_sentence, priority=400)
     app.connect("build-finished", _front_door)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

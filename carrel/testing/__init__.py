@@ -1,5 +1,7 @@
 """For authors' tests: agents in an in-memory chain, a scripted model, assertions over events. See docs/testing.md.
 
+One test::
+
     async def test_it_greets() -> None:
         async with in_memory_chain(Greeter, model=ScriptedModel("Hello, Ada.")) as chain:
             run = await chain.run("I am Ada")

@@ -10,7 +10,7 @@ import pytest
 
 from carrel.client import RunState
 from servicekit.identity.callers import METHOD_CALLERS
-from tests.support.stack import ROOT, SERVICES
+from tests.support.stack import SERVICES
 from tools.docs_pictures import DRAWN, picture_files, pictures, title_of
 
 _PICTURES: Final = [(page, source, title_of(source)) for page, source in pictures()]
