@@ -118,7 +118,9 @@ class EventHandlers:
             login, asked = await self.admit(request, held, (_POSITION, _TOKEN, "thread_id", "from"))
             thread_id = check_minted_id(asked["thread_id"], "thread_id") if "thread_id" in asked else ""
             resume = _position(request, asked)
-            return await self.stream(request, login, StreamOf(resume or _beginning(asked.get("from", "now")), thread_id))
+            return await self.stream(
+                request, login, StreamOf(resume or _beginning(asked.get("from", "now")), thread_id)
+            )
 
     async def admit(
         self, request: web.Request, held: ExitStack, known: Collection[str]
