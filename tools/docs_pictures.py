@@ -45,7 +45,7 @@ _DRAW: Final = """async ([source, id, dark, font]) => {
   mermaid.initialize({ startOnLoad: false, securityLevel: 'strict', theme: 'base', htmlLabels: false,
     deterministicIds: true, deterministicIDSeed: id, fontFamily: font,
     flowchart: { htmlLabels: false, useMaxWidth: false, nodeSpacing: 24, rankSpacing: 24, wrappingWidth: 130 },
-    sequence: { useMaxWidth: false, actorMargin: 16, width: 110, height: 40, wrap: true },
+    sequence: { useMaxWidth: false, actorMargin: 16, width: 140, height: 40, wrap: true },
     state: { useMaxWidth: false },
     themeVariables: { ...colours, fontFamily: font, fontSize: '15px' } })
   return (await mermaid.render(id, source)).svg
