@@ -29,7 +29,7 @@ class First(Agent):
 agents = (
     *desks,
     First,
-    pydantic_ai.agent_class("slow_parts:agent", name="pydantic-slow", idle_timeout_s=5),
-    langgraph.agent_class("slow_parts:graph", name="langgraph-slow", idle_timeout_s=5),
-    openai_agents.agent_class("slow_parts:desk", name="openai-slow", idle_timeout_s=5),
+    pydantic_ai.agent_class("slow_parts:agent", name="pydantic-slow", idle_timeout_s=8),
+    langgraph.agent_class("slow_parts:graph", name="langgraph-slow", idle_timeout_s=8),
+    openai_agents.agent_class("slow_parts:desk", name="openai-slow", idle_timeout_s=8),
 )

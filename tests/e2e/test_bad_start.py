@@ -56,7 +56,7 @@ def start(tmp_path: Path) -> Start:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=10,
+            timeout=40,
             check=False,
         )
 

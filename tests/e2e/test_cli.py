@@ -303,7 +303,7 @@ def test_state_folder_is_private_and_says_where_the_stack_is(shared_stack: Runni
     for path in (state.gateway_key, state.execution_key, state.login_secret):
         assert path.stat().st_mode & 0o777 == 0o600
     assert set(shared_stack.facts["processes"]) == set(SERVICES)
-    assert shared_stack.ready_s < 15
+    assert 0 < shared_stack.ready_s < 60
 
 
 async def test_killed_process_is_started_again_at_the_same_address(stack: RunningStack, eventually: Eventually) -> None:

@@ -63,6 +63,8 @@ SECONDS: Final[Mapping[str, int]] = {
     "tests/ag_ui/test_http_agent.py": 20,
     "tests/api/test_generated.py": 20,
     "tests/js/test_docs.py": 20,
+    "tests/docs/test_tutorial.py": 20,
+    "tests/testing/test_new.py": 20,
     "tests/adapters/test_stack.py": 60,
     "tests/chaos/test_recovery_matrix.py": 60,
     "tests/chaos/test_soak.py": 40,
