@@ -10,7 +10,6 @@ import pytest
 from tests.support.openapi import operations
 from tests.unit.gateway.harness import gateway, token
 
-_LOGIN: Final = {"Authorization": f"Bearer {token()}"}
 # They look at their query themselves; what the pages of these are called says nothing.
 _OPEN_QUERY: Final = ("/console", "/docs", "/ws", "/healthz", "/readyz")
 _IDS: Final = {
@@ -23,6 +22,11 @@ _IDS: Final = {
 }
 
 
+def _login() -> dict[str, str]:
+    """Made when it is used: one of when the tests were collected has ended by then."""
+    return {"Authorization": f"Bearer {token()}"}
+
+
 async def test_a_method_that_an_address_does_not_take_is_answered_with_those_that_it_does(tmp_path: Path) -> None:
     async with gateway(tmp_path) as g:
         for method, path, allowed in (
@@ -30,7 +34,7 @@ async def test_a_method_that_an_address_does_not_take_is_answered_with_those_tha
             ("GET", "/api/agents/execute", "POST"),
             ("PUT", "/docs/openapi.json", "GET"),
         ):
-            async with g.http.request(method, g.url + path, headers=_LOGIN) as response:
+            async with g.http.request(method, g.url + path, headers=_login()) as response:
                 assert (response.status, response.headers["Allow"]) == (405, allowed)
                 assert (await response.json())["error"]["advice"] == f"it takes {allowed}"
 
@@ -42,7 +46,7 @@ async def test_unknown_parameters_are_refused_by_every_route_with_a_login(tmp_pa
             if path == "/" or path.startswith(_OPEN_QUERY):
                 continue
             url = f"{g.url}{path.format_map(_IDS)}?no_such=1"
-            async with g.http.request(method, url, headers=_LOGIN, json={}) as response:
+            async with g.http.request(method, url, headers=_login(), json={}) as response:
                 assert response.status == 400, name
                 fields = (await response.json())["error"]["details"]["fields"]
                 assert fields == {"no_such": "is not known here, or comes twice"}, name
@@ -58,14 +62,14 @@ async def test_unknown_parameters_are_refused_by_every_route_with_a_login(tmp_pa
     ],
 )
 async def test_a_parameter_without_a_value_is_not_taken_for_none(tmp_path: Path, path: str, field: str) -> None:
-    async with gateway(tmp_path) as g, g.http.get(g.url + path, headers=_LOGIN) as response:
+    async with gateway(tmp_path) as g, g.http.get(g.url + path, headers=_login()) as response:
         assert response.status == 400
         assert set((await response.json())["error"]["details"]["fields"]) == {field}
 
 
 async def test_a_wrong_position_in_the_address_is_told_though_the_header_counts(tmp_path: Path) -> None:
     async with gateway(tmp_path) as g:
-        headers = _LOGIN | {"Last-Event-ID": ":0:"}
+        headers = _login() | {"Last-Event-ID": ":0:"}
         async with g.http.get(f"{g.url}/api/events?last_event_id=nonsense", headers=headers) as response:
             assert response.status == 400
             assert "last_event_id" in (await response.json())["error"]["details"]["fields"]

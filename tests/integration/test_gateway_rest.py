@@ -44,7 +44,12 @@ async def test_every_route_but_the_open_ones_refuses_a_request_without_a_token(t
             seen.add(info)
             if info in OPEN_PATHS | CONSOLE_PATHS | DOCS_PATHS:
                 continue
-            path = info.replace("{run_id}", "run-1").replace("{thread_id}", "thread-1").replace("{name}", "n")
+            path = (
+                info.replace("{run_id}", "run-1")
+                .replace("{thread_id}", "thread-1")
+                .replace("{name}", "n")
+                .replace("{agent}", "echo")
+            )
             for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Bearer {token(ttl_s=-9)}"}):
                 async with g.http.request(route.method, g.url + path, headers=headers) as response:
                     assert response.status == 401, (route.method, path)
