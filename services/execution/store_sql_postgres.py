@@ -44,10 +44,10 @@ _BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _XID: Final = "SELECT pg_current_xact_id_if_assigned()::text AS xid, clock_timestamp() AS at"
 _STATUS: Final = "SELECT pg_xact_status($1::text::xid8)"
 # A recovery ends with a checkpoint that has the number of the next transaction. If there was one since the transaction
-# was seen at work, and that number is not beyond the transaction's, then its bearer is another one. A checkpoint's time
-# is in whole seconds; one of the same second is taken for a recovery's, since it is the connection that broke.
+# was seen at work, and that number is not beyond the transaction's, then its bearer is another one. Statistics begin
+# anew with a recovery, whether or not the postmaster went, too; a checkpoint's own time is in whole seconds.
 _GIVEN_AGAIN: Final = (
-    "SELECT (pg_postmaster_start_time() > $2 OR checkpoint_time >= date_trunc('second', $2::timestamptz))"
+    "SELECT (pg_postmaster_start_time() > $2 OR (SELECT stats_reset FROM pg_stat_bgwriter) > $2)"
     " AND (split_part(next_xid, ':', 1)::bigint << 32) + split_part(next_xid, ':', 2)::bigint <= $1::text::bigint"
     " FROM pg_control_checkpoint()"
 )

@@ -75,10 +75,10 @@ async def test_a_signed_out_login_is_out_everywhere_and_its_run_goes_on(
     assert CANARY.encode() not in lying
     assert b"run_completed" not in lying, "nor any event"
     output = tmp_path / "audit.jsonl"
+    now = dt.datetime.now(dt.UTC).isoformat()
     exported = await asyncio.to_thread(
-        run_carrel, "audit", "export", str(output), "--until", dt.datetime.now(dt.UTC).isoformat(), "--state", str(stack.state.root),
-        cwd=tmp_path,
-    )  # fmt: skip
+        run_carrel, "audit", "export", str(output), "--until", now, "--state", str(stack.state.root), cwd=tmp_path
+    )
     assert exported.returncode == 0, exported.stderr
     acts = {json.loads(line).get("record", {}).get("action") for line in output.read_text().splitlines()}
     assert {"login.sign_out", "encryption.key_added"} <= acts

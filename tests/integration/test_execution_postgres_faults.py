@@ -155,6 +155,10 @@ async def test_a_commit_without_an_answer_is_asked_after_and_nothing_is_done_twi
     monkeypatch.setattr(asyncpg, "connect", lambda *a, **k: real(*a, **{"connection_class": Breaking, **k}))
     store = await open_postgres_store(address, migrate=True)
     await store.admit(admission("run-0", user=BOB))
+    # A checkpoint of the same second is not a recovery's.
+    idle = await real(address.url)
+    await idle.execute("CHECKPOINT")
+    await idle.close()
     broken.append("armed")
     admitted = await store.admit(admission())
     assert broken == ["broke"]
