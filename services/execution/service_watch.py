@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from carrel.errors import DrainingError, InvalidRequestError
 from carrel.v1 import bridge_pb2, context_pb2, events_pb2
@@ -21,6 +21,7 @@ from services.execution.store import RunStore
 __all__ = ["Keeper", "Reading", "RunLog", "RunWatch"]
 
 T = TypeVar("T")
+_NOTED_S: Final = 2.0
 
 
 class Reading(Protocol):
@@ -44,7 +45,7 @@ class RunLog(Protocol):
 class Keeper(Protocol):
     """What bound runs live by; ``domain.bound`` has it."""
 
-    def keeping(self, user: UserKey, run_id: str) -> AbstractContextManager[None]: ...
+    def keeping(self, user: UserKey, run_id: str) -> AbstractContextManager[asyncio.Future[None] | None]: ...
 
 
 class RunWatch:
@@ -80,7 +81,11 @@ class RunWatch:
             )
         last: RunRecord | None = None
         keeping = self._bound.keeping(user, request.run_id) if request.keeps_alive else nullcontext()
-        with keeping:
+        with keeping as noted:
+            if noted is not None:
+                # Before the caller hears that it is there: the last one elsewhere may leave at that moment. A store
+                # that is away is told of by the watching itself.
+                await asyncio.wait([noted], timeout=_NOTED_S)
             states = watch_run(self._store, self._changes, user, request.run_id, stop=self._stop)
             if not request.events:
                 async for last in states:

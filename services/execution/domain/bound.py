@@ -60,18 +60,18 @@ class BoundRuns:
             self.forget(user, run_id)
 
     @contextmanager
-    def keeping(self, user: UserKey, run_id: str) -> Iterator[None]:
+    def keeping(self, user: UserKey, run_id: str) -> Iterator[asyncio.Future[None] | None]:
         """Somebody keeps the run alive for the length of the block. A run that is not bound is left alone."""
         bond = self._bonds.get((user, run_id))
         if bond is None:
-            yield
+            yield None
             return
         bond.keepers += 1
         if bond.timer is not None:
             bond.timer.cancel()
             bond.timer = None
         try:
-            yield
+            yield None
         finally:
             bond.keepers -= 1
             # Decided meanwhile, it is another bond's or nobody's.

@@ -76,15 +76,16 @@ class SharedBoundRuns:
             self.forget(user, run_id)
 
     @contextmanager
-    def keeping(self, user: UserKey, run_id: str) -> Iterator[None]:
-        """Somebody keeps the run alive for the length of the block. A run that is not bound is left alone."""
+    def keeping(self, user: UserKey, run_id: str) -> Iterator[asyncio.Future[None]]:
+        """Somebody keeps the run alive for the length of the block, and the other processes know it once what is given
+        is done. A run that is not bound is left alone."""
         key = (user, run_id)
         kept = self._kept.get(key)
         if kept is None:
             kept = self._kept[key] = _Kept(self._services.start(self._note(key), "keeper of a run"))
         kept.callers += 1
         try:
-            yield
+            yield kept.noted
         finally:
             kept.callers -= 1
             if kept.callers == 0:
