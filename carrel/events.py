@@ -3,7 +3,7 @@
 Data of each kind (``?`` may be absent; further fields are allowed everywhere)::
 
     agent_started    agent_name, description?, stage?, attempt?
-    agent_thinking   text, heartbeat? (sign of life of a silent agent), shed? (how many were left out)
+    agent_thinking   text, heartbeat? (of a silent agent), shed? (how many were left out), delta? (a piece), message_id?
     tool_executing   tool_name, tool_call_id, arguments?
     tool_completed   tool_name, tool_call_id, status ok|error|timeout|cancelled, duration_ms, result?, error?
                      (both: reported? when the tool is of the agent's own library, and the event the agent's word)

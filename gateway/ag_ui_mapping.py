@@ -60,10 +60,12 @@ class Translation:
         self._out: list[Event] = []
         self._now: int | None = None
         self._texts = Texts(self._say, names.own_run_id)
-        # What is open: the span of thoughts with its owner, stages by request, sub-agents by request.
+        # What is open: the span of thoughts with its owner, in it one in pieces, stages and sub-agents by request.
         self._span: tuple[str, str] | None = None
+        self._thought: tuple[str, Any] | None = None
         self._steps: dict[str, tuple[str, int | None]] = {}
         self._subagents: dict[str, str] = {}
+        self._parents: dict[str, str] = {}
         self._invocations = 0
         # Calls that were told, those without a result yet, and those with one.
         self._called: set[str] = set()
@@ -92,6 +94,8 @@ class Translation:
             return []
         self._out, kind = [], str(entry["event_type"])
         self._now = _milliseconds(entry["timestamp"])
+        if above := entry.get("parent_request_id"):
+            self._parents[entry["request_id"]] = above
         if not self.begun and (not self._names.after_input or kind == "run_completed"):
             self._begin_now()
         if kind != "agent_thinking":
@@ -149,7 +153,13 @@ class Translation:
         self._say("STATE_SNAPSHOT", snapshot={**names.state, "carrel": own})
         self._stages = []
 
+    def _close_thought(self) -> None:
+        if self._thought is not None:
+            self._say("REASONING_MESSAGE_END", messageId=self._thought[0])
+            self._thought = None
+
     def _close_span(self) -> None:
+        self._close_thought()
         if self._span is not None:
             self._say("REASONING_END", messageId=self._span[0])
             self._span = None
@@ -237,11 +247,14 @@ class Translation:
 
     def _owner(self, request_id: str) -> str:
         """The sub-agent that a request is of, or the nearest above it; empty for the run's own agents."""
-        found = ""
-        for ancestor in self._subagents:
-            if len(ancestor) > len(found) and (request_id == ancestor or request_id.startswith(f"{ancestor}_")):
-                found = ancestor
+        found = max((name for name in self._subagents if self._below(request_id, name)), key=len, default="")
         return self._subagents[found] if found else ""
+
+    def _below(self, request_id: str, ancestor: str) -> bool:
+        # Not by names where the way up is known: the second sub-agent of a name has the first one's and ``_2``.
+        while request_id != ancestor and request_id in self._parents:
+            request_id = self._parents[request_id]
+        return request_id == ancestor or request_id.startswith(f"{ancestor}_")
 
     def _tag(self, entry: dict[str, Any]) -> dict[str, str]:
         owner = self._owner(entry["request_id"]) if self._subagents else ""
@@ -267,7 +280,8 @@ class Translation:
         """Close a sub-agent, those under it first; whether it was open."""
         if request_id not in self._subagents:
             return False
-        for inner in reversed([name for name in self._subagents if name.startswith(f"{request_id}_")]):
+        below = [name for name in self._subagents if name != request_id and self._below(name, request_id)]
+        for inner in reversed(below):
             self._end_subagent(inner, "SUBAGENT_ERROR", message=_CUT_OFF, code="CUT_OFF")
         self._texts.close(request_id)
         self._say(kind, subagentRunId=self._subagents.pop(request_id), **fields)
@@ -303,14 +317,19 @@ class Translation:
         if data.get("heartbeat") or not text:
             return
         tag, thought = self._tag(entry), str(entry["event_id"])
-        if self._span is not None and self._span[1] != tag.get("subagentRunId", ""):
-            self._close_span()
-        if self._span is None:
-            self._span = (f"{thought}/span", tag.get("subagentRunId", ""))
-            self._say("REASONING_START", messageId=self._span[0], **tag)
-        self._say("REASONING_MESSAGE_START", messageId=thought, role="reasoning", **tag)
-        self._say("REASONING_MESSAGE_CONTENT", messageId=thought, delta=text)
-        self._say("REASONING_MESSAGE_END", messageId=thought)
+        whose = (entry["request_id"], entry["attempt"], data.get("message_id")) if data.get("delta") else None
+        if self._thought is None or whose is None or self._thought[1] != whose:
+            self._close_thought()
+            if self._span is not None and self._span[1] != tag.get("subagentRunId", ""):
+                self._close_span()
+            if self._span is None:
+                self._span = (f"{thought}/span", tag.get("subagentRunId", ""))
+                self._say("REASONING_START", messageId=self._span[0], **tag)
+            self._say("REASONING_MESSAGE_START", messageId=thought, role="reasoning", **tag)
+            self._thought = (thought, whose)
+        self._say("REASONING_MESSAGE_CONTENT", messageId=self._thought[0], delta=text)
+        if whose is None:
+            self._close_thought()
 
     def _message(self, entry: dict[str, Any]) -> None:
         self._texts.message(entry, self._tag(entry))

@@ -52,9 +52,9 @@ operation: no answer may be a fault, have an undocumented status or content type
 ## Examples
 
 Each is a program in `examples/api`, run by a test against a whole stack (`tests/api/test_examples.py`, with the agents
-of `tests/api/api_agents.py`). The first argument is the gateway's address, the second a token; `carrel token alice`
-prints one in development. The curl ones read JSON with `grep`, which is enough for ids; the JavaScript ones are for
-Node and browsers ([javascript.md](javascript.md)).
+of `tests/api/api_agents.py`). The first argument is the gateway's address, the second a token
+(`carrel token --user alice` prints one in development). The curl ones read JSON with `grep`, which is enough for ids;
+the JavaScript ones are for Node and browsers ([javascript.md](javascript.md)).
 """
 
 

@@ -9,6 +9,9 @@ import { Store } from "./stores.js"
 const ENDED = new Set(["SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"])
 // Of the results that agents give, the field that is meant to be read.
 const TEXTS = ["answer", "message", "summary", "text"]
+// A thought that comes in pieces is one row; beyond this many characters it goes on in another.
+const THOUGHT = 2000
+const THOUGHT_LINE = 160
 
 export function hasEnded(status) {
   return ENDED.has(status)
@@ -59,6 +62,8 @@ export class Run extends Store {
     this._open = new Map()
     this._requests = new Map()
     this._texts = new Map()
+    // Thoughts that come in pieces and may go on, by who thinks.
+    this._thoughts = new Map()
     this._last = 0
   }
 
@@ -161,6 +166,7 @@ export class Run extends Store {
     this._last = event.offset
     this.lastAt = at
     if (!Number.isFinite(this.startedAt)) this.startedAt = at
+    if (event.event_type !== "agent_thinking") this._thoughts.delete(whose(event))
     const take = this[`_${event.event_type}`]
     if (take) take.call(this, event.data ?? {}, event, at)
   }
@@ -174,6 +180,10 @@ export class Run extends Store {
 
   _agent_started(data, event, at) {
     this.status = "RUNNING"
+    if (event.parent_request_id) {
+      this._child(event, at, { name: data.agent_name, note: data.description, replayed: data.replayed })
+      return
+    }
     this._step({
       kind: "agent", name: data.agent_name, note: data.description, depth: 0, at, event,
       key: `agent:${data.agent_name}`,
@@ -185,8 +195,16 @@ export class Run extends Store {
     if (data.heartbeat) return
     const text = String(data.text ?? "")
     const left = data.shed ? `${data.shed} lines were left out` : ""
+    const open = this._thoughts.get(whose(event))
+    if (open && data.delta && !left && open.messageId === data.message_id && open.step.name.length + text.length <= THOUGHT) {
+      this._finish(open.step, { name: open.step.name + text, endedAt: at })
+      this.thought = open.step.name.slice(-THOUGHT_LINE)
+      return
+    }
     if (text) this.thought = text
-    this._step({ kind: "thought", name: text || left, note: text && left, depth: this._depth(event, at) + 1, at, event, done: true })
+    const step = this._step({ kind: "thought", name: text || left, note: text && left, depth: this._depth(event, at) + 1, at, event, done: true })
+    if (data.delta) this._thoughts.set(whose(event), { step, messageId: data.message_id })
+    else this._thoughts.delete(whose(event))
   }
 
   _tool_executing(data, event, at) {
@@ -232,12 +250,14 @@ export class Run extends Store {
   }
 
   _agent_completed(data, event, at) {
-    this._endOf(data.agent_name, at, { status: "ok", result: data.result, artifact: data.artifact, duration: data.duration_ms })
+    this._endOf(data.agent_name, event, at, { status: "ok", result: data.result, artifact: data.artifact, duration: data.duration_ms })
   }
 
   _agent_error(data, event, at) {
     const recovered = data.recovered || data.fallback
-    const step = this._endOf(data.agent_name ?? event.agent_name, at, { status: recovered ? "warned" : "error", error: data })
+    const step = this._endOf(data.agent_name ?? event.agent_name, event, at, { status: recovered ? "warned" : "error", error: data })
+    // A sub-agent's is its caller's to deal with.
+    if (event.parent_request_id) return
     if (!step) this._step({ kind: "note", name: data.message, error: data, depth: 0, at, event, done: true, status: "error" })
     if (!recovered) this.error = data
   }
@@ -260,7 +280,7 @@ export class Run extends Store {
   _input_required(data, event, at) {
     this.question = data
     this.status = "WAITING"
-    for (const step of this._open.values()) this._finish(step, { status: "waiting" })
+    for (const step of [...this._open.values(), ...this._running()]) this._finish(step, { status: "waiting" })
     const name = data.tool_name ? `Asks to approve ${data.tool_name}` : `Asks: ${data.prompt ?? "a question"}`
     this._step({ kind: "question", name, depth: 0, at, event, done: true, arguments: data.arguments })
   }
@@ -303,13 +323,17 @@ export class Run extends Store {
     if (!Number.isFinite(step.duration) && Number.isFinite(step.endedAt)) step.duration = step.endedAt - step.startedAt
   }
 
-  _endOf(agent, at, changes) {
+  /** The end of an agent, and of what it began: of a sub-agent by its request, of a stage by its name. */
+  _endOf(agent, event, at, changes) {
+    const within = event.parent_request_id ? event.request_id : ""
     const key = `agent:${agent}`
-    const step = this._open.get(key)
+    const step = within ? this._child(event, at, { name: agent }) : this._open.get(key)
     if (!step) return undefined
     this._open.delete(key)
-    for (const child of this._requests.values()) {
-      if (child.agent === agent && child.status === "running") this._finish(child, { status: "ok", endedAt: child.lastAt })
+    for (const child of this._running()) {
+      if (child === step || (within && !this._below(child, within))) continue
+      // A sub-agent tells its own end; one that told none was given up.
+      this._finish(child, { status: child.agent === agent ? "ok" : "cancelled", endedAt: child.lastAt })
     }
     this._finish(step, { endedAt: at, ...changes })
     return step
@@ -321,25 +345,43 @@ export class Run extends Store {
       this._finish(step, { status, endedAt: at })
       this._open.delete(key)
     }
-    for (const child of this._requests.values()) {
-      if (child.status === "running") this._finish(child, { status: keepAgents ? "ok" : status, endedAt: child.lastAt })
-    }
+    for (const child of this._running()) this._finish(child, { status: keepAgents ? "ok" : status, endedAt: child.lastAt })
   }
 
-  /** How deep an event lies: a child operation is a step of its own, begun by the first event that names it. */
+  /** Child operations and sub-agents that have not ended. */
+  _running() {
+    return [...this._requests.values()].filter(({ status }) => status === "running" || status === "waiting")
+  }
+
+  /** Whether a child is below a request. Names do not tell: the second of one name is `…_2`. */
+  _below(child, requestId) {
+    for (let one = child; one; one = this._requests.get(`${one.parent}:${one.attempt}`)) if (one.parent === requestId) return true
+    return false
+  }
+
+  /** How deep an event lies. */
   _depth(event, at) {
-    if (!event.parent_request_id) return 0
-    const key = `${event.request_id}:${event.attempt}`
+    return event.parent_request_id ? this._child(event, at).depth : 0
+  }
+
+  /** A child operation, or a sub-agent: a step of its own, begun by the first event that names it. */
+  _child(event, at, about = {}) {
+    const key = whose(event)
     let child = this._requests.get(key)
     if (!child) {
       const name = event.request_id.slice(event.parent_request_id.length + 1) || event.request_id
       const depth = 1 + (this._requests.get(`${event.parent_request_id}:${event.attempt}`)?.depth ?? 0)
-      child = this._step({ kind: "child", name, depth, at, event, lastAt: at })
+      child = this._step({ kind: "child", name, depth, at, event, lastAt: at, parent: event.parent_request_id, ...about })
       this._requests.set(key, child)
     }
     child.lastAt = at
-    return child.depth
+    return child
   }
+}
+
+/** Whose an event is, within its run: one request in one attempt. */
+function whose(event) {
+  return `${event.request_id}:${event.attempt}`
 }
 
 /** A result's text for people; empty when it has none. */

@@ -1,4 +1,4 @@
-// Before the first paint, so that a page that is to be dark does not flash: no module, which would come later.
+/** The chosen colours, before the first paint, so that a dark page does not flash. No module: that would come later. */
 try {
   const theme = localStorage.getItem("carrel.theme")
   if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme

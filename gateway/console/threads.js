@@ -177,9 +177,8 @@ export class Thread extends Store {
     this.error = null
     this.changed()
     try {
-      const { rest } = this._session
-      const [messages, runs] = await Promise.all([this._messages(), rest.runs({ threadId: this.threadId, pageSize: 200 })])
-      for (const told of runs.runs) {
+      const [messages, runs] = await Promise.all([this._messages(), this._told()])
+      for (const told of runs) {
         const run = this._session.run(told.run_id, told.thread_id)
         run.tell(told)
         this.add(run)
@@ -196,15 +195,15 @@ export class Thread extends Store {
     this.changed()
   }
 
-  async _messages() {
-    const found = []
-    let token = ""
-    do {
-      const page = await this._session.rest.messages(this.threadId, { pageSize: 1000, pageToken: token || undefined })
-      found.push(...page.messages)
-      token = page.next_page_token ?? ""
-    } while (token && found.length < MESSAGES_MOST)
-    return found
+  _messages() {
+    const { rest } = this._session
+    return everyPage("messages", MESSAGES_MOST, (pageToken) => rest.messages(this.threadId, { pageSize: 1000, pageToken }))
+  }
+
+  /** Of every run how it stands: one that nobody spoke of would be taken for one that waits. */
+  _told() {
+    const { rest } = this._session
+    return everyPage("runs", MESSAGES_MOST, (pageToken) => rest.runs({ threadId: this.threadId, pageSize: 200, pageToken }))
   }
 
   _said(messages) {
@@ -222,4 +221,16 @@ export class Thread extends Store {
     }
     this.title ||= shorten(messages.find((message) => message.role === "user")?.text, TITLE)
   }
+}
+
+/** What is in all pages of a list, up to `most` or a page more. */
+async function everyPage(name, most, read) {
+  const found = []
+  let token
+  do {
+    const page = await read(token)
+    found.push(...page[name])
+    token = page.next_page_token || undefined
+  } while (token && found.length < most)
+  return found
 }

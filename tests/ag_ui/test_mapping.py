@@ -63,7 +63,9 @@ DATA: Final[dict[str, st.SearchStrategy[dict[str, Any]]]] = {
     "agent_started": st.fixed_dictionaries({"agent_name": ids}, optional={"stage": st.integers(0, 3)}),
     "agent_completed": st.fixed_dictionaries({"agent_name": ids}, optional={"result": st.just({"a": 1})}),
     "agent_error": st.fixed_dictionaries({"code": ids, "message": words}),
-    "agent_thinking": st.fixed_dictionaries({"text": words}, optional={"heartbeat": st.booleans()}),
+    "agent_thinking": st.fixed_dictionaries(
+        {"text": words}, optional={"heartbeat": st.booleans(), "delta": st.booleans(), "message_id": ids}
+    ),
     "agent_message": st.one_of(
         st.fixed_dictionaries({"message_id": ids, "delta": words}),
         st.fixed_dictionaries({"message_id": ids, "text": words}),
@@ -253,6 +255,49 @@ def test_sub_agents_own_what_they_do() -> None:
     assert owned == [
         "SUBAGENT_STARTED", "REASONING_START", "REASONING_MESSAGE_START", "TEXT_MESSAGE_START", "SUBAGENT_FINISHED"
     ]  # fmt: skip
+
+
+def test_two_sub_agents_of_one_name_end_apart() -> None:
+    one, two = (
+        {"request_id": name, "parent_request_id": "req-1", "agent_name": "words"}
+        for name in ("req-1_words", "req-1_words_2")
+    )
+    log = [
+        entry("agent_started", {"agent_name": "data"}),
+        entry("agent_started", {"agent_name": "words"}, 2, **one),
+        entry("agent_started", {"agent_name": "words"}, 3, **two),
+        entry("agent_completed", {"agent_name": "words", "result": {"n": 1}}, 4, **one),
+        entry("agent_message", {"message_id": "m", "text": "yes"}, 5, **two),
+        entry("agent_completed", {"agent_name": "words", "result": {"n": 2}}, 6, **two),
+    ]
+    events = told(log)
+    assert [(event["subagentRunId"], event["result"]) for event in events if event["type"] == "SUBAGENT_FINISHED"] == [
+        ("req-1_words#1", {"result": {"n": 1}}),
+        ("req-1_words_2#2", {"result": {"n": 2}}),
+    ]
+    assert "SUBAGENT_ERROR" not in kinds(events)
+    assert [e["subagentRunId"] for e in events if e["type"] == "TEXT_MESSAGE_START"] == ["req-1_words_2#2"]
+
+
+def test_a_thought_that_comes_in_pieces_is_one_message() -> None:
+    def piece(number: int, text: str, **more: Any) -> Entry:
+        return entry("agent_thinking", {"text": text, "delta": True, **more}, number)
+
+    log = [
+        piece(1, "Let me "),
+        piece(2, "see."),
+        entry("agent_thinking", {"text": "", "heartbeat": True}, 3),
+        piece(4, " Well."),
+        piece(5, "Another", message_id="m"),
+        entry("agent_thinking", {"text": "A step"}, 6),
+        piece(7, "Third"),
+        entry("run_completed", {"status": "SUCCEEDED", "result": {}}, 8),
+    ]
+    thoughts: dict[str, str] = {}
+    for event in told(log):
+        if event["type"] == "REASONING_MESSAGE_CONTENT":
+            thoughts[event["messageId"]] = thoughts.get(event["messageId"], "") + event["delta"]
+    assert list(thoughts.values()) == ["Let me see. Well.", "Another", "A step", "Third"]
 
 
 QUESTION: Final = [

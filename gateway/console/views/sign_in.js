@@ -62,7 +62,7 @@ export function SignInForm({ facts, begin, name = "", compact = false, focus = f
       <textarea ref=${field} id=${`${id}-token`} name="token" rows=${compact ? 2 : 4} required spellcheck=${false} autocomplete="off" placeholder="eyJhbGciOi…"
         aria-describedby=${`${id}-hint`} value=${token} onInput=${(event) => setToken(event.target.value)}></textarea>
     </label>
-    <p class="hint" id=${`${id}-hint`}>From your deployment's own sign-in; in development from <code>carrel token NAME</code>. It stays in this tab.</p>`
+    <p class="hint" id=${`${id}-hint`}>From your deployment's own sign-in; in development from <code>carrel token --user NAME</code>. It stays in this tab.</p>`
 
   return html`<form class="sign-in" onSubmit=${submit}>
     ${way === "name" ? byName : byToken}

@@ -78,6 +78,69 @@ test("any order, and anything twice, tells the same", () => {
   }
 })
 
+const all = (...events) => {
+  const run = new Run("r", "t")
+  for (const each of events) run.take(each)
+  return run
+}
+const rows = (run) => run.steps.map(({ kind, name, depth, status }) => [kind, name, depth, status])
+
+test("sub-agents are below who runs them, also two of one name at once", () => {
+  const one = { request_id: "q_words", parent_request_id: "q", agent_name: "words" }
+  const two = { request_id: "q_words_2", parent_request_id: "q", agent_name: "words" }
+  const begun = [
+    event("agent_started", { agent_name: "compare", stage: 0 }, { agent_name: "compare" }),
+    event("agent_started", { agent_name: "words", description: "Counts." }, one),
+    event("agent_started", { agent_name: "words", description: "Counts." }, two),
+    event("tool_executing", { tool_name: "count", tool_call_id: "1" }, one),
+    event("tool_completed", { tool_name: "count", tool_call_id: "1", status: "ok", duration_ms: 3 }, one),
+    event("agent_completed", { agent_name: "words", result: { words: 3 }, duration_ms: 40 }, one),
+  ]
+  const run = all(...begun)
+  assert.deepEqual(rows(run), [
+    ["agent", "compare", 0, "running"],
+    ["child", "words", 1, "ok"],
+    ["child", "words", 1, "running"],
+    ["tool", "count", 2, "ok"],
+  ])
+  assert.deepEqual([run.steps[1].note, run.steps[1].duration, run.steps[1].result], ["Counts.", 40, { words: 3 }])
+  run.take(event("agent_error", { agent_name: "words", code: "X", message: "no" }, two))
+  assert.deepEqual([run.steps[2].status, run.error], ["error", null])
+  run.take(event("agent_completed", { agent_name: "compare", result: {} }, { agent_name: "compare" }))
+  assert.deepEqual(run.steps.map(({ status }) => status), ["ok", "ok", "error", "ok"])
+  // One that nobody waits for any more tells no end.
+  const given = all(...begun, event("agent_completed", { agent_name: "compare", result: {} }, { agent_name: "compare" }))
+  assert.equal(given.steps[2].status, "cancelled")
+})
+
+test("a sub-agent that asks waits as its caller does", () => {
+  const sub = { request_id: "q_mail", parent_request_id: "q", agent_name: "mail" }
+  const run = all(
+    event("agent_started", { agent_name: "data" }),
+    event("agent_started", { agent_name: "mail" }, sub),
+    event("input_required", { input_id: "i", prompt: "Which?" }, sub),
+  )
+  assert.deepEqual(run.steps.slice(0, 2).map(({ status }) => status), ["waiting", "waiting"])
+  run.take(event("run_completed", { status: "TIMED_OUT" }))
+  assert.deepEqual(run.steps.slice(0, 2).map(({ status }) => status), ["cancelled", "cancelled"])
+})
+
+test("a thought that comes in pieces is one row", () => {
+  const piece = (text, more = {}) => event("agent_thinking", { text, delta: true, ...more })
+  const run = all(piece("Let me "), piece("see.\n"), event("agent_thinking", { text: "", heartbeat: true }), piece("Yes."))
+  assert.deepEqual([run.steps.length, run.steps[0].name, run.thought], [1, "Let me see.\nYes.", "Let me see.\nYes."])
+  run.take(piece("Another", { message_id: "m" }))
+  run.take(event("tool_executing", { tool_name: "load", tool_call_id: "1" }))
+  run.take(piece("After it", { message_id: "m" }))
+  run.take(event("agent_thinking", { text: "A step" }))
+  run.take(piece("x".repeat(1500)))
+  run.take(piece("y".repeat(1500)))
+  assert.ok(run.steps[0].version > 0, "it is drawn anew")
+  assert.deepEqual(run.steps.filter(({ kind }) => kind === "thought").map(({ name }) => name.slice(0, 8)), [
+    "Let me s", "Another", "After it", "A step", "xxxxxxxx", "yyyyyyyy",
+  ])
+})
+
 test("a question is open until it is answered, and its agent waits meanwhile", () => {
   const run = new Run("r", "t")
   for (const each of EVENTS.slice(0, 12)) run.take(each)

@@ -20,6 +20,7 @@ import typer.main
 
 from carrel.cli.app import app
 from carrel.error_base import error_codes
+from tests.support.openapi import served
 from tests.support.stack import ROOT
 from tools.k8s_check.settings_page import page as settings_page
 
@@ -105,19 +106,36 @@ def calls(path: Path, program: str) -> Iterator[list[str]]:
 def _problem(words: list[str]) -> str | None:
     """What is wrong with a command line of carrel: a command or an option that is not there."""
     command: Any = typer.main.get_command(app)  # of click's classes, which typer has a copy of
-    for word in words:
+    left, values = 0, iter(words)
+    for word in values:
         if word in {"…", "...", "|"}:
             break
         if word.startswith("-") and word != "-":
-            option = word.split("=", 1)[0]
-            names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-            if option not in names | {"-h", "--help"}:
+            option, given = word.split("=", 1)[0], "=" in word
+            named = {name: one for one in command.params for name in (*one.opts, *one.secondary_opts)}
+            if option not in {*named, "-h", "--help"}:
                 return f"{command.name} has no option {option}"
+            if option in named and not given and not named[option].is_flag:
+                next(values, None)
         elif word in getattr(command, "commands", ()):
             command = command.commands[word]
-        elif hasattr(command, "commands") and not command.invoke_without_command and word[:1].islower():
-            return f"{command.name} has no command {word}"
+            left = _arguments(command)
+        elif hasattr(command, "commands"):
+            if not command.invoke_without_command and word[:1].islower():
+                return f"{command.name} has no command {word}"
+        elif re.match(r"[<>&#]|\d>", word):
+            break  # the shell's
+        elif left == 0:
+            return f"{command.name} takes no {word!r} there"
+        else:
+            left -= 1
     return None
+
+
+def _arguments(command: Any) -> int:
+    """How many words a command takes beside options; -1 for any number."""
+    counts = [parameter.nargs for parameter in command.params if parameter.param_type_name == "argument"]
+    return -1 if -1 in counts else sum(counts)
 
 
 @pytest.mark.parametrize("path", pages(), ids=_named)
@@ -147,6 +165,18 @@ def test_modules_that_are_run_exist(path: Path) -> None:
         name for name in named if name.split(".")[0] in {"services", "servicekit", "tools", "benchmarks", "gateway"}
     }
     assert {name for name in ours if importlib.util.find_spec(name) is None} == set()
+
+
+_ROUTES: Final = [re.sub(r"\{\w+\}", r"[^/]+", name) for name in sorted(served())]
+
+
+@pytest.mark.parametrize("path", pages(), ids=_named)
+def test_routes_of_the_gateway_exist(path: Path) -> None:
+    if path.name == "CHANGELOG.md":
+        return
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:GET|POST|PUT|DELETE) /(?:api|ws|ag-ui|console|docs)\b[\w{}./-]*", text)
+    assert {name for name in named if not any(re.fullmatch(route, name.rstrip(".")) for route in _ROUTES)} == set()
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Snippets of the tutorial and the how-to pages: Python that compiles, names of ours that exist, JSON that is JSON.
+"""Snippets of the tutorial and the how-to pages: Python and JavaScript that compiles, names of ours that exist, JSON.
 
-What the tutorial's commands do is held by ``tests/docs``; JavaScript by ``tests/js``.
+What the tutorial's commands do is held by ``tests/docs``; what docs/javascript.md's snippets do, by ``tests/js``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from tests.support.needs import node
 from tests.support.stack import ROOT, clean_environment
 from tests.support.tutorial import files
 
@@ -38,11 +39,39 @@ _PYTHON: Final = [(page.stem, body) for page in _PAGES for body in _blocks(page,
 )
 def test_python_compiles_and_imports_what_is_there(page: str, body: str) -> None:
     assert _FILE.match(body), f"{page}: a snippet begins with the name of its file"
-    for node in ast.walk(ast.parse(body)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "carrel":
-            module = importlib.import_module(str(node.module))
-            for name in node.names:
-                assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}")
+    for part in ast.walk(ast.parse(body)):
+        if isinstance(part, ast.ImportFrom) and (part.module or "").split(".")[0] == "carrel":
+            module = importlib.import_module(str(part.module))
+            for name in part.names:
+                assert hasattr(module, name.name) or importlib.import_module(f"{part.module}.{name.name}")
+
+
+def _modules(page: Path) -> list[str]:
+    """JavaScript of a page, within HTML too."""
+    inner = [re.findall(r'<script type="module">\n(.*?)</script>', body, re.DOTALL) for body in _blocks(page, "html")]
+    return [*_blocks(page, "js"), *(code for codes in inner for code in codes)]
+
+
+_SCRIPTED: Final = [
+    page
+    for page in (*_PAGES, ROOT / "docs" / "ag-ui.md", ROOT / "clients" / "js" / "README.md")
+    if re.search(r"^```js$|<script", page.read_text(encoding="utf-8"), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("page", _SCRIPTED, ids=lambda page: page.stem)
+def test_javascript_compiles_and_imports_what_is_there(page: Path, tmp_path: Path) -> None:
+    exported = (ROOT / "clients" / "js" / "src" / "index.js").read_text(encoding="utf-8")
+    bodies = _modules(page)
+    assert bodies
+    for body in bodies:
+        (tmp_path / "snippet.mjs").write_text(body, encoding="utf-8")
+        done = subprocess.run(
+            [node(), "--check", str(tmp_path / "snippet.mjs")], capture_output=True, text=True, timeout=20, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        for names in re.findall(r'import \{ ([^}]+) \} from "(?:carrel-client|\./carrel/index\.js)"', body):
+            assert [name for name in names.split(", ") if not re.search(rf"\b{name}\b", exported)] == []
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)

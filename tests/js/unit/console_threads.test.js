@@ -1,0 +1,43 @@
+/** A conversation as the console has it from REST, page after page. */
+
+import assert from "node:assert/strict"
+import { test } from "node:test"
+
+globalThis.document ??= { hidden: true }
+const { Run } = await import("../../../gateway/console/runs.js")
+const { Threads } = await import("../../../gateway/console/threads.js")
+
+const COUNT = 450
+const idOf = (number) => `run-${String(number).padStart(4, "0")}`
+const RUNS = Array.from({ length: COUNT }, (_, number) => ({ run_id: idOf(number), thread_id: "t", status: "SUCCEEDED", agent_name: "a" }))
+const MESSAGES = RUNS.flatMap(({ run_id }) => [
+  { run_id, role: "user", text: `ask ${run_id}` },
+  { run_id, role: "agent", text: `answer ${run_id}` },
+])
+
+/** A page of a list, as REST gives it. */
+function paged(name, all, { pageSize, pageToken }) {
+  const start = Number(pageToken ?? 0)
+  const end = start + pageSize
+  return { [name]: all.slice(start, end), next_page_token: end < all.length ? String(end) : null }
+}
+
+test("every run of a long conversation has its state, and none is read again", async () => {
+  const runs = new Map()
+  const read = []
+  const session = {
+    rest: {
+      messages: async (_, page) => paged("messages", MESSAGES, page),
+      runs: async ({ threadId, ...page }) => (assert.equal(threadId, "t"), paged("runs", [...RUNS].reverse(), page)),
+    },
+    run: (runId, threadId) => runs.get(runId) ?? runs.set(runId, new Run(runId, threadId)).get(runId),
+    history: async (run) => void read.push(run.runId),
+  }
+  const thread = new Threads(session).thread("t")
+  await thread.open()
+  assert.equal(thread.error, null)
+  assert.deepEqual(thread.runs.map(({ runId }) => runId), RUNS.map(({ run_id }) => run_id))
+  assert.ok(thread.runs.every((run) => run.ended))
+  assert.deepEqual(read, [])
+  assert.deepEqual(thread.runs[COUNT - 1].texts.map(({ text }) => text), [`answer ${idOf(COUNT - 1)}`])
+})
