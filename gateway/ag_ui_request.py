@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from carrel.errors import InvalidIdError, InvalidRequestError, TooLargeError
+from carrel.frozen import MAX_NESTING, nests_too_deep
 from carrel.ids import check_id, check_minted_id
 from gateway.ag_ui_mapping import Names
-from gateway.requests import MAX_MESSAGE_BYTES, MAX_STAGES, Answer, ExecuteRequest
+from gateway.requests import MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_STAGES, Answer, ExecuteRequest
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "Given", "parse_input", "pipeline_of"]
 
 _MAX_NAME: Final = 1024
+# Of a list with wrong items the models make a message for each, at once: half a million of them hold everybody up.
+_MAX_ITEMS: Final = 1000
 _HISTORY: Final = "earlier messages are the thread's on the server"
 
 
@@ -108,12 +111,6 @@ async def parse_input(user_id: str, body: object) -> Asked:
     """
     models = await _models()
     given = _checked(models, body)
-    if given.tools:
-        raise InvalidRequestError(
-            "agents cannot call tools of the front end",
-            advice="leave `tools` empty: give the tool to the agent, or let it ask its user (docs/ag-ui.md)",
-            fields={"tools": "must be empty"},
-        )
     thread_id, run_id = _name(given.thread_id, "threadId"), _name(given.run_id, "runId")
     own_thread_id = _own_thread(user_id, thread_id)
     shared: dict[str, Any] = {
@@ -148,6 +145,7 @@ def _checked(models: ModuleType, body: object) -> RunAgentInput:
     if not isinstance(messages, list):
         raise InvalidRequestError("messages must be an array", fields={"messages": "must be an array"})
     users = [message for message in messages if isinstance(message, dict) and message.get("role") == "user"]
+    _check_size(body, users)
     try:
         return models.RunAgentInput.model_validate({**body, "messages": users[-1:]})  # type: ignore[no-any-return]  # a module's attribute
     except ValueError as error:
@@ -158,6 +156,28 @@ def _checked(models: ModuleType, body: object) -> RunAgentInput:
             advice="docs/ag-ui.md says what is taken",
             fields=problems,
         ) from None
+
+
+def _check_size(body: dict[str, Any], users: list[dict[str, Any]]) -> None:
+    """Whether the models may look at it: what has too much in it, or must have nothing."""
+    if isinstance(body.get("tools"), list) and body["tools"]:
+        raise InvalidRequestError(
+            "agents cannot call tools of the front end",
+            advice="leave `tools` empty: give the tool to the agent, or let it ask its user (docs/ag-ui.md)",
+            fields={"tools": "must be empty"},
+        )
+    content = users[-1].get("content") if users else None
+    for name, items in (("context", body.get("context")), ("resume", body.get("resume")), ("messages", content)):
+        if isinstance(items, list) and len(items) > _MAX_ITEMS:
+            problem = f"may have {_MAX_ITEMS} items" if name != "messages" else f"may have {_MAX_ITEMS} parts in one"
+            raise InvalidRequestError(f"{name} {problem}", advice="send less", fields={name: problem})
+    # Messages are not looked into, but for the text of one.
+    for name, value in body.items():
+        if name != "messages" and nests_too_deep(value):
+            field_name, problem = name[:40], f"nests more than {MAX_NESTING} levels deep"
+            raise InvalidRequestError(
+                f"{field_name} {problem}", advice="send flatter values", fields={field_name: problem}
+            )
 
 
 def _problems(error: ValueError) -> list[dict[str, Any]]:
@@ -264,5 +284,14 @@ def _answer(entries: list[ResumeEntry]) -> Given:
     if entry.status == "resolved" and "payload" not in entry.model_fields_set:
         problem = "is required: the answer, as the interrupt's responseSchema has it"
         raise InvalidRequestError(f"payload {problem}", fields={"resume.0.payload": problem})
+    size = len(orjson.dumps(entry.payload))
+    if size > MAX_ANSWER_BYTES:
+        raise TooLargeError(
+            f"an answer may have {MAX_ANSWER_BYTES} bytes",
+            advice="send a shorter one",
+            limit="max_answer_bytes",
+            limit_value=MAX_ANSWER_BYTES,
+            use=size,
+        )
     abandoned = entry.status == "cancelled"
     return Given(check_id(run_id, "interruptId"), check_id(input_id, "interruptId"), abandoned, entry.payload)

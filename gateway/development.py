@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import jwt
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from carrel.errors import CarrelError, InvalidRequestError, PermissionDeniedError, UnavailableError
 from carrel.ids import check_id
@@ -34,8 +34,11 @@ _RULES: Final = {
 }
 _LIFETIME_S: Final = 8 * 3600
 _HERE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-# What a proxy adds: behind one, whoever asks is not known to be at this machine.
-_PROXIED: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "Via")
+# What proxies add: behind one, whoever asks is not known to be at this machine. Some add nothing, unless told to.
+_PROXIED: Final = frozenset(
+    {"forwarded", "via", "x-real-ip", "x-client-ip", "x-original-host", "true-client-ip", "cf-connecting-ip"}
+)
+_FORWARDED: Final = "x-forwarded-"
 _ADVICE: Final = "paste a token of `carrel token`, or open the console at http://localhost on the machine it runs on"
 
 
@@ -124,9 +127,17 @@ def _elsewhere(request: web.BaseRequest) -> str:
         loopback = getattr(loopback, "ipv4_mapped", None) or loopback
     except ValueError:
         return "the page is not opened on the gateway's own machine"
-    if not loopback.is_loopback or any(name in request.headers for name in _PROXIED):
+    if not loopback.is_loopback or _proxied(request):
         return "the page is not opened on the gateway's own machine"
     return "" if _host(request) in _HERE else "the page's address is not localhost"
+
+
+def _proxied(request: web.BaseRequest) -> bool:
+    # No browser speaks HTTP/1.0; nginx does, to what is behind it, where it is not told otherwise.
+    if request.version < HttpVersion11:
+        return True
+    names = {name.lower() for name in request.headers}
+    return not names.isdisjoint(_PROXIED) or any(name.startswith(_FORWARDED) for name in names)
 
 
 def _foreign(request: web.BaseRequest) -> str:

@@ -45,7 +45,10 @@ class Approval:
 async def approve(ctx: AgentContext, tool_name: str, arguments: object) -> Approval:
     """Ask whether a tool of the library's own may be called with these arguments."""
     about = {"tool": tool_name, "arguments": to_json(arguments)}
-    prompt = f"Allow {tool_name[:64]} with {_text(about['arguments'])}"
+    told, size = _text(about["arguments"]), len(json.dumps(about["arguments"], ensure_ascii=False))
+    # Nobody is to allow what cannot be seen without having been told that there is more of it.
+    part = f" (its arguments have {size} characters, and not all are shown)" if size > len(told) else ""
+    prompt = f"Allow {tool_name[:64]}{part} with {told}"
     answer = await _bound(ctx, "approve", about, prompt, _APPROVAL)
     if isinstance(answer, Mapping):
         return Approval(answer.get("approved") is True, str(answer.get("reason") or ""))
@@ -72,7 +75,7 @@ async def ask(ctx: AgentContext, value: object, schema: Mapping[str, Any] | None
 
 async def _bound(ctx: AgentContext, what: str, about: object, prompt: str, schema: Mapping[str, JSON]) -> JSON:
     canonical = json.dumps(about, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     # A question's id comes from where it is asked: in a child named by what it is about, it can be no other's.
     async with ctx.child(f"{what}-{digest}") as child:
         return await child.ask(prompt, schema)

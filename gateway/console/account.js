@@ -29,6 +29,15 @@ export function keepToken(name, token) {
   }
 }
 
+/** Forgets every token that this tab keeps, those of the view with two users too: whoever sits here next is another. */
+export function forgetTokens() {
+  try {
+    for (const key of Object.keys(sessionStorage)) if (key.startsWith(PREFIX)) sessionStorage.removeItem(key)
+  } catch {
+    // Nothing was kept.
+  }
+}
+
 /** What the gateway is and how one may sign in: `{version, sign_in_by_name}`. */
 export async function about() {
   const response = await fetch(`${BASE}/console/about.json`)

@@ -63,7 +63,13 @@ export function plural(number, one, many = `${one}s`) {
   return `${count(number)} ${number === 1 ? one : many}`
 }
 
-/** A value as JSON on many lines; at most `most` characters, saying so when there were more. */
+// Signs that are not seen, or that turn the order of others: with them a text can look like another one.
+const UNSEEN = /[\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g
+
+/**
+ * A value as JSON on many lines, what is not seen in it by its number; at most `most` characters, saying so when there
+ * were more.
+ */
 export function pretty(value, most = 20_000) {
   let text
   try {
@@ -71,6 +77,7 @@ export function pretty(value, most = 20_000) {
   } catch {
     return "(cannot be shown)"
   }
+  text = text.replace(UNSEEN, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`)
   return text.length <= most ? text : `${text.slice(0, most)}\n… ${count(text.length - most)} more characters`
 }
 

@@ -1,6 +1,6 @@
 /** The console: signs a user in, and shows what the address names. */
 
-import { about, BASE, check, keepToken, keptToken } from "./account.js"
+import { about, BASE, check, forgetTokens, keepToken, keptToken } from "./account.js"
 import { html, render, useEffect, useErrorBoundary, useState } from "./dom.js"
 import { Session } from "./session.js"
 import { useStore } from "./stores.js"
@@ -62,6 +62,7 @@ function SignedIn({ session, facts, end }) {
   const signOut = async () => {
     // Whether or not it can be told, this page forgets the token.
     await session.rest.logout().catch(() => {})
+    forgetTokens()
     end({ message: "You are signed out." })
   }
   return html`<${Shell} session=${session} facts=${facts} signOut=${signOut} />`

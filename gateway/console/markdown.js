@@ -28,11 +28,17 @@ export function blocksOf(text) {
   const blocks = []
   let lines = []
   let fence = ""
+  let item = false
   const end = () => {
     if (lines.length) blocks.push(lines.join("\n"))
     lines = []
   }
-  for (const line of text.replaceAll("\r\n", "\n").split("\n")) {
+  const put = (line) => {
+    if (!lines.length) item = isItem(line)
+    lines.push(line)
+  }
+  // Every sign that ends a line for a regular expression ends one here, too.
+  for (const line of text.split(/\r\n|[\n\r\u2028\u2029]/)) {
     const mark = /^ {0,3}(`{3,}|~{3,})/.exec(line)?.[1]
     if (fence) {
       lines.push(line)
@@ -42,14 +48,14 @@ export function blocksOf(text) {
       }
     } else if (mark) {
       fence = mark
-      lines.push(line)
+      put(line)
     } else if (!line.trim()) {
       // A blank line between items of a list does not end it.
-      if (!lines.length || !isItem(lines[0])) end()
+      if (!lines.length || !item) end()
       else lines.push("")
     } else {
       if (lines.length && lines.at(-1) === "" && !isItem(line) && !/^\s{2,}/.test(line)) end()
-      lines.push(line)
+      put(line)
     }
   }
   end()
@@ -72,8 +78,7 @@ function drawBlocks(lines, how) {
     if (!line.trim()) {
       at += 1
     } else if (fence) {
-      const end = lines.findIndex((other, index) => index > at && other.trim().startsWith(fence[1]))
-      const stop = end < 0 ? lines.length : end
+      const stop = until(lines, at + 1, (other) => other.trim().startsWith(fence[1]))
       // A region that scrolls is reached by the keyboard, too.
       drawn.push(html`<pre tabindex="0"><code>${lines.slice(at + 1, stop).join("\n")}</code></pre>`)
       at = stop + 1
@@ -163,8 +168,8 @@ function table(lines, how) {
 // or has a bound: nobody can write a line that takes longer than its length allows.
 const INLINE = new RegExp([
   String.raw`(?<!${"`"})(${"`"}{1,3})(?!${"`"})([^${"`"}]{1,4000})\1(?!${"`"})`,
-  String.raw`!\[([^\]\n]{0,500})\]\(([^()\s]{1,2000})\)`,
-  String.raw`\[([^\]\n]{1,500})\]\(([^()\s]{1,2000})\)`,
+  String.raw`!\[([^[\]\n]{0,500})\]\(([^()\s]{1,2000})\)`,
+  String.raw`\[([^[\]\n]{1,500})\]\(([^()\s]{1,2000})\)`,
   String.raw`(https?:\/\/[^\s<>()]{1,2000})`,
   String.raw`\*\*([^*\n]{1,4000})\*\*`,
   String.raw`\*([^*\s][^*\n]{0,4000})\*`,

@@ -7,6 +7,11 @@ import { moment } from "./format.js"
 import { Store } from "./stores.js"
 
 const ENDED = new Set(["SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"])
+// Events that say something here. Others, of later releases, are kept and pass by.
+const KINDS = new Set([
+  "run_accepted", "agent_started", "agent_thinking", "tool_executing", "tool_completed", "agent_message", "agent_completed",
+  "agent_error", "run_attempt", "input_required", "event_rejected", "log_gap", "run_completed",
+])
 // Of the results that agents give, the field that is meant to be read.
 const TEXTS = ["answer", "message", "summary", "text"]
 // A thought that comes in pieces is one row; beyond this many characters it goes on in another.
@@ -167,8 +172,7 @@ export class Run extends Store {
     this.lastAt = at
     if (!Number.isFinite(this.startedAt)) this.startedAt = at
     if (event.event_type !== "agent_thinking") this._thoughts.delete(whose(event))
-    const take = this[`_${event.event_type}`]
-    if (take) take.call(this, event.data ?? {}, event, at)
+    if (KINDS.has(event.event_type)) this[`_${event.event_type}`](event.data ?? {}, event, at)
   }
 
   _run_accepted(data) {

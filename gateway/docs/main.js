@@ -12,8 +12,17 @@ const PAGES = {
 }
 
 function place() {
-  const [name, ...rest] = decodeURIComponent(location.hash.replace(/^#\/?/, "")).split("/")
-  return { name: name in PAGES ? name : "rest", id: rest.join("/") }
+  const [name, ...rest] = decoded(location.hash.replace(/^#\/?/, "")).split("/")
+  return { name: Object.hasOwn(PAGES, name) ? name : "rest", id: rest.join("/") }
+}
+
+// An address is whatever somebody has written into a link.
+function decoded(text) {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    return text
+  }
 }
 
 function usePlace() {

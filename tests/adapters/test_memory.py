@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import operator
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+import ormsgpack
 import pytest
 from langchain_core.messages import AIMessage
 from langgraph.graph import START, MessagesState, StateGraph
@@ -64,6 +68,64 @@ async def test_the_state_goes_on_in_the_next_run_and_only_the_new_message_is_put
     assert third.result == {"answer": "one+two+three, turn 3"}
     assert len(kept(third)) < 3 * len(kept(first)), "the last checkpoint, not all of them"
     assert (await host.run("talker", message="two")).result == {"answer": "two, turn 1"}
+
+
+@dataclasses.dataclass
+class Order:
+    """A graph's own."""
+
+    number: int
+    colour: Colour
+
+
+class Colour(enum.Enum):
+    """Of an order."""
+
+    RED = "red"
+
+
+class Basket(TypedDict):
+    """A state with classes of its own in it."""
+
+    order: Order
+
+
+async def test_a_graphs_own_classes_come_back_as_they_were() -> None:
+    def take(state: Basket) -> dict[str, Any]:
+        assert state.get("order", Order(1, Colour.RED)) == Order(1, Colour.RED)
+        return {"order": Order(1, Colour.RED)}
+
+    builder = StateGraph(Basket)
+    builder.add_node("take", take)
+    builder.add_edge(START, "take")
+    compiled = builder.compile()
+    host = bench(
+        langgraph.agent_class(
+            lambda: compiled,
+            name="basket",
+            dependencies=(),
+            remembers=True,
+            input=lambda request: {},
+            answer=lambda _: {},
+        )
+    )
+    first = await host.run("basket", message="one")
+    assert first.result == {}
+    assert b"Order" in kept(first)
+    assert (await host.run("basket", message="two", memory=kept(first))).result == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "given"),
+    [("os", "system", "touch {}"), ("builtins", "exec", "open({!r}, 'w')"), ("pathlib", "os.mkdir", "{}")],
+)
+async def test_what_was_kept_runs_no_code(tmp_path: Path, module: str, name: str, given: str) -> None:
+    trace = tmp_path / "ran"
+    call = ormsgpack.Ext(0, ormsgpack.packb([module, name, given.format(str(trace))]))
+    whole = ormsgpack.packb({"version": 1, "checkpoints": {"": [call, {}]}}, option=ormsgpack.OPT_NON_STR_KEYS)
+    stage = await bench(made()).run("talker", message="one", memory=b"msgpack\0" + whole)
+    assert not trace.exists()
+    assert stage.error.code == "CORRUPT_STORE"
 
 
 async def test_a_run_that_waits_goes_on_from_the_state_it_began_with() -> None:

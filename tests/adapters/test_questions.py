@@ -50,6 +50,20 @@ async def test_an_approval_is_for_the_arguments_that_were_shown() -> None:
     assert (third.result, paid) == ({"answer": "done"}, [1])
 
 
+async def test_an_approval_says_that_not_all_is_shown() -> None:
+    class Asking(Agent):
+        name = "asking"
+
+        async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
+            return {"answer": (await _questions.approve(ctx, "pay", {"note": "x" * int(request.message)})).approved}
+
+    short = await bench(Asking).run("asking", message="10")
+    assert asked(short).prompt == 'Allow pay with {"note": "xxxxxxxxxx"}'
+    for size in (5_000, 40_000):
+        long = await bench(Asking).run("asking", message=str(size))
+        assert f"its arguments have {size + 12} characters, and not all are shown" in asked(long).prompt
+
+
 @pytest.mark.parametrize(
     ("value", "prompt"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -247,6 +248,14 @@ TOOL: Final = {"name": "t", "description": "d", "parameters": {}}
 IMAGE: Final = {"type": "image", "source": {"type": "url", "value": "https://x", "mimeType": "image/png"}}
 
 
+def deep(levels: int) -> dict[str, Any]:
+    """A value that is deep."""
+    value: dict[str, Any] = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
 REFUSED: Final[list[tuple[dict[str, Any], str]]] = [
     ({"tools": [TOOL]}, "tools"),
     ({"messages": []}, "messages"),
@@ -265,6 +274,10 @@ REFUSED: Final[list[tuple[dict[str, Any], str]]] = [
     ({"resume": [{"interruptId": "run-1:i", "status": "resolved"}]}, "resume.0.payload"),
     ({"resume": [{"interruptId": "run-1:i", "status": "perhaps"}]}, "resume.0.status"),
     ({"resume": [{"interruptId": "run-1:i", "status": "cancelled"}] * 2}, "resume"),
+    ({"resume": [{"interruptId": "run-1:i", "status": "resolved", "payload": deep(300)}]}, "resume"),
+    ({"state": deep(40)}, "state"),
+    ({"state": deep(900)}, "state"),
+    ({"forwardedProps": {"a": deep(300)}}, "forwardedProps"),
 ]
 
 
@@ -278,11 +291,28 @@ async def test_refusals_name_the_field(tmp_path: Path) -> None:
         assert not g.execution.requests
 
 
+async def test_lists_without_end_are_refused_before_anybody_waits_for_their_faults(tmp_path: Path) -> None:
+    many = [0] * 300_000
+    async with gateway(tmp_path) as g:
+        for field, wrong in (
+            ("tools", {"tools": many}),
+            ("context", {"context": many}),
+            ("resume", {"resume": many}),
+            ("messages", {"messages": [{**USER, "content": many}]}),
+        ):
+            before = time.process_time()
+            status, error = await ask(g, body(**wrong))
+            assert (status, error["details"]["fields"].keys()) == (400, {field})
+            assert time.process_time() - before < 1.0, field
+
+
 async def test_refusals_of_other_kinds(tmp_path: Path) -> None:
     async with gateway(tmp_path) as g:
         assert (await ask(g, ["x"]))[0] == 400
         assert (await ask(g, body(), agent="a,,b"))[0] == 400
         assert (await ask(g, body(messages=[{**USER, "content": "x" * 300_000}])))[1]["code"] == "TOO_LARGE"
+        large = [{"interruptId": "run-nobody:i", "status": "resolved", "payload": "x" * 300_000}]
+        assert (await ask(g, body(resume=large)))[1]["code"] == "TOO_LARGE"
         answer = [{"interruptId": "run-nobody:i", "status": "cancelled"}]
         assert (await ask(g, body(resume=answer)))[1]["code"] == "UNKNOWN_RUN"
         async with g.http.post(f"{g.url}/ag-ui", json=body()) as response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from pathlib import Path
@@ -126,10 +127,23 @@ async def test_a_name_signs_nobody_in_from_elsewhere(tmp_path: Path) -> None:
             {"Host": "localhost.evil.example", "Origin": "http://localhost.evil.example"},
             {"X-Forwarded-For": "203.0.113.7"},
             {"Forwarded": "for=203.0.113.7"},
+            {"X-Real-IP": "203.0.113.7"},
+            {"x-forwarded-proto": "https"},
         ):
             status, body = await _sign_in(g, {"user": "alice"}, **headers)
             assert (status, body["error"]["code"]) in {(403, "PERMISSION_DENIED"), (403, "ORIGIN")}, headers
             assert "token" not in body
+        # As proxies ask that were told nothing.
+        host = g.url.removeprefix("http://")
+        name, port = host.split(":")
+        reader, writer = await asyncio.open_connection(name, int(port))
+        sent = json.dumps({"user": "alice"})
+        writer.write(
+            f"POST /console/sign-in HTTP/1.0\r\nHost: {host}\r\nOrigin: {g.url}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(sent)}\r\n\r\n{sent}".encode()
+        )
+        assert b" 403 " in await reader.readline()
+        writer.close()
         # A request without an Origin is no page's.
         async with g.http.post(f"{g.url}/console/sign-in", json={"user": "alice"}) as response:
             assert response.status == 403

@@ -50,7 +50,10 @@ _BODIES: Final[dict[str, str]] = {
     "POST /api/tickets": '{{"scope":"session","permissions":{}}}',
     "POST /api/socket-tokens": '{{"x":{}}}',
     "POST /api/logout": '{{"everywhere":{}}}',
-    "POST /ag-ui": '{{"threadId":"t","runId":"r","messages":[],"state":{}}}',
+    "POST /ag-ui": (
+        '{{"threadId":"t","runId":"r","messages":[],'
+        '"resume":[{{"interruptId":"run-nobody:i","status":"resolved","payload":{}}}]}}'
+    ),
     "POST /ag-ui/{agent}": '{{"threadId":"t","runId":"r","messages":[{{"id":"1","role":"user","content":{}}}]}}',
     "POST /console/sign-in": '{{"user":{}}}',
 }

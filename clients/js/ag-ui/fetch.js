@@ -7,6 +7,8 @@
 
 const TERMINAL = new Set(["RUN_FINISHED", "RUN_ERROR"])
 const MAX_RECORD = 8 * 1024 * 1024
+// Whoever asks to wait for longer is wrong or hostile, and timers take no more than 2^31.
+const LONGEST_WAIT_MS = 3_600_000
 const DEFAULTS = { attempts: 30, firstMs: 250, longestMs: 10_000, silenceMs: 75_000 }
 
 /**
@@ -122,7 +124,7 @@ class Reading {
     this._records = undefined
     const text = await response.text()
     if (response.status !== 429 && response.status < 500) throw new RefusedError(response.status, text)
-    this._waitMs = 1000 * (Number(response.headers.get("retry-after")) || 0)
+    this._waitMs = bounded(1000 * Number(response.headers.get("retry-after")))
   }
 
   /**
@@ -139,7 +141,7 @@ class Reading {
       const event = JSON.parse(data)
       const own = event.metadata?.carrel
       if (event.type === "RUN_ERROR" && own?.reconnect) {
-        this._waitMs = own.retry_ms ?? 0
+        this._waitMs = bounded(own.retry_ms)
         return undefined
       }
       if (event.type === "RUN_STARTED" && own?.run_id) this._options.onRun?.(own.run_id)
@@ -228,6 +230,14 @@ class Records {
   async close() {
     await this._reader.cancel().catch(() => undefined)
   }
+}
+
+/**
+ * A time to wait, as it was told.
+ * @param {unknown} ms
+ */
+function bounded(ms) {
+  return typeof ms === "number" && ms > 0 ? Math.min(ms, LONGEST_WAIT_MS) : 0
 }
 
 /**

@@ -32,7 +32,8 @@ export class CarrelHttpAgent extends HttpAgent {
   async cancelRun(reason) {
     if (!this.carrelRunId) throw new Error("no run has begun: there is nothing to cancel")
     const address = new URL(this.url, globalThis.location?.href)
-    address.pathname = address.pathname.replace(/\/ag-ui(\/[^/]*)?$/, `/api/runs/${this.carrelRunId}/cancel`)
+    const path = `/api/runs/${encodeURIComponent(this.carrelRunId)}/cancel`
+    address.pathname = address.pathname.replace(/\/ag-ui(\/[^/]*)?$/, () => path)
     const token = await this.resume?.token?.()
     const headers = { ...this.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) }
     const body = JSON.stringify(reason === undefined ? {} : { reason })

@@ -12,6 +12,11 @@ import { request as httpsRequest } from "node:https"
 
 const GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 const MOST = 32 * 1024 * 1024
+// A gateway sends whole messages; what stands between may cut them, but not into dust.
+const MOST_PARTS = 16_384
+// What may wait to be sent before pings go unanswered: a peer that asks and does not read gets no more.
+const MOST_UNSENT = 1024 * 1024
+const LINGER_MS = 500
 const TEXT = 1
 const BINARY = 2
 const CLOSE = 8
@@ -41,10 +46,16 @@ export class NodeWebSocket {
     this.onerror = null
     this._code = 1006
     this._reason = ""
+    // What has come and was not taken: it is put together only when that can make a frame whole.
+    /** @type {Buffer[]} */
+    this._chunks = []
+    this._held = 0
+    this._wanted = 2
     /** @type {Buffer} */
     this._bytes = Buffer.alloc(0)
     /** @type {Buffer[]} */
     this._parts = []
+    this._partsSize = 0
     this._kind = 0
     this._decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
     /** @type {import("node:net").Socket | undefined} */
@@ -128,12 +139,20 @@ export class NodeWebSocket {
 
   /** @param {Buffer} data */
   _data(data) {
-    this._bytes = this._bytes.length ? Buffer.concat([this._bytes, data]) : data
+    // What a peer says after the end is nobody's, and must not gather.
+    if (this.readyState === CLOSED) return
+    this._chunks.push(data)
+    this._held += data.length
+    if (this._held < this._wanted) return
+    this._bytes = this._chunks.length === 1 ? data : Buffer.concat(this._chunks)
+    this._wanted = 2
     try {
-      while (this.readyState !== CLOSED && this._frame());
+      while (this.readyState < CLOSED && this._frame());
     } catch (error) {
       this._fail(error instanceof Fault ? error.code : 1007)
     }
+    this._chunks = this._bytes.length ? [this._bytes] : []
+    this._held = this._bytes.length
   }
 
   /** Take one frame off what has come; whether there was a whole one. */
@@ -156,7 +175,10 @@ export class NodeWebSocket {
       at = 10
     }
     if (length > MOST) throw new Fault(1009)
-    if (bytes.length < at + length) return false
+    if (bytes.length < at + length) {
+      this._wanted = at + length
+      return false
+    }
     const payload = bytes.subarray(at, at + length)
     this._bytes = bytes.subarray(at + length)
     if (control) this._control(kind, payload)
@@ -173,11 +195,13 @@ export class NodeWebSocket {
     if (kind > BINARY || (kind === 0) !== this._kind > 0) throw new Fault(1002)
     this._kind ||= kind
     this._parts.push(payload)
-    if (this._parts.reduce((sum, part) => sum + part.length, 0) > MOST) throw new Fault(1009)
+    this._partsSize += payload.length
+    if (this._partsSize > MOST || this._parts.length > MOST_PARTS) throw new Fault(1009)
     if (!last) return
     const whole = this._parts.length === 1 ? payload : Buffer.concat(this._parts)
     const data = this._kind === TEXT ? this._decoder.decode(whole) : new Uint8Array(whole)
     this._parts = []
+    this._partsSize = 0
     this._kind = 0
     if (this.readyState === OPEN) this.onmessage?.({ data })
   }
@@ -188,14 +212,15 @@ export class NodeWebSocket {
    */
   _control(kind, payload) {
     if (kind === PING) {
-      if (this.readyState === OPEN) this._write(PONG, payload)
+      const unsent = this._socket?.writableLength ?? 0
+      if (this.readyState === OPEN && unsent < MOST_UNSENT) this._write(PONG, payload)
     } else if (kind === CLOSE) {
       if (payload.length === 1) throw new Fault(1002)
       this._code = payload.length ? payload.readUInt16BE(0) : 1005
       this._reason = this._decoder.decode(payload.subarray(2))
       if (this.readyState === OPEN) this._writeClose(payload.length ? this._code : 1000)
       this.readyState = CLOSING
-      this._socket?.end()
+      this._leave()
       this._end({})
     } else if (kind !== PONG) {
       throw new Fault(1002)
@@ -206,8 +231,15 @@ export class NodeWebSocket {
   _fail(code) {
     if (this.readyState === OPEN) this._writeClose(code)
     this._code = code
-    this._socket?.destroySoon()
+    this._leave()
     this._end({})
+  }
+
+  /** Say that nothing follows, and be gone soon, whether or not the peer hears it. */
+  _leave() {
+    const socket = this._socket
+    socket?.end()
+    if (socket !== undefined) setTimeout(() => socket.destroy(), LINGER_MS).unref()
   }
 
   /** @param {number} code */
@@ -240,6 +272,8 @@ export class NodeWebSocket {
     if (this.readyState === CLOSED) return
     this.readyState = CLOSED
     this._bytes = Buffer.alloc(0)
+    this._chunks = []
+    this._held = 0
     this._parts = []
     this.onclose?.({ code: this._code, reason: this._reason, ...why })
   }

@@ -10,6 +10,7 @@ const RETRY_HTTP = new Set([429, 500, 502, 503, 504])
 const OPEN = 1
 // What may wait to be read, in UTF-16 units: far beyond a window.
 const MOST = 16 * 1024 * 1024
+const OVERHEAD = 64
 const CLOSE_MS = 500
 
 /** @typedef {{data: unknown} | {code: number}} Message What came; or how it ended. */
@@ -155,7 +156,10 @@ export class Socket {
 
 /** @param {unknown} data */
 function sizeOf(data) {
-  return typeof data === "string" ? data.length : 0
+  // Messages without content take room, too.
+  if (typeof data === "string") return data.length + OVERHEAD
+  const { byteLength, size } = /** @type {{byteLength?: number, size?: number}} */ (data ?? {})
+  return (byteLength ?? size ?? 0) + OVERHEAD
 }
 
 /** @param {{httpStatus?: number, retryAfterMs?: number, problem?: string}} event */

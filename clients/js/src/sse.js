@@ -21,7 +21,11 @@ const SILENCES = 2.5
 /** Takes text as it comes, split anywhere, and gives whole blocks. */
 export class SseParser {
   constructor() {
-    this._rest = ""
+    // A line's beginning, in the pieces that it came in: put together once, when its end is here.
+    /** @type {string[]} */
+    this._pieces = []
+    this._half = 0
+    this._return = false
     /** @type {string[]} */
     this._lines = []
     this._size = 0
@@ -33,11 +37,24 @@ export class SseParser {
    * @returns {Generator<Block>}
    */
   *feed(text) {
-    this._rest += text
+    if (!text) return
+    this._pieces.push(text)
+    this._half += text.length
+    if (this._return || /[\r\n]/.test(text)) yield* this._cut(this._pieces.join(""))
+    if (this._size + this._half > MAX_BLOCK) {
+      throw new ProtocolError("the gateway sent a block of events that does not end")
+    }
+  }
+
+  /**
+   * @param {string} whole
+   * @returns {Generator<Block>}
+   */
+  *_cut(whole) {
     let at = 0
     const lines = /\r\n|\n|\r(?!$)/g
-    for (let end = lines.exec(this._rest); end !== null; end = lines.exec(this._rest)) {
-      const line = this._rest.slice(at, end.index)
+    for (let end = lines.exec(whole); end !== null; end = lines.exec(whole)) {
+      const line = whole.slice(at, end.index)
       at = lines.lastIndex
       if (line) {
         this._lines.push(line)
@@ -49,10 +66,10 @@ export class SseParser {
         yield block
       }
     }
-    this._rest = this._rest.slice(at)
-    if (this._size + this._rest.length > MAX_BLOCK) {
-      throw new ProtocolError("the gateway sent a block of events that does not end")
-    }
+    this._pieces = [whole.slice(at)]
+    this._half = whole.length - at
+    // A last \r may be half of an end.
+    this._return = whole.endsWith("\r") && at < whole.length
   }
 }
 

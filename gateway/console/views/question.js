@@ -5,6 +5,9 @@ import { exact, moment, pretty, words } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { Problem } from "./problem.js"
 
+// Whoever allows a call has all of it before him: no event is larger.
+const ARGUMENTS_MOST = 4_000_000
+
 /**
  * @param {{session: any, run: any, question: any}} props The question by itself: the run may have gone on already, and have
  *   none, when this is drawn for the last time.
@@ -33,7 +36,7 @@ export function Question({ session, run, question }) {
   return html`<section class="question" aria-labelledby=${title}>
     <p class="question-title" id=${title}><${Icon} name="question" /> <span>${approval ? html`May the agent use <strong>${words(question.tool_name)}</strong>?` : question.prompt || "The run needs an answer."}</span></p>
     ${approval && question.prompt ? html`<p class="quiet">${question.prompt}</p>` : null}
-    ${approval && question.arguments ? html`<pre tabindex="0" aria-label="With these arguments">${pretty(question.arguments, 6000)}</pre>` : null}
+    ${approval && question.arguments ? html`<pre tabindex="0" aria-label="With these arguments">${pretty(question.arguments, ARGUMENTS_MOST)}</pre>` : null}
     ${approval ? html`<${Approval} give=${give} busy=${busy} />` : html`<${Answer} schema=${question.schema ?? {}} give=${give} busy=${busy} label=${title} />`}
     ${error ? html`<${Problem} error=${error} />` : null}
     <p class="hint">The run waits and holds nothing meanwhile${Number.isFinite(expires) ? `, until ${exact(expires)}` : ""}. You may come back later, or answer from another device.</p>

@@ -1,12 +1,14 @@
 /** What a run has made: its report with its charts, other files to look at and to save. Made by agents, so never trusted. */
 
-import { html, useEffect, useState } from "../dom.js"
+import { html, useEffect, useRef, useState } from "../dom.js"
 import { bytes, pretty } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { Markdown } from "../markdown.js"
 import { Problem } from "./problem.js"
 
 const REPORT_MOST = 1024 * 1024
+// A report may name a picture as often as it likes: beyond so many places it is named by its words.
+const PICTURES_MOST = 100
 // Pictures that a browser draws without running anything of them: as images, never as documents of their own.
 const PICTURES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml"])
 const typeOf = (artifact) => String(artifact.media_type).split(";")[0].trim().toLowerCase()
@@ -40,13 +42,22 @@ export function Report({ session, run }) {
 function Document({ session, run, report, artifacts }) {
   const [text, setText] = useState(null)
   const [error, setError] = useState(null)
+  // Each picture is asked for once, in however many places it is shown.
+  const read = useRef(new Map())
   useEffect(() => {
     session.rest.artifact(run.runId, report).then((blob) => blob.text()).then(setText, setError)
   }, [])
   if (error) return html`<${Problem} title=${`${report.name} cannot be read.`} error=${error} />`
+  const once = (artifact) => {
+    if (!read.current.has(artifact.name)) read.current.set(artifact.name, session.rest.artifact(run.runId, artifact))
+    return read.current.get(artifact.name)
+  }
+  let places = 0
   const image = (name, alt) => {
     const picture = artifacts.find((artifact) => artifact.name === name && isPicture(artifact))
-    return picture ? html`<${Picture} session=${session} run=${run} artifact=${picture} alt=${alt} />` : undefined
+    if (!picture || places >= PICTURES_MOST) return undefined
+    places += 1
+    return html`<${Picture} session=${session} run=${run} artifact=${picture} alt=${alt} read=${once} />`
   }
   return html`<article class="report" aria-label=${report.name} aria-busy=${text === null}>
     <header class="report-head"><${Icon} name="file" /><span class="grow">${report.name}</span><${Save} session=${session} run=${run} artifact=${report} /></header>
@@ -77,14 +88,17 @@ function Text({ session, run, artifact }) {
   return html`<pre tabindex="0">${text === null ? "…" : text.slice(0, 200_000)}</pre>`
 }
 
-/** An image of the run's own, by an address that only this page knows and that ends with the picture. */
-export function Picture({ session, run, artifact, alt }) {
+/**
+ * An image of the run's own, by an address that only this page knows and that ends with the picture. `read` gives its
+ * bytes where they are shared.
+ */
+export function Picture({ session, run, artifact, alt, read = (one) => session.rest.artifact(run.runId, one) }) {
   const [address, setAddress] = useState("")
   const [error, setError] = useState(null)
   useEffect(() => {
     let made = ""
     let gone = false
-    session.rest.artifact(run.runId, artifact).then((blob) => {
+    read(artifact).then((blob) => {
       if (gone) return
       made = URL.createObjectURL(blob)
       setAddress(made)

@@ -72,6 +72,9 @@ test("no text makes it slow", () => {
     "`", "*", "**", "_", "[", "![", "![](", "[a](", "~~", "\\", "http://", "http://.", "#", "# #", " ", "\t-", "|", "|-", "> ", "- ", "1. ",
     "```\n", "a\n\n", "- a\n  ", "| a |\n|-|\n", "[a](b ", "*a ", "_a ", "`` ", "=-",
   ].map((piece) => piece.repeat(many / piece.length))
+  const wide = 200_000
+  hard.push("[".repeat(wide), "![".repeat(wide / 2), `- ${" ".repeat(wide)}x\u2028y`, `# ${" ".repeat(wide)}x\ry`)
+  hard.push(`- ${"x".repeat(wide)}${"\n".repeat(wide)}`, "> ```\n".repeat(wide / 6))
   hard.push(`${" ".repeat(many)}-x|`, `a|b\n${" ".repeat(many)}-x`, `# ${"#".repeat(many)}x`, `http://${".".repeat(many)}`)
   for (const text of hard) {
     const began = performance.now()

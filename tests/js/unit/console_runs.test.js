@@ -141,6 +141,21 @@ test("a thought that comes in pieces is one row", () => {
   ])
 })
 
+test("events that are not known are kept, and pass by", () => {
+  const run = inOrder()
+  const before = told(run)
+  for (const kind of ["again", "clear", "step", "events", "_proto__", "constructor", ""]) run.take(event(kind))
+  assert.deepEqual(told(run), before)
+  assert.equal(run.count, EVENTS.length + 7)
+})
+
+test("what is shown of a value hides nothing", async () => {
+  const { pretty } = await import("../../../gateway/console/format.js")
+  const shown = pretty({ path: "/safe\u202egpj.exe", "a\u200bb": "ä\u2066" }, 4_000_000)
+  assert.equal(shown, '{\n  "path": "/safe\\u202egpj.exe",\n  "a\\u200bb": "ä\\u2066"\n}')
+  assert.deepEqual(JSON.parse(shown), { path: "/safe\u202egpj.exe", "a\u200bb": "ä\u2066" })
+})
+
 test("a question is open until it is answered, and its agent waits meanwhile", () => {
   const run = new Run("r", "t")
   for (const each of EVENTS.slice(0, 12)) run.take(each)

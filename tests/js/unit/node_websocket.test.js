@@ -11,7 +11,7 @@ import { NodeWebSocket } from "../../../clients/js/src/node_websocket.js"
 const GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 /** A peer that answers the upgrade, then does `play` with the socket; what the client said and met. */
-async function met(play, answer = undefined) {
+async function met(play, answer = undefined, after = undefined) {
   const came = { messages: [], frames: [], open: false }
   const sockets = new Set()
   const server = createServer((socket) => {
@@ -48,6 +48,7 @@ async function met(play, answer = undefined) {
     if (data === "close") ws.close(1000)
   }
   came.end = await new Promise((resolve) => (ws.onclose = resolve))
+  await after?.(came, [...sockets])
   for (const socket of sockets) socket.destroy()
   server.close()
   return came
@@ -155,7 +156,10 @@ test("what breaks the rules ends it", async () => {
       frame(8, "x"),
     ],
     1007: [frame(1, Buffer.from([0xff, 0xfe]))],
-    1009: [frame(1, "", { length: 2 ** 40 })],
+    1009: [
+      frame(1, "", { length: 2 ** 40 }),
+      Buffer.concat([frame(1, "", { last: false }), ...Array(20_000).fill(frame(0, "", { last: false }))]),
+    ],
   }
   for (const [code, all] of Object.entries(wrong)) {
     for (const bytes of all) {
@@ -163,6 +167,53 @@ test("what breaks the rules ends it", async () => {
       assert.deepEqual([got.end.code, got.messages], [Number(code), []], bytes.subarray(0, 8).toString("hex"))
     }
   }
+})
+
+test("a peer that goes on after its end is left, and nothing of it is kept", async () => {
+  const got = await met(
+    (socket) => {
+      // It never ends its own side.
+      socket.allowHalfOpen = true
+      socket.write(close(4000))
+      socket.more = setInterval(() => socket.write(frame(1, "x".repeat(1000))), 5)
+    },
+    undefined,
+    async (came, [socket]) => {
+      if (!came.ws._socket.destroyed) await once(came.ws._socket, "close")
+      clearInterval(socket.more)
+    },
+  )
+  assert.deepEqual([got.end.code, got.messages], [4000, []])
+  assert.deepEqual([got.ws._chunks, got.ws._bytes.length], [[], 0])
+})
+
+test("who asks and does not read is not answered without end", async () => {
+  const pings = Buffer.concat(Array(10_000).fill(frame(9, "x".repeat(125))))
+  const got = await met((socket) => {
+    socket.pause()
+    const ask = (left) => (left ? socket.write(pings, () => ask(left - 1)) : socket.write(frame(8)))
+    ask(4)
+  })
+  assert.equal(got.end.code, 1005)
+  assert.ok(got.ws._socket.writableLength < 1.2 * 1024 * 1024, String(got.ws._socket.writableLength))
+})
+
+test("a large frame in small pieces costs what it holds", async () => {
+  const size = 8 * 1024 * 1024
+  const bytes = frame(1, "x".repeat(size))
+  const began = performance.now()
+  const got = await met((socket) => {
+    socket.setNoDelay(true)
+    let at = 0
+    const go = () => {
+      for (let n = 0; n < 64 && at < bytes.length; n += 1, at += 1024) socket.write(bytes.subarray(at, at + 1024))
+      if (at < bytes.length) setImmediate(go)
+      else socket.write(frame(8))
+    }
+    go()
+  })
+  assert.equal(got.messages[0].length, size)
+  assert.ok(performance.now() - began < 4000)
 })
 
 test("why a connection was refused", async () => {
