@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import pytest
@@ -25,6 +25,7 @@ from gateway.rest.tickets import _RULES as TICKET_RULES
 from gateway.run_json import agent_json, artifact_json, message_json, run_json, thread_json, timing_json
 from gateway.tally import GatewayStatistics, Tally
 from tests.support.asyncapi import document as asyncapi
+from tests.support.asyncapi import references
 from tests.support.openapi import at, document, operations, problems, served
 
 _JSON: Final = {str: "string", int: "integer", bool: "boolean", dict: "object", list: "array"}
@@ -40,18 +41,6 @@ _BODIES: Final[Mapping[str, Mapping[str, Rule]]] = {
 _NO_ANSWERS: Final = {499, 501}
 
 
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if name == "$ref" and isinstance(inner, str):
-                yield inner
-            else:
-                yield from _references(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _references(inner)
-
-
 # The document itself.
 
 
@@ -61,7 +50,7 @@ def test_it_is_a_document_of_openapi_3_1() -> None:
 
 
 def test_references_resolve_and_every_part_is_used() -> None:
-    used = set(_references(document()))
+    used = set(references(document()))
     for reference in used:
         assert at(reference), reference
     for kind, parts in document()["components"].items():

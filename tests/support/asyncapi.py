@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from jsonschema import Draft7Validator
 
-__all__ = ["CLIENT", "GATEWAY", "document", "message_of", "official_schema", "problems", "schema_of"]
+__all__ = ["CLIENT", "GATEWAY", "document", "message_of", "official_schema", "problems", "references", "schema_of"]
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 # Who sends: the document is written from the gateway's side.
@@ -74,3 +74,16 @@ def problems(frame: Mapping[str, Any], sender: str) -> list[str]:
     if not key:
         return [f"{frame} is in no message"]
     return [f"{key}{list(error.absolute_path)}: {error.message}" for error in _validator(key).iter_errors(frame)]
+
+
+def references(value: Any) -> Iterator[str]:
+    """Every ``$ref`` within a part of a document, OpenAPI's as well."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == "$ref" and isinstance(inner, str):
+                yield inner
+            else:
+                yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)

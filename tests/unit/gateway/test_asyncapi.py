@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final
@@ -32,6 +32,7 @@ from tests.support.asyncapi import (
     messages_of,
     official_schema,
     problems,
+    references,
     schema_of,
 )
 from tests.unit.gateway.entries import entries
@@ -48,18 +49,6 @@ _JSON: Final = {
 }
 # Where one value may be of several kinds, or is required by more than its rule.
 _OWN_WAY: Final = {("connect", "resume"), ("connect", "ack"), ("input_provide", "value")}
-
-
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if name == "$ref" and isinstance(inner, str):
-                yield inner
-            else:
-                yield from _references(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _references(inner)
 
 
 def _at(reference: str) -> Any:
@@ -82,7 +71,7 @@ def test_it_is_a_document_of_asyncapi_3() -> None:
 
 
 def test_references_resolve_and_every_part_is_used() -> None:
-    used = set(_references(document()))
+    used = set(references(document()))
     for reference in used:
         assert _at(reference), reference
     for kind in ("messages", "schemas"):
