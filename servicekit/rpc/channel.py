@@ -357,10 +357,12 @@ class _Unary:
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout
         attempt = 1
+        error: CarrelError | None = None
         while True:
             left = ends - loop.time()
             if left <= 0:
-                raise DeadlineError(f"no time is left to call {self._method}", method=self._method)
+                # What the last attempt met tells more than that the wait after it took the rest of the time.
+                raise error or DeadlineError(f"no time is left to call {self._method}", method=self._method)
             try:
                 return await self._call(request, timeout=left, **options)
             except aio.UsageError:

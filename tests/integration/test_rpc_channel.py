@@ -124,6 +124,20 @@ async def test_retries_end_before_the_deadline() -> None:
     assert len(servicer.calls) < 4
 
 
+async def test_what_was_met_is_told_when_the_wait_for_another_attempt_took_the_rest_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def shortest_and_stalled(low: float, high: float) -> float:
+        asyncio.get_running_loop().call_soon(time.sleep, 0.5)
+        return low
+
+    monkeypatch.setattr("servicekit.rpc.channel.random.uniform", shortest_and_stalled)
+    _, services = execution(*[away() for _ in range(4)])
+    async with serving(services) as rpc:
+        with pytest.raises(StoreUnavailableError):
+            await stub_of(rpc).GetRun(execution_pb2.GetRunRequest(context=session_context(), run_id="r"), timeout=0.4)
+
+
 async def test_call_gets_the_smaller_of_its_own_time_and_what_remains() -> None:
     servicer, services = execution()
     request = execution_pb2.GetRunRequest(context=session_context(), run_id="r")

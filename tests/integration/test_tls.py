@@ -95,10 +95,10 @@ async def test_whoever_shows_no_certificate_of_our_ca_is_not_talked_to(tmp_path:
         ):
             async with channel:
                 with pytest.raises(UnavailableError):
-                    await ask(channel, timeout=1.0)
+                    await ask(channel)
         async with nameless:
             with pytest.raises(aio.AioRpcError) as refused:
-                await ask(nameless, timeout=1.0)
+                await ask(nameless)
             assert refused.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
         assert bridge.calls == 0
 
@@ -115,7 +115,7 @@ async def test_a_server_that_is_another_service_is_not_talked_to(tmp_path: Path)
     async with serving_bridge(certificate_for(tmp_path / "emitter", "emitter")) as (server, bridge):
         async with open_channel(server.address, tls=gateway.to("bridge")) as channel:
             with pytest.raises(UnavailableError):
-                await ask(channel, timeout=1.0)
+                await ask(channel)
         assert bridge.calls == 0
 
 
@@ -218,33 +218,33 @@ async def test_another_ca_comes_and_the_old_one_goes_while_calls_flow(tmp_path: 
         stranger = tls_of(certificate_for(tmp_path / "late", "gateway", signed_by=old, trusts=(old, new)))
         async with open_channel(server.address, tls=stranger.to("bridge")) as channel:
             with pytest.raises(UnavailableError):
-                await ask(channel, timeout=1.0)
+                await ask(channel)
 
 
 async def test_an_expired_certificate_is_refused_until_its_file_is_replaced(
     tmp_path: Path, eventually: Eventually
 ) -> None:
     gateway = tls_of(certificate_for(tmp_path / "gateway", "gateway"))
-    tls = certificate_for(tmp_path / "bridge", "bridge", life=timedelta(seconds=1.5))
+    tls = certificate_for(tmp_path / "bridge", "bridge", life=timedelta(seconds=3))
     async with serving_bridge(tls) as (server, _), open_channel(server.address, tls=gateway.to("bridge")) as first:
         await ask(first)
-        await asyncio.sleep(1.6)
+        await asyncio.sleep(3.1)
         await ask(first)  # a connection that is there goes on
         async with open_channel(server.address, tls=gateway.to("bridge")) as second:
             with pytest.raises(UnavailableError):
-                await ask(second, timeout=0.5)
+                await ask(second)
             _ = certificate_for(tmp_path / "bridge", "bridge")
 
             async def through() -> bool:
                 try:
-                    await ask(second, timeout=1.0)
+                    await ask(second)
                 except CarrelError as error:
                     if error.status not in {Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED}:
                         raise
                     return False
                 return True
 
-            await eventually(through, within=8)
+            await eventually(through, within=15)
 
 
 async def test_probes_without_tls_get_health_and_nothing_else(tmp_path: Path, free_port: Any) -> None:
