@@ -67,6 +67,7 @@ class StageSession:
         self._refresh_at = 0.0
         self._uploads = Uploads(services.store, services.folder, self._ref, self._options.artifacts, services.clock)
         self._journal = Coalescer[JournalItem](self._save_journal, services.start, "journal")
+        self._stored = Coalescer[int](self._acknowledge, services.start, "journal acknowledgements")
         self._chunks = Coalescer[ArtifactChunk](self._take_chunks, services.start, "artifacts", _CHUNKS)
         self._audit = Coalescer[AuditEntry](self._save_audit, services.start, "audit")
         self._uses = Coalescer[BudgetUse](self._save_uses, services.start, "budget")
@@ -196,9 +197,13 @@ class StageSession:
     async def _save_journal(self, entries: Sequence[JournalItem]) -> None:
         store, stage = self._services.store, self._start.index
         if await self._insist(lambda: store.save_journal(self._ref, stage, entries)):
-            await self._send(JournalStored(max(entry.number for entry in entries)))
+            # In a task of its own: what has come meanwhile is to be stored at once.
+            await self._stored.add(max(entry.number for entry in entries))
         # Else the run is over or somebody newer's: whoever made it so ends this attempt, and until then its agent,
         # which gets no acknowledgement, does not go on.
+
+    async def _acknowledge(self, numbers: Sequence[int]) -> None:
+        await self._send(JournalStored(max(numbers)))
 
     async def _save_audit(self, entries: Sequence[AuditEntry]) -> None:
         await self._insist(lambda: self._services.store.save_audit(entries))
