@@ -1,7 +1,9 @@
 """Runs through execution over real gRPC, between a scripted agent_instance and an emitter that plays the log."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -290,6 +292,16 @@ async def test_a_user_whose_agents_keep_too_much_is_told_and_loses_nothing(tmp_p
         request = pb.DeleteThreadRequest(context=session_context("alice"), thread_id="one")
         await world.stub.DeleteThread(request, timeout=5.0)
         assert (await run("two")).state == pb.RUN_STATE_SUCCEEDED
+
+
+async def test_what_was_kept_long_ago_is_cleaned_up(tmp_path: Path, eventually: Eventually) -> None:
+    async with running_execution(tmp_path, cleanup_interval=0.05, memory_retention_days=1.5 / 86_400) as world:
+        world.agents.scripts["data"] = keeps(b"old")
+        await world.ended((await world.execute()).run.run_id)
+        with closing(sqlite3.connect(world.folder / "data" / "runs.sqlite3")) as file:
+            count = "SELECT count(*) FROM memories"
+            assert file.execute(count).fetchone() == (1,)
+            await eventually(lambda: file.execute(count).fetchone() == (0,))
 
 
 async def test_artifacts_of_a_stage_are_stored_answered_and_read_back_by_their_owner_only(world: World) -> None:
