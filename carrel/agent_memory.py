@@ -3,8 +3,8 @@
     seen = json.loads(ctx.memory.data or b"[]")
     ctx.memory.keep(json.dumps([*seen, request.message]))
 
-It is kept together with the stage's result, in one transaction: a stage that fails, is cancelled or tried again leaves
-what was there. Not a file of the user's: those are ``ctx.artifacts``.
+It is stored together with the stage's result, and counts once the whole run has succeeded: a run that fails, is
+cancelled or taken back leaves what was there. Not a file of the user's: those are ``ctx.artifacts``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Memory:
     """Made by the runtime; shared by all contexts of an attempt.
 
     Attributes:
-        data: What was kept last in this thread; empty in its first run, and where there is no memory.
+        data: What was kept last in this thread, in a run that succeeded; empty in its first run, once it has ended
+            (the deployment says after how long), and where there is no memory.
         available: Whether ``keep`` keeps: in the stage's own agent; not in a sub-agent, nor in a fallback.
     """
 
@@ -32,7 +33,9 @@ class Memory:
         self.kept = b""
 
     def keep(self, data: bytes | str) -> None:
-        """Keep this when the stage completes, in the place of what was kept before; text as UTF-8. The last one counts.
+        """Keep this when the run succeeds, in the place of what was kept before; text as UTF-8. The last one counts.
+
+        The run fails with ``QuotaError`` when all that the user's agents keep would be too much.
 
         Raises:
             TooLargeError: It is over 256 KiB.

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import jwt
 from aiohttp import HttpVersion11, hdrs, web
 
+from carrel.doctor_names import DOCTOR_PERMISSION
 from carrel.errors import CarrelError, InvalidRequestError, PermissionDeniedError, UnavailableError
 from carrel.ids import check_id
 from gateway.fields import ID, Rule, check_fields
@@ -32,6 +33,8 @@ _RULES: Final = {
     "permissions": Rule(list, longest=200),
     "operator": Rule(bool),
 }
+# With these a login acts as others.
+_RESERVED: Final = frozenset({ACT_AS, DOCTOR_PERMISSION})
 _LIFETIME_S: Final = 8 * 3600
 _HERE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 # What proxies add: behind one, whoever asks is not known to be at this machine. Some add nothing, unless told to.
@@ -96,7 +99,7 @@ class DevelopmentSignIn:
         user = check_id(fields["user"], "user")
         wanted = fields.get("permissions")
         permissions = set(await self._of_tools(user) if wanted is None else wanted)
-        if reserved := {name for name in permissions if name == ACT_AS or name.startswith("operator:")}:
+        if reserved := {name for name in permissions if name in _RESERVED or name.startswith("operator:")}:
             raise InvalidRequestError(
                 "such permissions are not given here",
                 advice="for the operator's view say operator: true",

@@ -439,7 +439,7 @@ class StartStage(_message.Message):
     fallback. Otherwise the result is the error WORKER_LOST alone, and execution tries again.
     """
     memory: _builtins.bytes
-    """What the agent has kept in this thread, at its last stage that completed; empty when nothing."""
+    """What the agent has kept in this thread, in the last run that succeeded and where it did; empty when nothing."""
     @_builtins.property
     def results_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
         """Results of the stages before, by agent name: UTF-8 JSON objects."""
@@ -1170,7 +1170,7 @@ class StageResult(_message.Message):
     answered_by: _builtins.str
     """The agent that answered: the stage's, or its fallback."""
     memory: _builtins.bytes
-    """What the stage's agent keeps in the thread from now on; empty to leave what is there."""
+    """What the stage's agent keeps in the thread once the run succeeds; empty to leave what is there. Of a fallback: empty."""
     @_builtins.property
     def plan(self) -> Global___StagePlan:
         """A supervisor's plan."""

@@ -11,7 +11,7 @@ from servicekit.sealing_settings import EncryptionSettings
 from servicekit.settings import ListenAddress, PeerAddress, SharedSettings, alias_env
 from services.execution.config_store import PostgresAddress, StoreUrl, postgres_name
 from services.execution.domain.admission import UserLimits
-from services.execution.domain.limits import ModelLimits, RateLimits
+from services.execution.domain.limits import MemoryLimits, ModelLimits, RateLimits
 from services.execution.domain.services import RunOptions
 from services.execution.domain.uploads import ArtifactLimits
 
@@ -96,6 +96,12 @@ class ExecutionSettings(SharedSettings):
     artifact_quota_per_user: int = Field(256 * _MIB, ge=1, description="bytes of all artifacts of one user")
     artifacts_per_run: int = Field(200, ge=1, description="artifacts of one run")
     artifact_retention_days: float = Field(30.0, gt=0, description="how long an artifact is kept")
+    memory_quota_per_user: int = Field(
+        64 * _MIB, ge=1, description="bytes of all that one user's agents keep in threads (ctx.memory)"
+    )
+    memory_retention_days: float = Field(
+        180.0, ge=0, description="how long it stays that was not kept anew since; 0 for ever"
+    )
     audit_retention_days: float = Field(0.0, ge=0, description="how long an audit record is kept; 0 for ever")
     history_messages: int = Field(50, ge=0, description="messages of the thread that an agent gets")
     history_bytes: int = Field(65_536, ge=0, description="bytes of them")
@@ -159,4 +165,5 @@ class ExecutionSettings(SharedSettings):
                 self.artifact_retention_days * 86_400,
                 self.artifacts_per_run,
             ),
+            memories=MemoryLimits(self.memory_quota_per_user, self.memory_retention_days * 86_400),
         )

@@ -28,6 +28,7 @@ __all__ = [
     "Finish",
     "Finished",
     "Hints",
+    "Kept",
     "Question",
     "Revocation",
     "Revocations",
@@ -70,6 +71,15 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What a stage's agent keeps in the thread, and how many bytes all that the user's agents keep may take."""
+
+    agent_name: str
+    data: bytes
+    quota: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """How a run ends.
 
@@ -84,8 +94,8 @@ class Finish:
     answered_by: str = ""
     reply: str = ""
     reference: Mapping[str, Any] | None = None
-    memory: bytes = b""
-    """What ``answered_by`` keeps in the thread."""
+    memory: Kept | None = None
+    """What the last stage keeps; only of a run that succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +168,8 @@ class Checkpoint:
     answered_by: str
     added: tuple[str, ...] = ()
     params: bytes | None = None
-    memory: bytes = b""
-    """What ``answered_by`` keeps in the thread."""
+    memory: Kept | None = None
+    """What the stage keeps, if the run succeeds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,9 +133,9 @@ class RunStore(Protocol):
     # A run's way
 
     async def checkpoint(self, ref: RunRef, step: Checkpoint) -> RunRecord | None:
-        """Record a stage's result, add planned stages, begin the next stage: the run as it then is.
+        """Record a stage's result, add planned stages, begin the next stage: the run as it then is. Its journal goes.
 
-        The journal of the stage that is done goes.
+        Raises ``QuotaError`` when the user's agents would keep too much in all; so does ``finish``.
         """
         ...
 
@@ -144,8 +144,7 @@ class RunStore(Protocol):
 
         From here on the former attempt, wherever it still is, can write neither here nor into the log.
 
-        Args:
-            lost: Whether the former attempt counts against ``max_attempts`` (``StageRecord.lost`` goes up).
+        ``lost``: whether the former attempt counts against ``max_attempts`` (``StageRecord.lost`` goes up).
         """
         ...
 
@@ -161,9 +160,8 @@ class RunStore(Protocol):
 
         None when the user has no such run. The same answer again changes nothing.
 
-        Raises:
-            NotWaitingError: The run does not wait for this question, it was answered otherwise, or its time is over
-                (so that no answer comes between ``expired_inputs`` and the run's end).
+        Raises ``NotWaitingError`` when the run does not wait for this question, it was answered otherwise, or its time
+        is over (so that no answer comes between ``expired_inputs`` and the run's end).
         """
         ...
 
@@ -193,15 +191,13 @@ class RunStore(Protocol):
         """The one compare-and-set from an unended state (not FINISHING) to FINISHING(outcome).
 
         In the same transaction: the stage that runs and those that pend are ended, the engine is freed, the last
-        events are in the outbox, the reply is in the thread. Of racing callers exactly one gets the events.
+        events are in the outbox, the reply is in the thread; what stages have kept counts if it succeeds, else it goes.
+        Of racing callers exactly one gets the events.
         """
         ...
 
     async def close_run(self, ref: RunRef) -> bool:
-        """FINISHING becomes its outcome; called when the log has the terminal event.
-
-        What the run kept for its way goes: outbox, journal, questions and answers.
-        """
+        """FINISHING becomes its outcome, once the log has its last event; outbox, journal, questions and answers go."""
         ...
 
     async def outbox(self, user: UserKey, run_id: str) -> tuple[OutboxEvent, ...]:
@@ -217,7 +213,7 @@ class RunStore(Protocol):
         ...
 
     async def memory(self, user: UserKey, thread_id: str, agent_name: str) -> bytes:
-        """What the agent has kept in the thread, by ``checkpoint`` or ``finish``; empty when nothing."""
+        """What the agent has kept in the thread, in the last run that succeeded and where it did; or empty."""
         ...
 
     # Leases
@@ -354,6 +350,10 @@ class RunStore(Protocol):
 
     async def expire_artifacts(self, before: Micros) -> tuple[tuple[UserKey, ArtifactRecord], ...]:
         """Forget some of the artifacts stored before then, oldest first, and return them; empty when none is left."""
+        ...
+
+    async def expire_memories(self, before: Micros, after: PageKey | None) -> PageKey | None:
+        """Of a thousand memories forget those of before then, or whose run is gone or failed; where to go on."""
         ...
 
     async def sweep(self) -> Sweep:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from services.execution.store_artifacts import FIELD, open_artifact
 from services.execution.store_sealing import Seals, key_of
 from services.execution.store_sql_database import Database
+from services.execution.store_sql_memory import bound_to
 from services.execution.tables import artifact_bytes, inputs, journal, memories, messages, outbox, runs, stages
 
 __all__ = ["Rewritten", "rewrite_database", "rewrite_folder"]
@@ -102,6 +103,8 @@ class _Batch:
         key = list(self._table.primary_key.columns)
         columns = {column.name: column for column in (*key, self._table.c.run_id)}
         columns |= {name: self._table.c[name] for name in self._fields}
+        if self._table is memories:
+            columns["thread_id"] = memories.c.thread_id
         query = sa.select(*columns.values()).order_by(*key).limit(self._size)
         if self._after is not None:
             query = query.where(sa.tuple_(*key) > sa.tuple_(*(sa.literal(value) for value in self._after)))
@@ -124,6 +127,8 @@ class _Batch:
         if key_of(value) == self._newest and self._table is not artifact_bytes:
             return None
         field, user, run = f"{self._table.name}.{name}", row.user_id, row.run_id
+        if self._table is memories:
+            run = bound_to(run, row.thread_id, row.agent_name)
         if isinstance(value, str):
             opened = self._opens.open_text(field, user, run, value)
             return _changed(value, self._seals.seal_text(field, user, run, opened))

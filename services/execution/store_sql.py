@@ -59,7 +59,7 @@ from services.execution.store import PageKey
 from services.execution.store_sql_backlog import read_backlog
 from services.execution.store_sql_database import Database
 from services.execution.store_sql_measured import MeasuredDatabase, StoreTimes
-from services.execution.store_sql_memory import read_memory
+from services.execution.store_sql_memory import expire_memories, read_memory
 
 __all__ = ["SqlRunStore", "wall_clock"]
 
@@ -354,6 +354,10 @@ class SqlRunStore:
     async def expire_artifacts(self, before: Micros) -> tuple[tuple[UserKey, ArtifactRecord], ...]:
         """See ``RunStore``."""
         return await self._database.write(lambda c: care.expire_artifacts(c, before))
+
+    async def expire_memories(self, before: Micros, after: PageKey | None) -> PageKey | None:
+        """See ``RunStore``."""
+        return await self._database.write(lambda c: expire_memories(c, before, after))
 
     async def sweep(self) -> Sweep:
         """See ``RunStore``."""

@@ -13,12 +13,12 @@ from services.execution.domain.states import ENDABLE
 from services.execution.models import OutboxEvent, RunRecord, RunRef, RunState, StageRecord, StageState, UserKey
 from services.execution.models_steps import Again, Checkpoint, Finish, Finished, Step
 from services.execution.store_sealing import seals_of
-from services.execution.store_sql_memory import keep_memory
+from services.execution.store_sql_memory import keep_memory, settle_memories
 from services.execution.store_sql_reads import read_run, run_from
 from services.execution.store_sql_returning import TellingUpdate
 from services.execution.store_sql_rows import error_json, outbox_row, sealed, stage_of, stage_rows
 from services.execution.store_sql_threads import add_message
-from services.execution.tables import engines, inputs, journal, outbox, runs, stages
+from services.execution.tables import engines, inputs, journal, memories, outbox, runs, stages
 
 __all__ = [
     "add_events",
@@ -96,6 +96,12 @@ _FINISH: Final = TellingUpdate(
     .limit(1)
     .scalar_subquery()
     .label("own_waits"),
+    # Few agents keep anything.
+    sa.select(sa.literal(1))
+    .where(memories.c.user_id == _P("u"), memories.c.run_id == _P("run"))
+    .limit(1)
+    .scalar_subquery()
+    .label("has_kept"),
     sa.select(sa.literal(1)).where(_waits_too).limit(1).scalar_subquery().label("any_waits"),
 )
 _ALL_ENGINES: Final = (
@@ -159,7 +165,8 @@ def checkpoint(connection: sa.Connection, ref: RunRef, step: Checkpoint, *, now:
     if step.params is not None:
         params = seals.seal("runs.params", ref.user, ref.run_id, step.params)
         connection.execute(_SET_PARAMS, {**key, "json": params})
-    keep_memory(connection, ref, held.thread_id, step.answered_by, step.memory, now=now)
+    if step.memory is not None:
+        keep_memory(connection, ref, held.thread_id, step.memory, now=now)
     connection.execute(_DROP_JOURNAL, {**key, "i": step.index})
     connection.execute(_BEGIN_STAGE, {**key, "i": step.index + 1, "now": now})
     run = run_from(connection, held)
@@ -219,7 +226,12 @@ def finish(connection: sa.Connection, ref: RunRef, end: Finish, *, now: int) -> 
     freed = free_engine(connection, ref)
     events = last_events((row.last_number or 0) + 1, end, running, now)
     add_events(connection, ref, events)
-    keep_memory(connection, ref, row.thread_id, end.answered_by, end.memory, now=now)
+    succeeded = end.outcome is RunState.SUCCEEDED
+    keeps = end.memory if succeeded else None
+    if keeps is not None:
+        keep_memory(connection, ref, row.thread_id, keeps, now=now)
+    if keeps is not None or row.has_kept:
+        settle_memories(connection, ref, row.thread_id, succeeded=succeeded)
     if end.reply:
         _add_reply(connection, ref, row.thread_id, end.reply, now)
     return Finished(events, now, _somebody_waits(connection, row, freed, now))

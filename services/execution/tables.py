@@ -112,16 +112,19 @@ messages = sa.Table(
     _time("created_at"),
 )
 
-# What an agent keeps from one run of a thread to the next; ``run_id`` is of the run that kept it.
+# What an agent keeps from one run of a thread to the next; it counts once the run has succeeded. The bytes come last:
+# what is before them is read without them.
 memories = sa.Table(
     "memories",
     METADATA,
     _id("user_id"),
-    _id("thread_id"),
+    _id("run_id"),
     _id("agent_name"),
-    _id("run_id", key=False),
-    _json("data", nullable=False),
+    _id("thread_id", key=False),
+    _number("size"),
     _time("kept_at"),
+    _json("data", nullable=False),
+    sa.Index(None, "user_id", "thread_id", "agent_name"),
 )
 
 runs = sa.Table(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from services.execution.models import RunIdentity, RunRecord, RunState, ThreadStrategy, UserKey
-from services.execution.models_steps import Admission, Admitted, Finish, Question
+from services.execution.models_steps import Admission, Admitted, Checkpoint, Finish, Kept, Question
 from services.execution.store import RunStore
 
 ALICE, BOB = UserKey("alice"), UserKey("bob")
@@ -58,6 +58,15 @@ def admission(run: str = "run-1", user: UserKey = ALICE, thread: str = "", **cha
 
 def success(result: bytes = b'{"ok":true}', reply: str = "done") -> Finish:
     return Finish(RunState.SUCCEEDED, result=result, reply=reply, answered_by="report")
+
+
+def keeps(data: bytes, agent: str = "data", quota: int = 1000) -> Kept:
+    return Kept(agent, data, quota)
+
+
+def completed(kept: Kept | None = None, index: int = 0) -> Checkpoint:
+    """A stage of ``data`` that is done, and what it keeps."""
+    return Checkpoint(index, b"{}", "data", memory=kept)
 
 
 CANCEL = Finish(

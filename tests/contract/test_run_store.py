@@ -275,37 +275,6 @@ async def test_journal_is_kept_once_per_number(store: RunStore) -> None:
     assert await store.journal(BOB, "run-1", 0) == ()
 
 
-async def test_what_an_agent_keeps_is_kept_with_its_stages_result(store: RunStore) -> None:
-    ref = (await store.admit(admission(thread="t"))).run.ref
-    assert await store.memory(ALICE, "t", "data") == b""
-    assert await store.checkpoint(ref, Checkpoint(0, b"{}", "data", memory=b"\0one"))
-    assert await store.memory(ALICE, "t", "data") == b"\0one"
-    await store.finish(ref, replace(success(), answered_by="report", memory=b"two"))
-    assert await store.memory(ALICE, "t", "report") == b"two"
-    for user, thread, agent in ((BOB, "t", "data"), (ALICE, "other", "data"), (ALICE, "t", "third")):
-        assert await store.memory(user, thread, agent) == b""
-    await store.close_run(ref)
-
-
-async def test_what_was_kept_stays_until_a_stage_that_completes_keeps_something_else(store: RunStore) -> None:
-    one = await store.admit(admission(thread="t"))
-    first = one.run.ref
-    await store.checkpoint(first, Checkpoint(0, b"{}", "data", memory=b"one"))
-    stale = replace(first, fence=first.fence - 1)
-    assert await store.checkpoint(stale, Checkpoint(1, b"{}", "data", memory=b"of an old fence")) is None
-    await finish_and_close(store, one)
-    two = await store.admit(admission("run-2", thread="t"))
-    assert await store.checkpoint(two.run.ref, Checkpoint(0, b"{}", "data"))
-    assert await store.memory(ALICE, "t", "data") == b"one"
-    await finish_and_close(store, two)
-    three = await store.admit(admission("run-3", thread="t"))
-    assert await store.checkpoint(three.run.ref, Checkpoint(0, b"{}", "data", memory=b"two"))
-    assert await store.memory(ALICE, "t", "data") == b"two"
-    await finish_and_close(store, three)
-    await store.delete_thread(ALICE, "t")
-    assert await store.memory(ALICE, "t", "data") == b""
-
-
 # Leases
 
 

@@ -16,16 +16,17 @@ from carrel.errors import CorruptStoreError, InvalidConfigurationError, StartupE
 from servicekit.sealing_keys import SealingKeys, add_key
 from services.execution.config import ExecutionSettings
 from services.execution.models import JournalItem, RunRef, RunState, ThreadStrategy
-from services.execution.models_steps import Again, Checkpoint, Finish, Question
+from services.execution.models_steps import Again, Checkpoint, Finish, Kept, Question
 from services.execution.store import RunStore
 from services.execution.store_artifacts import LocalArtifactFolder
 from services.execution.store_reencrypt import reencrypt
-from services.execution.store_sealing import PLAIN, KeySeals, is_sealed, key_of
+from services.execution.store_sealing import PLAIN, KeySeals, is_sealed, key_of, seals_of
 from services.execution.store_sealing_rewrite import rewrite_database
 from services.execution.store_sql import SqlRunStore
+from services.execution.store_sql_memory import bound_to
 from services.execution.store_sql_open import open_sqlite_store
 from services.execution.store_sql_postgres_open import connector
-from services.execution.tables import METADATA, runs
+from services.execution.tables import METADATA, memories, runs
 from tests.contract.run_backends import Backend, PostgresBackend, SqliteBackend
 from tests.contract.run_support import ALICE, BOB, Clock, admission
 
@@ -45,7 +46,7 @@ async def live(store: RunStore, run: str = "run-1") -> RunRef:
     asked = admission(run, message=CANARY, params=JSON)
     identity = replace(asked.identity, agent_context={"note": CANARY}, audit_metadata={"who": CANARY})
     ref = (await store.admit(replace(asked, identity=identity))).run.ref
-    checkpoint = Checkpoint(0, JSON, "data", params=JSON, memory=JSON)
+    checkpoint = Checkpoint(0, JSON, "data", params=JSON, memory=Kept("data", JSON, 1000))
     assert await store.checkpoint(ref, checkpoint)
     item = JournalItem(1, "c1", "tool", "load", "h", JSON, FAILURE)
     assert await store.save_journal(ref, 1, [item])
@@ -55,9 +56,23 @@ async def live(store: RunStore, run: str = "run-1") -> RunRef:
     return ref
 
 
+async def kept_in(store: RunStore) -> list[bytes]:
+    """What agents keep, also of runs that go on and are not read therefore."""
+    assert isinstance(store, SqlRunStore)
+
+    def work(connection: Any) -> list[bytes]:
+        rows, seals = connection.execute(memories.select()).all(), seals_of(connection)
+        bound = [bound_to(row.run_id, row.thread_id, row.agent_name) for row in rows]
+        return [
+            seals.open("memories.data", row.user_id, to, bytes(row.data)) for row, to in zip(rows, bound, strict=True)
+        ]
+
+    return await store.database.read(work)
+
+
 async def check(store: RunStore, ref: RunRef) -> None:
     """Everything reads back."""
-    assert await store.memory(ALICE, f"thread-{ref.run_id}", "data") == JSON
+    assert JSON in await kept_in(store)
     run = await store.get_run(ALICE, ref.run_id)
     assert run is not None
     assert (run.message, run.params, run.stages[0].result) == (CANARY, JSON, JSON)
@@ -240,6 +255,42 @@ async def test_a_value_that_was_moved_or_changed_or_has_another_key_is_never_han
             await none.close()
     finally:
         await store.close()
+
+
+async def test_what_an_agent_keeps_opens_in_no_other_thread_and_for_no_other_agent(
+    backend: Backend, tmp_path: Path
+) -> None:
+    store = await backend.process("one", seals=keys_at(tmp_path / "keys.json", "k1"))
+    try:
+        for run, thread in (("run-1", "t1"), ("run-2", "t2")):
+            ref = (await store.admit(admission(run, thread=thread))).run.ref
+            for index, agent in enumerate(("data", "report")):
+                kept = Kept(agent, f"{CANARY} of {run} {agent}".encode(), 1000)
+                await store.checkpoint(ref, Checkpoint(index, JSON, agent, memory=kept))
+            await store.finish(ref, Finish(RunState.SUCCEEDED, JSON))
+        assert await store.memory(ALICE, "t1", "data") == f"{CANARY} of run-1 data".encode()
+        here = (memories.c.run_id == "run-1") & (memories.c.agent_name == "data")
+        # Each move is a row that fits in all but what it was sealed to.
+        moves = (
+            lambda c: c.execute(memories.update().where(here).values(data=_data(c, "run-1", "report"))),
+            lambda c: c.execute(memories.update().where(here).values(data=_data(c, "run-2", "data"))),
+            lambda c: (
+                c.execute(memories.delete().where(memories.c.run_id == "run-1")),
+                c.execute(memories.update().where(memories.c.run_id == "run-2").values(thread_id="t1")),
+                c.execute(runs.update().where(runs.c.run_id == "run-2").values(thread_id="t1")),
+            ),
+        )
+        for move in moves:
+            await _raw(store, move)
+            with pytest.raises(CorruptStoreError, match="changed or moved"):
+                await store.memory(ALICE, "t1", "data")
+    finally:
+        await store.close()
+
+
+def _data(connection: Any, run: str, agent: str) -> bytes:
+    rows = memories.select().where(memories.c.run_id == run, memories.c.agent_name == agent)
+    return bytes(connection.execute(rows).one().data)
 
 
 @pytest.mark.parametrize("sealed", [True, False])

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -15,7 +16,7 @@ from carrel.v1.context_pb2 import ErrorDetail
 from services.execution.models import UserKey
 from services.execution.store_artifacts import LocalArtifactFolder
 from tests.conftest import Eventually
-from tests.support.execution import Attempt, Up, World, answer, result, running_execution
+from tests.support.execution import Attempt, Script, Up, World, answer, result, running_execution
 from tests.support.identity import service_context, session_context
 
 
@@ -239,6 +240,70 @@ async def test_what_an_agent_keeps_comes_back_in_the_threads_next_run(tmp_path: 
             assert run.state == pb.RUN_STATE_SUCCEEDED
         assert [attempt.start.memory for attempt in world.agents.attempts] == [b"", b"\0", b"", b"\0\0"]
         assert not any(attempt.start.history for attempt in world.agents.attempts)
+
+
+def keeps(kept: bytes, by: str = "") -> Script:
+    """A script that succeeds and keeps something, for another than itself when told so."""
+
+    async def script(attempt: Attempt) -> AsyncIterator[Up]:
+        answered = by or attempt.start.agent_name
+        if attempt.start.agent_name == "supervisor":
+            plan = ai.StagePlan(stages=["data"])
+            yield Up(result=ai.StageResult(plan=plan, answered_by=answered, memory=kept))
+        else:
+            yield Up(result=ai.StageResult(result_json=b"{}", answered_by=answered, memory=kept))
+
+    return script
+
+
+async def test_a_stage_keeps_for_its_own_agent_alone_also_one_that_plans(tmp_path: Path) -> None:
+    async with running_execution(tmp_path) as world:
+
+        async def run(agent: str) -> pb.Run:
+            return await world.ended((await world.execute(thread="t", pipeline=[agent])).run.run_id)
+
+        world.agents.scripts |= {"supervisor": keeps(b"plans"), "data": keeps(b"own")}
+        assert (await run("supervisor")).state == pb.RUN_STATE_SUCCEEDED
+        # As an agent_instance says that was taken over.
+        for script in (keeps(b"forged", by="supervisor"), keeps(b"x" * 262_145)):
+            world.agents.scripts["data"] = script
+            failed = await run("data")
+            assert (failed.state, failed.error.code) == (pb.RUN_STATE_FAILED, "PROTOCOL")
+        # A fallback answers in its place, and keeps nothing.
+        world.agents.scripts["data"] = keeps(b"", by="supervisor")
+        assert (await run("data")).state == pb.RUN_STATE_SUCCEEDED
+        world.agents.scripts["data"] = keeps(b"own")
+        await run("supervisor")
+        assert [attempt.start.memory for attempt in world.agents.attempts[-2:]] == [b"plans", b"own"]
+
+
+async def test_a_user_whose_agents_keep_too_much_is_told_and_loses_nothing(tmp_path: Path) -> None:
+    async with running_execution(tmp_path, memory_quota_per_user=100) as world:
+
+        async def run(thread: str, user: str = "alice") -> pb.Run:
+            return await world.ended((await world.execute(user=user, thread=thread)).run.run_id, user)
+
+        world.agents.scripts["data"] = keeps(b"x" * 60)
+        await run("one")
+        failed = await run("two")
+        assert (failed.state, failed.error.code) == (pb.RUN_STATE_FAILED, "QUOTA")
+        assert "delete threads" in failed.error.advice
+        assert world.emitter.kinds(failed.run_id) == ["run_accepted", "agent_error", "run_completed"]
+        assert (await run("two", "bob")).state == pb.RUN_STATE_SUCCEEDED
+        assert (await run("one")).state == pb.RUN_STATE_SUCCEEDED
+        request = pb.DeleteThreadRequest(context=session_context("alice"), thread_id="one")
+        await world.stub.DeleteThread(request, timeout=5.0)
+        assert (await run("two")).state == pb.RUN_STATE_SUCCEEDED
+
+
+async def test_what_was_kept_long_ago_is_cleaned_up(tmp_path: Path, eventually: Eventually) -> None:
+    async with running_execution(tmp_path, cleanup_interval=0.05, memory_retention_days=1.5 / 86_400) as world:
+        world.agents.scripts["data"] = keeps(b"old")
+        await world.ended((await world.execute()).run.run_id)
+        with closing(sqlite3.connect(world.folder / "data" / "runs.sqlite3")) as file:
+            count = "SELECT count(*) FROM memories"
+            assert file.execute(count).fetchone() == (1,)
+            await eventually(lambda: file.execute(count).fetchone() == (0,))
 
 
 async def test_artifacts_of_a_stage_are_stored_answered_and_read_back_by_their_owner_only(world: World) -> None:

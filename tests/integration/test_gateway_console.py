@@ -156,6 +156,7 @@ async def test_a_wrong_sign_in_is_told_what_is_wrong(tmp_path: Path) -> None:
         {},
         {"user": "alice", "x": 1},
         {"user": "alice", "permissions": ["act_as"]},
+        {"user": "alice", "permissions": ["carrel:doctor"]},
         {"user": "alice", "permissions": [OPERATOR_READ]},
     ]
     async with gateway(tmp_path) as g:

@@ -21,6 +21,7 @@ from services.agent_instance.domain.calls import hash_arguments
 from services.agent_instance.domain.model_answer import SseReader, usage_of
 from services.agent_instance.domain.model_calls import Meter, TurnModels
 from services.agent_instance.domain.model_endpoint import EndpointAnswer, ModelPolicy
+from services.agent_instance.domain.model_references import refuse_references
 from services.agent_instance.domain.model_request import bounded, limit_output
 from services.agent_instance.domain.receipts import durable
 from services.agent_instance.domain.tool_reports import MAX_JOURNALED_BYTES
@@ -33,8 +34,6 @@ _PARTING_S: Final = 0.2
 _STREAM: Final = "text/event-stream"
 _FAILED: Final = ("error", "response.failed")
 _WHOLE: Final = ("response.completed", "response.incomplete")
-# They name what the endpoint keeps under the operator's key, which is every user's.
-_KEPT_THERE: Final = ("previous_response_id", "conversation", "background", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +135,11 @@ async def forward(turn: TurnModels, path: str, request: dict[str, Any]) -> Async
 
 
 def _body(path: str, request: dict[str, Any], policy: ModelPolicy) -> tuple[dict[str, Any], bool]:
+    refuse_references(path, request)
     body = dict(request)
     wanted = body.get("model")
     body["model"] = wanted if isinstance(wanted, str) and policy.permits(wanted) else policy.default
     if path == "responses":
-        if kept := [name for name in _KEPT_THERE if body.get(name)]:
-            raise ModelRefusedError(
-                f"{kept[0]} cannot be used here: what the endpoint keeps is not kept apart by user",
-                advice="send the whole conversation with each request",
-            )
         body["store"] = False
         asked = body.get("max_output_tokens")
         most = policy.max_output_tokens

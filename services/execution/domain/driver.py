@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -26,14 +25,14 @@ from services.execution.domain.outcome import fits, reply_text
 from services.execution.domain.planning import MAX_STAGES, order_plan
 from services.execution.domain.ports import InputRequired, StageFailure, StagePlan, StageResult
 from services.execution.domain.relay import Relays
-from services.execution.domain.results import check_result, keep_result, merge_params
+from services.execution.domain.results import check_result, keep_result, kept_by, merge_params
 from services.execution.domain.retry import insist
 from services.execution.domain.services import RunServices
 from services.execution.domain.starts import history_of, stage_start
 from services.execution.domain.states import ENDABLE
 from services.execution.domain.timing import Part
 from services.execution.models import MessageRecord, RunRecord, RunState, StageRecord, StageState, UserKey
-from services.execution.models_steps import Again, Checkpoint, Finish, Finished, Question
+from services.execution.models_steps import Again, Checkpoint, Finish, Finished, Kept, Question
 
 __all__ = ["RunDriver", "RunOwner"]
 
@@ -275,18 +274,19 @@ class RunDriver:
             timed_out = outcome.error.get("code") == EngineTimeoutError.code
             await self._finish(Finish(RunState.TIMED_OUT if timed_out else RunState.FAILED, error=outcome.error))
             return False
+        kept = kept_by(self._services, stage.agent_name, result)
         if isinstance(outcome, StagePlan):
-            return await self._plan(stage, outcome, result.answered_by)
+            return await self._plan(stage, outcome, result.answered_by, kept)
         if isinstance(outcome, InputRequired):
             await self._suspend(stage, outcome.question)
             return False
         value = check_result(stage.agent_name, outcome)
         if stage.index == len(self.run.stages) - 1:
-            await self._succeed(outcome, value, result)
+            await self._succeed(outcome, value, result.answered_by, kept)
             return False
         if not fits(outcome):
             outcome = orjson.dumps({"artifact": await self._keep(f"{stage.agent_name}-result.json", outcome)})
-        return await self._checkpoint(Checkpoint(stage.index, outcome, result.answered_by, memory=result.memory))
+        return await self._checkpoint(Checkpoint(stage.index, outcome, result.answered_by, memory=kept))
 
     async def _suspend(self, stage: StageRecord, question: Question) -> None:
         check_question(question, stage.agent_name)
@@ -306,7 +306,7 @@ class RunDriver:
         await self._relay.send(step.events)
         _ = self._services.start(self._relay.rest(), "outbox relay")
 
-    async def _plan(self, stage: StageRecord, plan: StagePlan, answered_by: str) -> bool:
+    async def _plan(self, stage: StageRecord, plan: StagePlan, by: str, kept: Kept | None) -> bool:
         catalogue = await self._services.catalogue.covering(plan.stages)
         facts = catalogue.agents.get(stage.agent_name)
         if facts is None or not facts.plans:
@@ -315,7 +315,7 @@ class RunDriver:
         added = order_plan(plan.stages, catalogue, ran, MAX_STAGES - len(ran))
         params = merge_params(self.run.params, plan.params)
         value = orjson.dumps({"plan": list(added), "reason": plan.reason})
-        return await self._checkpoint(Checkpoint(stage.index, value, answered_by, added, params))
+        return await self._checkpoint(Checkpoint(stage.index, value, by, added, params, kept))
 
     async def _checkpoint(self, step: Checkpoint) -> bool:
         with self._timing.spent(Part.CHECKPOINT):
@@ -327,13 +327,13 @@ class RunDriver:
         self._changed()
         return True
 
-    async def _succeed(self, result: bytes, value: Mapping[str, Any], ended: StageResult) -> None:
+    async def _succeed(self, result: bytes, value: Mapping[str, Any], by: str, kept: Kept | None) -> None:
         reference, reply = None, reply_text(value, result)
         if not fits(result):
             reference = await self._keep("result.json", result)
             result = orjson.dumps({"artifact": reference})
-        end = Finish(RunState.SUCCEEDED, result, answered_by=ended.answered_by, reply=reply, reference=reference)
-        await self._finish(replace(end, memory=ended.memory))
+        end = Finish(RunState.SUCCEEDED, result, answered_by=by, reply=reply, reference=reference, memory=kept)
+        await self._finish(end)
 
     async def _keep(self, name: str, data: bytes) -> dict[str, Any]:
         return await keep_result(self._services, self.run.ref, name, data)

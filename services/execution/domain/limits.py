@@ -1,11 +1,11 @@
-"""Limits of one user that no transaction guards with the user's row alone: the rate of runs, and use of models."""
+"""Limits of one user that no transaction guards with the user's row alone: the rate of runs, models, what is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["ModelLimits", "RateLimits"]
+__all__ = ["MemoryLimits", "ModelLimits", "RateLimits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +37,11 @@ class ModelLimits:
             limits.get("model_concurrency_per_user", self.concurrency),
             self.period_s,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """Bytes of all that one user's agents keep in threads, and for how long (seconds; 0 for ever) since it was kept."""
+
+    quota: int = 64 * 1024 * 1024
+    retention_s: float = 180 * 86_400.0

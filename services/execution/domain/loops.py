@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from carrel.errors import CarrelError
 from servicekit.logs import get_logger
 from services.execution.domain.factory import ExecutionEngineFactory
 from services.execution.domain.services import RunServices
 from services.execution.domain.uploads import remove_unused
-from services.execution.store import RunStore
+from services.execution.store import PageKey, RunStore
 
-__all__ = ["clean_up", "clean_up_for_ever", "expire_artifacts", "expire_audit", "keep_leases", "take_over"]
+__all__ = [
+    "clean_up",
+    "clean_up_for_ever",
+    "expire_artifacts",
+    "expire_audit",
+    "expire_memories",
+    "keep_leases",
+    "take_over",
+]
 
 _log = get_logger("execution.loops")
+_SLICES: Final = 10
 
 
 async def take_over(store: RunStore, factory: ExecutionEngineFactory) -> int:
@@ -84,13 +93,29 @@ async def expire_audit(services: RunServices) -> int:
     return total
 
 
+async def expire_memories(services: RunServices, after: PageKey | None) -> PageKey | None:
+    """Remove what agents keep past its retention, or in no thread any more, from a place on; where to go on next time.
+
+    They are looked at in turn, ten thousand at a time, so that no pass is long.
+    """
+    retention_s = services.options.memories.retention_s
+    before = services.clock() - round(retention_s * 1_000_000) if retention_s else 0
+    for _ in range(_SLICES):
+        after = await services.store.expire_memories(before, after)
+        if after is None:
+            break
+    return after
+
+
 async def clean_up_for_ever(services: RunServices, factory: ExecutionEngineFactory, interval_s: float) -> NoReturn:
     """``clean_up`` every ``cleanup_interval`` seconds."""
+    after: PageKey | None = None
     while True:
         await asyncio.sleep(interval_s)
         try:
             await clean_up(services.store, factory)
             await expire_artifacts(services)
             await expire_audit(services)
+            after = await expire_memories(services, after)
         except CarrelError as error:
             _log.warning("clean-up failed", code=error.code, reason=error.message)

@@ -7,12 +7,18 @@ from typing import Any
 
 import orjson
 
-from carrel.errors import InvalidResultError, PlanError
+from carrel.agent_memory import MAX_MEMORY_BYTES
+from carrel.errors import InvalidResultError, PlanError, ProtocolError
+from servicekit.logs import get_logger
+from services.execution.domain.ports import StageResult
 from services.execution.domain.services import RunServices
 from services.execution.domain.uploads import store_artifact
 from services.execution.models import RunRef
+from services.execution.models_steps import Kept
 
-__all__ = ["check_result", "keep_result", "merge_params"]
+__all__ = ["check_result", "keep_result", "kept_by", "merge_params"]
+
+_log = get_logger("execution.results")
 
 
 def check_result(agent_name: str, result: bytes) -> Mapping[str, Any]:
@@ -42,6 +48,20 @@ async def keep_result(services: RunServices, ref: RunRef, name: str, data: bytes
         "sha256": record.sha256,
         "url": f"/api/runs/{record.run_id}/artifacts/{name}",
     }
+
+
+def kept_by(services: RunServices, agent_name: str, result: StageResult) -> Kept | None:
+    """What a stage's agent keeps in the thread. It is the stage's own that keeps: a fallback's answer has nothing.
+
+    Raises:
+        ProtocolError: agent_instance gives what that agent cannot have kept.
+    """
+    if not result.memory:
+        return None
+    if result.answered_by != agent_name or len(result.memory) > MAX_MEMORY_BYTES:
+        _log.warning("a stage keeps what it may not", agent=agent_name, bytes=len(result.memory))
+        raise ProtocolError(f"agent_instance gave more to keep than {agent_name} may", agent_name=agent_name)
+    return Kept(agent_name, result.memory, services.options.memories.quota)
 
 
 def merge_params(params: bytes, added: bytes) -> bytes:

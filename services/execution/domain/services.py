@@ -13,7 +13,7 @@ from servicekit.telemetry.buckets import sampled_trace
 from servicekit.telemetry.tracing import NO_TRACING, Tracing
 from services.execution.domain.admission import UserLimits
 from services.execution.domain.catalogue import AgentCatalogue
-from services.execution.domain.limits import ModelLimits, RateLimits
+from services.execution.domain.limits import MemoryLimits, ModelLimits, RateLimits
 from services.execution.domain.metrics import FactoryMetrics
 from services.execution.domain.ports import AgentHost, EventSink, NoWakeups, Wakeups
 from services.execution.domain.timing import RunClock, RunTimings
@@ -53,6 +53,7 @@ class RunOptions:
     history_messages: int = 50
     history_bytes: int = 65_536
     artifacts: ArtifactLimits = field(default_factory=ArtifactLimits)
+    memories: MemoryLimits = field(default_factory=MemoryLimits)
     # 0 for ever.
     audit_retention_s: float = 0.0
 

@@ -137,9 +137,55 @@ async def test_embeddings_and_responses_pass_and_are_counted() -> None:
             assert response.output_text == "an answer"
             assert b.server.requests[1].body["store"] is False
             assert turn.uplink.used == [BudgetUse("small", 5, 0), BudgetUse("small", 7, 3)]
-            with pytest.raises(openai.BadRequestError, match="previous_response_id"):
-                await sdk.responses.create(model="small", input="words", previous_response_id="resp_of_another")
-        assert len(b.server.requests) == 2
+
+
+FILE = {"type": "input_file", "file_id": "file-1"}
+SCHEMA = {"type": "object", "properties": {"file_id": {"type": "string"}}, "default": {"file_id": "none"}}
+CITED = {"type": "output_text", "text": "as", "annotations": [{"type": "file_citation", "file_id": "file-1"}]}
+
+
+@pytest.mark.parametrize(
+    ("named", "body"),
+    [
+        ("previous_response_id", {"input": "words", "previous_response_id": "resp_1"}),
+        ("conversation", {"input": "words", "conversation": {"id": "conv_1"}}),
+        ("item_reference", {"input": [{"type": "item_reference", "id": "msg_1"}]}),
+        ("item_reference", {"input": [{"role": "user", "content": "words"}, {"id": "msg_1", "type": None}]}),
+        ("file_id", {"input": [{"role": "user", "content": [FILE]}]}),
+        ("file_id", {"input": [{"type": "function_call_output", "call_id": "c", "output": [FILE]}]}),
+        ("file_id", {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]}),
+        ("vector_store_ids", {"input": "words", "tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]}),
+        ("container", {"input": "words", "tools": [{"type": "code_interpreter", "container": "cntr_1"}]}),
+        ("file_ids", {"input": "words", "tools": [{"type": "code_interpreter", "container": {"file_ids": ["f"]}}]}),
+    ],
+)
+async def test_what_the_endpoint_keeps_is_not_to_be_named(named: str, body: dict[str, Any]) -> None:
+    path = "chat/completions" if "messages" in body else "responses"
+    async with proxied() as b, aiohttp.ClientSession() as http:
+        base_url, key = variables(b.turn())
+        headers = {"Authorization": f"Bearer {key}"}
+        async with http.post(f"{base_url}/{path}", json={"model": "small", **body}, headers=headers) as answer:
+            assert answer.status == 400
+            assert f"{named} cannot be used here" in await answer.text()
+        assert not b.server.requests
+
+
+async def test_what_only_looks_like_something_kept_passes() -> None:
+    items: Any = [
+        {"role": "user", "content": "words"},
+        {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed", "content": [CITED]},
+        {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "load", "arguments": '{"file_id":"mine"}'},
+        {"type": "function_call_output", "call_id": "c", "output": '{"file_id":"mine"}'},
+    ]
+    tools: Any = [
+        {"type": "function", "name": "load", "strict": False, "parameters": SCHEMA},
+        {"type": "code_interpreter", "container": {"type": "auto"}},
+        {"type": "web_search"},
+    ]
+    async with proxied(Say("an answer")) as b, client(b.turn()) as sdk:
+        answer = await sdk.responses.create(model="small", input=items, tools=tools)
+        assert answer.output_text == "an answer"
+        assert b.server.requests[0].body["input"] == items
 
 
 async def test_models_are_those_that_may_be_asked() -> None:

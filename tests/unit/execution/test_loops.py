@@ -10,9 +10,10 @@ import pytest
 
 from carrel.errors import StoreUnavailableError
 from services.execution.domain.factory import ExecutionEngineFactory
-from services.execution.domain.loops import clean_up_for_ever, keep_leases
-from services.execution.domain.services import RunServices
-from services.execution.store import RunStore
+from services.execution.domain.limits import MemoryLimits
+from services.execution.domain.loops import clean_up_for_ever, expire_memories, keep_leases
+from services.execution.domain.services import RunOptions, RunServices
+from services.execution.store import PageKey, RunStore
 from tests.conftest import Eventually
 
 
@@ -95,3 +96,33 @@ async def test_after_the_store_was_away_for_a_lease_others_get_the_time_of_one_t
     assert store.renewed >= renewed + 3
     task.cancel()
     await asyncio.wait({task})
+
+
+class Slices:
+    """Run services, and a store that has so many slices of what agents keep."""
+
+    def __init__(self, slices: int, retention_s: float) -> None:
+        self.store = self
+        self.options = RunOptions(memories=MemoryLimits(retention_s=retention_s))
+        self.asked: list[tuple[int, PageKey | None]] = []
+        self._slices = slices
+
+    def clock(self) -> int:
+        return 100_000_000
+
+    async def expire_memories(self, before: int, after: PageKey | None) -> PageKey | None:
+        self.asked.append((before, after))
+        at = int(after[0]) + 1 if after else 1
+        return (at,) if at < self._slices else None
+
+
+async def test_what_agents_keep_is_looked_at_in_turn_so_much_at_a_time() -> None:
+    services = Slices(13, retention_s=30)
+    place = await expire_memories(cast(RunServices, services), None)
+    assert place == (10,)
+    assert services.asked[0] == (70_000_000, None)
+    assert await expire_memories(cast(RunServices, services), place) is None
+    assert services.asked[10:] == [(70_000_000, (n,)) for n in (10, 11, 12)]
+    for_ever = Slices(1, retention_s=0)
+    await expire_memories(cast(RunServices, for_ever), None)
+    assert for_ever.asked == [(0, None)]

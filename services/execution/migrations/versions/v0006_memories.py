@@ -20,12 +20,16 @@ def upgrade() -> None:
     op.create_table(
         "memories",
         sa.Column("user_id", sa.String(length=128), nullable=False),
-        sa.Column("thread_id", sa.String(length=128), nullable=False),
-        sa.Column("agent_name", sa.String(length=128), nullable=False),
         sa.Column("run_id", sa.String(length=128), nullable=False),
-        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.Column("agent_name", sa.String(length=128), nullable=False),
+        sa.Column("thread_id", sa.String(length=128), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("kept_at", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("user_id", "thread_id", "agent_name", name=op.f("pk_memories")),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("user_id", "run_id", "agent_name", name=op.f("pk_memories")),
+    )
+    op.create_index(
+        op.f("ix_memories_user_id_thread_id_agent_name"), "memories", ["user_id", "thread_id", "agent_name"]
     )
 
 
