@@ -44,6 +44,8 @@ export class Run extends Store {
     this.loading = false
     /** Whether its events before the first that came live are here, too. */
     this.whole = false
+    /** Whether some of those were too many to be read. */
+    this.partial = false
     this._events = []
     this._clear()
   }
@@ -136,7 +138,7 @@ export class Run extends Store {
     this.said = this.texts
     const { status, agent, error, result, endedAt, startedAt } = this
     this._events = []
-    this.whole = false
+    this.whole = this.partial = false
     this._clear()
     Object.assign(this, { status, agent, error, result, endedAt, startedAt })
   }

@@ -195,6 +195,27 @@ test("events that are not known are kept, and pass by", () => {
   assert.equal(run.count, EVENTS.length + 7)
 })
 
+test("no state of an event's is a class of the page", async () => {
+  const { runState, stepState } = await import("../../../gateway/console/states.js")
+  for (const known of ["running", "ok", "error", "timeout", "cancelled", "denied", "warned", "waiting"]) assert.equal(stepState(known).look, known)
+  for (const strange of ["shade", "x menu-open popover", "constructor", "__proto__", "", undefined, {}, 7]) {
+    assert.equal(stepState(strange).look, "other")
+    assert.equal(runState(strange).look, "idle")
+    for (const state of [stepState(strange), runState(strange)]) assert.ok(state.word && state.word.length <= 40)
+  }
+  assert.deepEqual(runState("TIMED_OUT"), { word: "Out of time", look: "bad" })
+})
+
+test("of a question about a call is said what its name does not say", async () => {
+  const { aboutCall } = await import("../../../gateway/console/format.js")
+  const about = (prompt) => aboutCall({ prompt, tool_name: "send_mail" })
+  assert.equal(about("Allow send_mail: Sends a mail."), "Sends a mail.")
+  assert.equal(about("Allow send_mail"), "")
+  assert.equal(about(undefined), "")
+  assert.equal(about("Allow send_mailing: Sends many."), "Allow send_mailing: Sends many.")
+  assert.equal(about("May it go out?"), "May it go out?")
+})
+
 test("what is shown of a value hides nothing", async () => {
   const { pretty } = await import("../../../gateway/console/format.js")
   const shown = pretty({ path: "/safe\u202egpj.exe", "a\u200bb": "ä\u2066" }, 4_000_000)
