@@ -156,7 +156,7 @@ def _console(settings: GatewaySettings, parts: Parts) -> ConsoleHandlers:
     login = settings.login
     by_name = settings.console_sign_in and not (settings.production or login.fetched or login.jwks)
     issuer = Issuer(settings.login_secret, login.issuer, login.audience)
-    return ConsoleHandlers(console_pages(), DevelopmentSignIn(issuer, parts) if by_name else None)
+    return ConsoleHandlers(console_pages(), DevelopmentSignIn(issuer, parts) if by_name else None, docs=settings.docs)
 
 
 def _readiness(upstream: Upstream, bridge: Downstream, execution: Downstream, source: LoginSource) -> Readiness:

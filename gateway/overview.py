@@ -1,12 +1,14 @@
 """What an operator sees of the services behind this gateway: every copy's counts, as far as it answers in time.
 
 Reads alone, in the gateway's own name; whether somebody may see it is the route's to check. Nothing of any one user.
+However many operators look, the copies are asked about once a second.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -24,11 +26,13 @@ from gateway.encoding import iso_time
 from gateway.run_json import error_json
 from gateway.tickets import TicketDesk
 
-__all__ = ["Overview"]
+__all__ = ["Overview", "ServicesTold"]
 
 _CALL_S: Final = 2.0
 # Beyond so many copies of one service the page has no room, and the gateway better things to do.
 _MOST: Final = 32
+# What was told so short a time ago is told again. Half of what a page waits between two looks.
+_FRESH_S: Final = 1.0
 
 
 class _Copy(Protocol):
@@ -61,22 +65,53 @@ _ASKED: Final[Mapping[str, _Asked]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ServicesTold:
+    """One answer.
+
+    ``services`` has by service a list of its copies: ``address``, and ``counts``, or the ``error`` in their place.
+    ``age_s`` is how long ago the last of them answered.
+    """
+
+    services: Mapping[str, list[dict[str, Any]]]
+    age_s: float
+
+
 class Overview:
-    """Asks all copies at once.
+    """Asks all copies at once; whoever asks meanwhile, or a moment later, gets the same answer.
 
     Args:
         services: Who is there, by the names of services.
         desk: Gives the gateway's own ticket.
         call_s: How long a copy has to answer.
+        clock: Seconds; tests have their own.
     """
 
-    def __init__(self, services: Mapping[str, Listed], desk: TicketDesk, call_s: float = _CALL_S) -> None:
+    def __init__(
+        self,
+        services: Mapping[str, Listed],
+        desk: TicketDesk,
+        call_s: float = _CALL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._services = services
         self._desk = desk
         self._call_s = call_s
+        self._clock = clock
+        # Held by who asks: the others wait for his answer, and if he goes away the next one asks.
+        self._asking = asyncio.Lock()
+        self._told: dict[str, list[dict[str, Any]]] = {}
+        self._told_at = float("-inf")
 
-    async def ask(self) -> dict[str, Any]:
-        """By service, a list of its copies: ``address``, and ``counts``, or the ``error`` in their place."""
+    async def ask(self) -> ServicesTold:
+        """What the copies say, or have said less than a second ago."""
+        async with self._asking:
+            if self._clock() - self._told_at >= _FRESH_S:
+                self._told = await self._all()
+                self._told_at = self._clock()
+            return ServicesTold(self._told, self._clock() - self._told_at)
+
+    async def _all(self) -> dict[str, list[dict[str, Any]]]:
         names = [name for name in _ASKED if name in self._services]
         found = await asyncio.gather(*(self._of(name) for name in names))
         return dict(zip(names, found, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from gateway.agents import Agents
 from gateway.connections import Connections
@@ -12,6 +12,7 @@ from gateway.limits import ConnectionLimits
 from gateway.log_reader import LogReader, RunLog
 from gateway.login import Login, LoginVerifier
 from gateway.origins import Origins
+from gateway.overview import ServicesTold
 from gateway.runs import Runs
 from gateway.socket_tokens import SocketTokens
 from gateway.tally import GatewayStatistics, Tally
@@ -32,7 +33,7 @@ class Exits(Protocol):
 class Services(Protocol):
     """Counts of the services behind the gateway."""
 
-    async def ask(self) -> dict[str, Any]:
+    async def ask(self) -> ServicesTold:
         """See ``overview.Overview``."""
         ...
 

@@ -38,11 +38,19 @@ export function forgetTokens() {
   }
 }
 
-/** What the gateway is and how one may sign in: `{version, sign_in_by_name}`. */
+/** What the gateway is and how one may sign in: `{version, sign_in_by_name, docs}`. */
 export async function about() {
   const response = await fetch(`${BASE}/console/about.json`)
   if (!response.ok) throw new CarrelError(`the gateway answers with status ${response.status}`, { advice: "try again shortly" })
   return response.json()
+}
+
+/**
+ * Whether the view with two users is offered: where a name signs in, or to operators, who show others what a deployment
+ * does. Elsewhere hardly anybody has a second token at hand; its address is there for those who have.
+ */
+export function offersTwo(session, facts) {
+  return Boolean(facts.sign_in_by_name) || session.operator
 }
 
 /** A development token for a user of this name. */

@@ -86,6 +86,14 @@ export function words(name) {
   return String(name ?? "").replaceAll("_", " ")
 }
 
+/** What the question about a call says beyond the call's name, which stands before it already: "Allow mail: Sends it." is "Sends it." */
+export function aboutCall({ prompt, tool_name: name }) {
+  const text = String(prompt ?? "").trim()
+  const known = `Allow ${name}`
+  if (text === known) return ""
+  return text.startsWith(`${known}:`) ? text.slice(known.length + 1).trim() : text
+}
+
 /** A description as its author wrote it, without the marks of code. */
 export function unmarked(text) {
   return String(text ?? "").replaceAll("`", "")

@@ -33,7 +33,7 @@ function App() {
   }
 
   useEffect(() => {
-    about().then(setFacts, () => setFacts({ version: "", sign_in_by_name: false }))
+    about().then(setFacts, () => setFacts({ version: "", sign_in_by_name: false, docs: false }))
     const kept = keptToken(MAIN)
     if (kept) {
       check(kept).then(() => begin(kept), (error) => {

@@ -4,6 +4,7 @@
  */
 
 import { moment } from "./format.js"
+import { Steps, whose } from "./steps.js"
 import { Store } from "./stores.js"
 
 const ENDED = new Set(["SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"])
@@ -43,6 +44,8 @@ export class Run extends Store {
     this.loading = false
     /** Whether its events before the first that came live are here, too. */
     this.whole = false
+    /** Whether some of those were too many to be read. */
+    this.partial = false
     this._events = []
     this._clear()
   }
@@ -51,7 +54,6 @@ export class Run extends Store {
     this.status = "QUEUED"
     this.agent = ""
     this.stages = []
-    this.steps = []
     this.messages = []
     this.question = null
     this.answered = null
@@ -64,8 +66,7 @@ export class Run extends Store {
     this.lastAt = NaN
     this.thought = ""
     this.tools = 0
-    this._open = new Map()
-    this._requests = new Map()
+    this._steps = new Steps()
     this._texts = new Map()
     // Thoughts that come in pieces and may go on, by who thinks.
     this._thoughts = new Map()
@@ -74,6 +75,11 @@ export class Run extends Store {
 
   get ended() {
     return ENDED.has(this.status)
+  }
+
+  /** The rows of its timeline, each below who it belongs to. */
+  get steps() {
+    return this._steps.rows
   }
 
   get count() {
@@ -132,7 +138,7 @@ export class Run extends Store {
     this.said = this.texts
     const { status, agent, error, result, endedAt, startedAt } = this
     this._events = []
-    this.whole = false
+    this.whole = this.partial = false
     this._clear()
     Object.assign(this, { status, agent, error, result, endedAt, startedAt })
   }
@@ -161,7 +167,7 @@ export class Run extends Store {
     if (told.status !== "WAITING") this.question = null
     if (told.error) this.error = told.error
     if (hasEnded(told.status)) {
-      this._close("cancelled")
+      this._steps.close("cancelled", this.lastAt)
       if (!Number.isFinite(this.endedAt)) this.endedAt = moment(told.ended_at)
     }
   }
@@ -185,10 +191,10 @@ export class Run extends Store {
   _agent_started(data, event, at) {
     this.status = "RUNNING"
     if (event.parent_request_id) {
-      this._child(event, at, { name: data.agent_name, note: data.description, replayed: data.replayed })
+      this._steps.child(event, at, { name: data.agent_name, note: data.description, replayed: data.replayed })
       return
     }
-    this._step({
+    this._steps.add({
       kind: "agent", name: data.agent_name, note: data.description, depth: 0, at, event,
       key: `agent:${data.agent_name}`,
     })
@@ -201,12 +207,12 @@ export class Run extends Store {
     const left = data.shed ? `${data.shed} lines were left out` : ""
     const open = this._thoughts.get(whose(event))
     if (open && data.delta && !left && open.messageId === data.message_id && open.step.name.length + text.length <= THOUGHT) {
-      this._finish(open.step, { name: open.step.name + text, endedAt: at })
+      this._steps.finish(open.step, { name: open.step.name + text, endedAt: at })
       this.thought = open.step.name.slice(-THOUGHT_LINE)
       return
     }
     if (text) this.thought = text
-    const step = this._step({ kind: "thought", name: text || left, note: text && left, depth: this._depth(event, at) + 1, at, event, done: true })
+    const step = this._steps.add({ kind: "thought", name: text || left, note: text && left, depth: this._steps.depth(event, at) + 1, at, event, done: true })
     if (data.delta) this._thoughts.set(whose(event), { step, messageId: data.message_id })
     else this._thoughts.delete(whose(event))
   }
@@ -214,25 +220,24 @@ export class Run extends Store {
   _tool_executing(data, event, at) {
     this.status = "RUNNING"
     this.tools += 1
-    this._step({
-      kind: "tool", name: data.tool_name, depth: this._depth(event, at) + 1, at, event, key: `tool:${data.tool_call_id}`,
+    this._steps.add({
+      kind: "tool", name: data.tool_name, depth: this._steps.depth(event, at) + 1, at, event, key: `tool:${data.tool_call_id}`,
       arguments: data.arguments, replayed: data.replayed,
     })
   }
 
   _tool_completed(data, event, at) {
     const key = `tool:${data.tool_call_id}`
-    const depth = this._depth(event, at) + 1
-    let step = this._open.get(key)
+    const depth = this._steps.depth(event, at) + 1
+    let step = this._steps.taken(key)
     if (!step) {
       // Refused: it was never begun.
       this.tools += 1
-      step = this._step({
+      step = this._steps.add({
         kind: "tool", name: data.tool_name, depth, at, event, arguments: data.arguments,
       })
     }
-    this._open.delete(key)
-    this._finish(step, {
+    this._steps.finish(step, {
       status: data.denied ? "denied" : data.status,
       endedAt: at,
       duration: data.duration_ms,
@@ -254,15 +259,15 @@ export class Run extends Store {
   }
 
   _agent_completed(data, event, at) {
-    this._endOf(data.agent_name, event, at, { status: "ok", result: data.result, artifact: data.artifact, duration: data.duration_ms })
+    this._steps.endOf(data.agent_name, event, at, { status: "ok", result: data.result, artifact: data.artifact, duration: data.duration_ms })
   }
 
   _agent_error(data, event, at) {
     const recovered = data.recovered || data.fallback
-    const step = this._endOf(data.agent_name ?? event.agent_name, event, at, { status: recovered ? "warned" : "error", error: data })
+    const step = this._steps.endOf(data.agent_name ?? event.agent_name, event, at, { status: recovered ? "warned" : "error", error: data })
     // A sub-agent's is its caller's to deal with.
     if (event.parent_request_id) return
-    if (!step) this._step({ kind: "note", name: data.message, error: data, depth: 0, at, event, done: true, status: "error" })
+    if (!step) this._steps.add({ kind: "note", name: data.message, error: data, depth: 0, at, event, done: true, status: "error" })
     if (!recovered) this.error = data
   }
 
@@ -275,27 +280,27 @@ export class Run extends Store {
       this.status = "RUNNING"
     }
     // What the attempt before left open was cut off; where it waited, its agents go on.
-    this._close("cancelled", at, answered)
-    for (const step of this._open.values()) this._finish(step, { status: "running" })
+    this._steps.close("cancelled", at, answered)
+    this._steps.turn("running")
     const name = answered ? "Answer received, going on" : `Attempt ${data.attempt}: ${reasonOf(data.reason)}`
-    this._step({ kind: "note", name, depth: 0, at, event, done: true, status: answered ? "ok" : "warned" })
+    this._steps.add({ kind: "note", name, depth: 0, at, event, done: true, status: answered ? "ok" : "warned" })
   }
 
   _input_required(data, event, at) {
     this.question = data
     this.status = "WAITING"
-    for (const step of [...this._open.values(), ...this._running()]) this._finish(step, { status: "waiting" })
+    this._steps.turn("waiting", { children: true })
     const name = data.tool_name ? `Asks to approve ${data.tool_name}` : `Asks: ${data.prompt ?? "a question"}`
-    this._step({ kind: "question", name, depth: 0, at, event, done: true, arguments: data.arguments })
+    this._steps.add({ kind: "question", name, depth: 0, at, event, done: true, arguments: data.arguments })
   }
 
   _event_rejected(data, event, at) {
     const name = `An event (${data.event_type}) was refused: ${data.reason}`
-    this._step({ kind: "note", name, depth: 0, at, event, done: true, status: "warned" })
+    this._steps.add({ kind: "note", name, depth: 0, at, event, done: true, status: "warned" })
   }
 
   _log_gap(data, event, at) {
-    this._step({ kind: "note", name: "Events were lost here", note: data.reason, depth: 0, at, event, done: true, status: "warned" })
+    this._steps.add({ kind: "note", name: "Events were lost here", note: data.reason, depth: 0, at, event, done: true, status: "warned" })
   }
 
   _run_completed(data, event, at) {
@@ -306,86 +311,8 @@ export class Run extends Store {
     if (data.status === "SUCCEEDED") this.error = null
     else this.error = data.error ?? this.error
     this.endedAt = at
-    this._close(data.status === "SUCCEEDED" ? "ok" : "cancelled", at)
+    this._steps.close(data.status === "SUCCEEDED" ? "ok" : "cancelled", at)
   }
-
-  // Steps.
-
-  _step({ key, event, done, at, ...rest }) {
-    const step = {
-      id: event.offset, status: done ? "ok" : "running", startedAt: at, endedAt: done ? at : NaN, duration: NaN,
-      agent: event.agent_name, attempt: event.attempt, requestId: event.request_id, version: 0, ...rest,
-    }
-    this.steps.push(step)
-    if (key && !done) this._open.set(key, step)
-    return step
-  }
-
-  _finish(step, changes) {
-    Object.assign(step, changes)
-    step.version += 1
-    if (!Number.isFinite(step.duration) && Number.isFinite(step.endedAt)) step.duration = step.endedAt - step.startedAt
-  }
-
-  /** The end of an agent, and of what it began: of a sub-agent by its request, of a stage by its name. */
-  _endOf(agent, event, at, changes) {
-    const within = event.parent_request_id ? event.request_id : ""
-    const key = `agent:${agent}`
-    const step = within ? this._child(event, at, { name: agent }) : this._open.get(key)
-    if (!step) return undefined
-    this._open.delete(key)
-    for (const child of this._running()) {
-      if (child === step || (within && !this._below(child, within))) continue
-      // A sub-agent tells its own end; one that told none was given up.
-      this._finish(child, { status: child.agent === agent ? "ok" : "cancelled", endedAt: child.lastAt })
-    }
-    this._finish(step, { endedAt: at, ...changes })
-    return step
-  }
-
-  _close(status, at = this.lastAt, keepAgents = false) {
-    const closed = [...this._open].filter(([, step]) => !(keepAgents && step.kind === "agent"))
-    for (const [key, step] of closed) {
-      this._finish(step, { status, endedAt: at })
-      this._open.delete(key)
-    }
-    for (const child of this._running()) this._finish(child, { status: keepAgents ? "ok" : status, endedAt: child.lastAt })
-  }
-
-  /** Child operations and sub-agents that have not ended. */
-  _running() {
-    return [...this._requests.values()].filter(({ status }) => status === "running" || status === "waiting")
-  }
-
-  /** Whether a child is below a request. Names do not tell: the second of one name is `…_2`. */
-  _below(child, requestId) {
-    for (let one = child; one; one = this._requests.get(`${one.parent}:${one.attempt}`)) if (one.parent === requestId) return true
-    return false
-  }
-
-  /** How deep an event lies. */
-  _depth(event, at) {
-    return event.parent_request_id ? this._child(event, at).depth : 0
-  }
-
-  /** A child operation, or a sub-agent: a step of its own, begun by the first event that names it. */
-  _child(event, at, about = {}) {
-    const key = whose(event)
-    let child = this._requests.get(key)
-    if (!child) {
-      const name = event.request_id.slice(event.parent_request_id.length + 1) || event.request_id
-      const depth = 1 + (this._requests.get(`${event.parent_request_id}:${event.attempt}`)?.depth ?? 0)
-      child = this._step({ kind: "child", name, depth, at, event, lastAt: at, parent: event.parent_request_id, ...about })
-      this._requests.set(key, child)
-    }
-    child.lastAt = at
-    return child
-  }
-}
-
-/** Whose an event is, within its run: one request in one attempt. */
-function whose(event) {
-  return `${event.request_id}:${event.attempt}`
 }
 
 /** A result's text for people; empty when it has none. */

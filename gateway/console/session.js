@@ -8,7 +8,8 @@ import { Run } from "./runs.js"
 import { Store } from "./stores.js"
 import { Threads } from "./threads.js"
 
-const HISTORY_MOST = 20_000
+/** As many events of a run as are read back from the log. */
+export const HISTORY_MOST = 20_000
 const RUNS_WHOLE = 200
 // As often as it takes: it is a person who gives up, by closing the page.
 const BACKOFF = { attempts: Infinity, firstMs: 300, longestMs: 8_000 }
@@ -184,7 +185,11 @@ export class Session extends Store {
       for await (const event of this.rest.runEvents(run.runId, { signal: controller.signal })) {
         if (event instanceof Notice) continue
         // From here on they have come live.
-        if (event.offset >= ahead || events.length >= HISTORY_MOST) break
+        if (event.offset >= ahead) break
+        if (events.length >= HISTORY_MOST) {
+          run.partial = true
+          break
+        }
         events.push(event)
         if (event.event_type === "run_completed") break
       }

@@ -5,7 +5,9 @@ import { Store } from "./stores.js"
 
 const PAGE = 40
 const TITLES_AT_ONCE = 3
+// Of a conversation the newest so many messages and runs are kept; beyond so many pages it is not read to its end.
 const MESSAGES_MOST = 5000
+const PAGES_MOST = 100
 const TITLE = 64
 
 export class Threads extends Store {
@@ -151,6 +153,9 @@ export class Thread extends Store {
     this.loading = false
     this.error = null
     this.gone = false
+    /** How many of its first messages are left out; whether there are more than are read. */
+    this.left = 0
+    this.more = false
   }
 
   tell({ updated_at: updated, unended_run_id: active }) {
@@ -183,7 +188,9 @@ export class Thread extends Store {
         run.tell(told)
         this.add(run)
       }
-      this._said(messages)
+      this._said(messages.found)
+      this.left = messages.left
+      this.more = messages.more
       this.loaded = true
       // What is under way is wanted whole; of the others it is read when somebody looks.
       for (const run of this.runs) if (!run.ended) this._session.history(run).catch(() => {})
@@ -197,13 +204,13 @@ export class Thread extends Store {
 
   _messages() {
     const { rest } = this._session
-    return everyPage("messages", MESSAGES_MOST, (pageToken) => rest.messages(this.threadId, { pageSize: 1000, pageToken }))
+    return newest((pageToken) => rest.messages(this.threadId, { pageSize: 1000, pageToken }))
   }
 
   /** Of every run how it stands: one that nobody spoke of would be taken for one that waits. */
   _told() {
     const { rest } = this._session
-    return everyPage("runs", MESSAGES_MOST, (pageToken) => rest.runs({ threadId: this.threadId, pageSize: 200, pageToken }))
+    return latestRuns((pageToken) => rest.runs({ threadId: this.threadId, pageSize: 200, pageToken }))
   }
 
   _said(messages) {
@@ -223,14 +230,33 @@ export class Thread extends Store {
   }
 }
 
-/** What is in all pages of a list, up to `most` or a page more. */
-async function everyPage(name, most, read) {
+/** The newest messages of pages that begin with the oldest; how many were `left` out, and whether there are `more` to come. */
+async function newest(read) {
+  let found = []
+  let left = 0
+  let token
+  for (let pages = 0; pages < PAGES_MOST; pages += 1) {
+    const page = await read(token)
+    found.push(...page.messages)
+    const over = found.length - MESSAGES_MOST
+    if (over > 0) {
+      left += over
+      found = found.slice(over)
+    }
+    token = page.next_page_token || undefined
+    if (!token) break
+  }
+  return { found, left, more: Boolean(token) }
+}
+
+/** The newest runs of pages that begin with them. */
+async function latestRuns(read) {
   const found = []
   let token
   do {
     const page = await read(token)
-    found.push(...page[name])
+    found.push(...page.runs)
     token = page.next_page_token || undefined
-  } while (token && found.length < most)
+  } while (token && found.length < MESSAGES_MOST)
   return found
 }

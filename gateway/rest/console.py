@@ -20,11 +20,13 @@ class ConsoleHandlers:
     Args:
         pages: The files.
         development: Signs in by a name; None where there is no such thing.
+        docs: Whether the pages about the API are served, so that the console may lead there.
     """
 
-    def __init__(self, pages: Pages, development: DevelopmentSignIn | None = None) -> None:
+    def __init__(self, pages: Pages, development: DevelopmentSignIn | None = None, *, docs: bool = False) -> None:
         self._pages = pages
         self._development = development
+        self._docs = docs
 
     def root(self, otherwise: Handler) -> Handler:
         """``GET /``: the page for browsers; whoever does not ask for HTML gets what he got before there was one."""
@@ -40,7 +42,7 @@ class ConsoleHandlers:
         """``GET /console/{path}``: a file; ``about.json`` says what this is, and how one may sign in."""
         if request.match_info["path"] == _ABOUT:
             offered = self._development is not None and self._development.offered(request)
-            return json_response({"version": carrel.__version__, "sign_in_by_name": offered})
+            return json_response({"version": carrel.__version__, "sign_in_by_name": offered, "docs": self._docs})
         return await self._pages.page(request)
 
     async def sign_in(self, request: web.Request) -> web.StreamResponse:

@@ -36,9 +36,14 @@ class OperatorHandlers:
     async def overview(self, _request: web.Request, login: Login) -> web.StreamResponse:
         """``GET /api/operator/overview``: this gateway, and every copy of the services behind it that answers."""
         _check(login)
-        services = await self._parts.overview.ask()
+        told = await self._parts.overview.ask()
         return json_response(
-            {"version": __version__, "gateway": self._parts.statistics().to_json(), "services": services}
+            {
+                "version": __version__,
+                "gateway": self._parts.statistics().to_json(),
+                "services": told.services,
+                "services_age_s": round(told.age_s, 3),
+            }
         )
 
 

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, WebSocketRoute, expect
 
 from carrel.cli.tokens import DEFAULT_PERMISSIONS
 from tests.support.stack import RunningStack
 
-__all__ = ["ConsoleUser", "console_user"]
+__all__ = ["ConsoleUser", "Gate", "console_user"]
 
 _WAIT_MS = 20_000
 
@@ -73,6 +73,56 @@ class ConsoleUser:
     def came(self) -> str:
         """Everything that came over sockets, compressed batches too, as text."""
         return "\n".join(self.frames)
+
+
+class Gate:
+    """Between a page and the gateway's socket: holds up what the gateway sends, and says so as a gateway does."""
+
+    def __init__(self) -> None:
+        self.holds = False
+        self._held: list[str | bytes] = []
+        self._page: WebSocketRoute | None = None
+        self._epoch = ""
+        self._sent = self._came = 0
+
+    @property
+    def behind(self) -> int:
+        """How many events are held."""
+        return self._came - self._sent
+
+    def opened(self, page: WebSocketRoute) -> None:
+        """A socket of the page's."""
+        self._page, self._held = page, []
+        gateway = page.connect_to_server()
+        page.on_message(gateway.send)
+        gateway.on_message(self._take)
+
+    def ping(self) -> None:
+        """What a gateway tells whose client takes nothing: how far the log is, and how far it got itself."""
+        assert self._page is not None
+        told = {"type": "ping", "epoch": self._epoch, "offset": self._sent, "top": self._came}
+        self._page.send(json.dumps(told))
+
+    def let(self) -> None:
+        """All of it goes on."""
+        assert self._page is not None
+        self.holds, self._sent = False, self._came
+        held, self._held = self._held, []
+        for frame in held:
+            self._page.send(frame)
+
+    def _take(self, frame: str | bytes) -> None:
+        assert self._page is not None
+        text = _text(frame)
+        if '"event_type"' in text:
+            self._came = max(int(offset) for offset in re.findall(r'"offset": ?(\d+)', text))
+        elif epoch := re.search(r'"epoch": ?"(\w+)"', text):
+            self._epoch = epoch[1]
+        if not self.holds:
+            self._sent = self._came
+            self._page.send(frame)
+        elif '"ping"' not in text:
+            self._held.append(frame)
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any
 
 from carrel import Agent, AgentContext, Request, tool
@@ -98,4 +99,77 @@ class MischiefAgent(Agent):
         return {"answer": "<b>done</b>", "x": "<i>"}
 
 
-agents = (CountAgent, FloodAgent, MailAgent, MischiefAgent)
+# One white pixel.
+_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAG7buVgAAAABJRU5ErkJggg=="
+)
+
+
+class GalleryAgent(Agent):
+    """Reports with one picture, 200 times over."""
+
+    name = "gallery"
+
+    async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
+        """Write it."""
+        await ctx.artifacts.put("a.png", _PIXEL, "image/png")
+        await ctx.artifacts.put("report.md", "# All of it\n\n" + "![](a.png)\n" * 200, "text/markdown")
+        return {"answer": "Here it is."}
+
+
+@tool(description="Looks something up.")
+async def look_up(query: str, api_key: str) -> dict[str, str]:
+    """Give back what it was given, as careless tools do."""
+    return {"found": f"nothing about {query}", "used": api_key}
+
+
+class CarelessAgent(Agent):
+    """Hands a secret to a tool, and writes it down."""
+
+    name = "careless"
+    tools = (look_up,)
+
+    async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
+        """With the key that it was given in its parameters."""
+        key = str(request.params["key"])
+        await ctx.thinking(f"with the key {key}")
+        await ctx.call_tool("look_up", query="weather", api_key=key)
+        return {"answer": "looked it up"}
+
+
+class WordsAgent(Agent):
+    """Calls a tool twice for each word, so that others of its kind get between."""
+
+    name = "words"
+    tools = (step,)
+
+    async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
+        """Three steps."""
+        for number in range(3):
+            await ctx.call_tool("step", number=number)
+            await asyncio.sleep(0.03)
+        return {"answer": request.message}
+
+
+class CompareAgent(Agent):
+    """Runs two of one kind at once."""
+
+    name = "compare"
+    tools = (step,)
+
+    async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
+        """Both of them, together."""
+        await asyncio.gather(ctx.run_agent("words", "one"), ctx.run_agent("words", "two"))
+        return {"answer": "compared"}
+
+
+agents = (
+    CountAgent,
+    FloodAgent,
+    MailAgent,
+    MischiefAgent,
+    GalleryAgent,
+    CarelessAgent,
+    WordsAgent,
+    CompareAgent,
+)

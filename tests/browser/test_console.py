@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
-from playwright.async_api import Browser, CDPSession, expect
+from playwright.async_api import Browser, expect
 
+from carrel.cli.tokens import DEFAULT_PERMISSIONS
 from servicekit.identity.principals import OPERATOR_READ
-from tests.browser.console_page import ConsoleUser, console_user
+from tests.browser.console_page import ConsoleUser, Gate, console_user
+from tests.browser.frames import Smoothness, recorded
 from tests.conftest import Eventually
 from tests.support.stack import RunningStack
 
@@ -19,11 +23,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.asyncio(loop_sc
 
 _NOT_FOUND: Final = r"status of 404"
 _GATEWAY_AWAY: Final = r"WebSocket|ERR_CONNECTION|Failed to load resource"
-# What a page may spend on a run of a thousand events, in milliseconds of its own work; the longest between two frames;
-# how many rows it may draw. On a machine busy with other work it took 700 ms, 300 ms and 82 rows. Drawing each event
-# apart took 1400 ms and stood still for 7.5 s; a list without an end has 500 rows.
-_WORK_MS: Final = 2500.0
-_LONGEST_MS: Final = 1500.0
+# What a page may spend on a run of a thousand events, in milliseconds of its own work; the longest that it may stand
+# still for it; which share of its frames may take over 100 ms; how many rows it may draw. On two cores with twenty
+# others at work it took 570 ms, 31 ms, none and 82 rows. A list without an end has 500 rows.
+_WORK_MS: Final = 1500.0
+_LONGEST_MS: Final = 150.0
+_LONG_SHARE: Final = 0.1
 _ROWS: Final = 120
 
 
@@ -152,6 +157,9 @@ async def test_a_call_is_approved_and_a_question_answered_where_they_are_asked(
         await eve.state(run, "WAITING")
         question = run.locator(".question")
         await expect(question).to_contain_text("May the agent use send mail?")
+        # Said once.
+        await expect(question.locator(".quiet")).to_have_text("Sends a mail.")
+        assert "Allow send_mail" not in await question.inner_text()
         await expect(question.locator("pre")).to_contain_text("bob@example.com")
         await question.get_by_role("button", name="Allow once").click()
         await expect(run.get_by_text("Which colour was it?").last).to_be_visible(timeout=20_000)
@@ -167,48 +175,59 @@ async def test_a_call_is_approved_and_a_question_answered_where_they_are_asked(
         await expect(run.locator(".problem").last).to_be_visible()
 
 
-_WATCH: Final = """() => {
-  window.seen = {tasks: [], frames: 0, longest: 0}
-  new PerformanceObserver((list) => {
-    for (const entry of list.getEntries()) window.seen.tasks.push(entry.duration)
-  }).observe({type: "longtask"})
-  let last = performance.now()
-  const frame = (now) => {
-    window.seen.frames += 1
-    window.seen.longest = Math.max(window.seen.longest, now - last)
-    last = now
-    requestAnimationFrame(frame)
-  }
-  requestAnimationFrame(frame)
-}"""
+async def test_a_refused_message_is_changed_with_all_that_belongs_to_it(browser: Browser, stack: RunningStack) -> None:
+    async with console_user(browser, stack, "eva") as eva:
+        page = eva.page
+        await eva.open()
+        deep: Any = "too deep"
+        for _ in range(40):
+            deep = [deep]
+        await page.locator(".chooser").select_option("count")
+        await page.get_by_role("button", name="Parameters").click()
+        await page.locator(".params textarea").fill(json.dumps({"steps": 1, "deep": deep}))
+        await page.locator("[data-message]").fill("count a little")
+        await page.keyboard.press("Enter")
+        change = page.get_by_role("button", name="Change it")
+        await expect(change).to_be_visible()
+        # Something else is in the fields by now.
+        await page.locator(".chooser").select_option("mail")
+        await page.locator(".params textarea").fill("")
+        await page.get_by_role("button", name="Parameters").click()
+        await change.click()
+        await expect(page.locator("[data-message]")).to_have_value("count a little")
+        await expect(page.locator(".chooser")).to_have_value("count")
+        field = page.locator(".params textarea")
+        given = json.loads(await field.input_value())
+        assert given == {"steps": 1, "deep": deep}
+        await field.fill(json.dumps({"steps": 1}))
+        await page.locator("[data-message]").press("Enter")
+        await eva.state(page.locator("[data-run]"), "SUCCEEDED")
 
 
-async def _work_ms(session: CDPSession) -> float:
-    metrics: dict[str, Any] = await session.send("Performance.getMetrics")
-    return 1000 * next(float(row["value"]) for row in metrics["metrics"] if row["name"] == "TaskDuration")
-
-
-async def test_a_thousand_events_leave_the_page_smooth(browser: Browser, stack: RunningStack) -> None:
+async def _a_thousand_events(browser: Browser, stack: RunningStack, kept: Path, script: str = "") -> Smoothness:
+    """The page's record of a run of a thousand events, after it was seen to have all of them."""
     async with console_user(browser, stack, "fay") as fay:
-        page = fay.page
         await fay.open()
-        await page.evaluate(_WATCH)
-        session = await fay.context.new_cdp_session(page)
-        # Time that its thread has worked, not time that went by: other work on the machine does not count.
-        await session.send("Performance.enable", {"timeDomain": "threadTicks"})
-        before = await _work_ms(session)
-        run = await fay.send("flood", "flood")
-        await fay.state(run, "SUCCEEDED")
-        await expect(run.locator("[data-role=answer]")).to_contain_text("Word 500 of a long answer")
-        work = await _work_ms(session) - before
-        seen = await page.evaluate("window.seen")
-        rows = await run.locator(".step").count()
-        assert work < _WORK_MS, seen
-        assert seen["longest"] < _LONGEST_MS, seen
-        assert max(seen["tasks"], default=0) < _LONGEST_MS, seen
-        assert seen["frames"] > 20
-        assert rows <= _ROWS
+        if script:
+            await fay.page.evaluate(script)
+        async with recorded(browser, fay.page, kept) as seen:
+            run = await fay.send("flood", "flood")
+            await fay.state(run, "SUCCEEDED")
+            await expect(run.locator("[data-role=answer]")).to_contain_text("Word 500 of a long answer")
+        assert await run.locator(".step").count() <= _ROWS
         assert len(await fay.thoughts(run)) == 495
+    return seen
+
+
+async def test_a_thousand_events_leave_the_page_smooth(browser: Browser, stack: RunningStack, tmp_path: Path) -> None:
+    kept = tmp_path / "a-thousand-events.json"
+    seen = await _a_thousand_events(browser, stack, kept)
+    about = f"{seen}; the record is {kept}"
+    assert len(seen.frames_ms) > 5, about
+    assert seen.work_ms < _WORK_MS, about
+    assert seen.longest_ms < _LONGEST_MS, about
+    assert seen.long_share < _LONG_SHARE, about
+    kept.unlink()
 
 
 async def test_what_agents_write_is_text_whatever_it_is(browser: Browser, stack: RunningStack) -> None:
@@ -269,15 +288,216 @@ async def test_two_users_side_by_side_and_what_one_may_not_see(browser: Browser,
             await expect(side.locator("[data-strangers]")).to_have_text("0 of anybody else")
         await page.get_by_role("button", name="Try to read bob's latest run").click()
         await expect(page.get_by_text("The gateway answers alice: UNKNOWN_RUN")).to_be_visible()
+        # Whoever signs out leaves none of the three tokens to the next one.
+        kept = "Object.keys(sessionStorage).filter((key) => key.startsWith('carrel.token.')).length"
+        assert await page.evaluate(kept) == 3
+        await page.get_by_role("button", name="ian", exact=True).click()
+        await page.get_by_role("button", name="Sign out", exact=True).click()
+        await expect(page.get_by_text("You are signed out.")).to_be_visible()
+        assert await page.evaluate(kept) == 0
 
 
-async def test_operators_see_figures_and_others_are_told_why_not(browser: Browser, stack: RunningStack) -> None:
-    async with console_user(browser, stack, "olga", permissions=[OPERATOR_READ]) as olga:
+async def test_two_users_are_offered_where_a_name_signs_in_or_to_operators(
+    browser: Browser, stack: RunningStack
+) -> None:
+    async def offered(name: str, permissions: list[str], **facts: bool) -> bool:
+        async with console_user(browser, stack, name, permissions=permissions) as user:
+            body = {"version": "1", "sign_in_by_name": False, "docs": False, **facts}
+            await user.page.route("**/console/about.json", lambda route: route.fulfill(json=body))
+            await user.open()
+            await expect(user.page.locator(".idea").first).to_be_visible()
+            links = await user.page.get_by_role("link", name="Two users").count()
+            assert await user.page.get_by_role("button", name="See two users at once").count() == links
+            await user.page.get_by_role("button", name=name, exact=True).click()
+            pages = user.page.get_by_role("link", name="About the API")
+            assert await pages.count() == body["docs"]
+            if body["docs"]:
+                assert await pages.get_attribute("href") == f"{stack.url}/docs"
+            return links > 0
+
+    assert await offered("ida", ["mail:send"], sign_in_by_name=True, docs=True)
+    assert await offered("ira", [OPERATOR_READ])
+    assert not await offered("isa", ["mail:send"])
+
+
+async def test_sub_agents_that_work_at_once_have_their_steps_below_them(browser: Browser, stack: RunningStack) -> None:
+    async with console_user(browser, stack, "jan") as jan:
+        await jan.open()
+        run = await jan.send("compare", "compare")
+        await jan.state(run, "SUCCEEDED")
+        names = await run.locator(".is-agent, .is-child, .is-tool").locator(".step-name").all_inner_texts()
+        assert [name.split()[0] for name in names] == ["compare", *(["words"] + ["step"] * 3) * 2]
+
+
+async def test_a_picture_in_many_places_is_asked_for_once(browser: Browser, stack: RunningStack) -> None:
+    async with console_user(browser, stack, "jim") as jim:
+        asked: list[str] = []
+        jim.page.on("request", lambda request: asked.append(request.url))
+        await jim.open()
+        run = await jim.send("all of it", "gallery")
+        await jim.state(run, "SUCCEEDED")
+        pictures = run.locator(".report img")
+        await expect(pictures).to_have_count(100)
+        await expect(pictures.last).to_have_js_property("naturalWidth", 1)
+        assert await run.locator(".report em").count() == 100
+        assert len([url for url in asked if url.endswith("/artifacts/a.png")]) == 1
+
+
+async def test_a_secret_is_shown_nowhere(browser: Browser, stack: RunningStack) -> None:
+    async with console_user(browser, stack, "jon") as jon:
+        await jon.open()
+        key = "sk-live-4f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c"
+        run = await jon.send("look", "careless", {"key": key})
+        await jon.state(run, "SUCCEEDED")
+        call = run.locator(".is-tool")
+        await call.get_by_role("button").click()
+        facts = call.locator(".step-facts")
+        await expect(facts).to_contain_text('"query": "weather"')
+        await expect(facts).to_contain_text('"api_key": "[redacted]"')
+        await expect(facts).to_contain_text('"used": "[redacted]"')
+        await expect(run.locator(".is-thought")).to_contain_text("with the key [redacted]")
+        assert key not in await run.inner_text()
+        assert key not in jon.came()
+
+
+async def test_the_sign_says_how_far_the_page_is_behind(
+    browser: Browser, stack: RunningStack, eventually: Eventually
+) -> None:
+    async with console_user(browser, stack, "kay") as kay:
+        gate = Gate()
+        await kay.page.route_web_socket(re.compile("/ws"), gate.opened)
+        await kay.open()
+        run = await kay.send("count", "count", {"mark": "line", "steps": 80})
+        await kay.state(run, "RUNNING")
+        gate.holds = True
+        run_id = str(await run.get_attribute("data-run"))
+        async with stack.http("kay") as http:
+
+            async def over() -> bool:
+                return str((await http.run(run_id))["status"]) == "SUCCEEDED"
+
+            await eventually(over, within=20)
+        await eventually(lambda: gate.behind > 20)
+        gate.ping()
+        sign = kay.page.locator(".top .pill-word")
+        await expect(sign).to_have_text(f"{gate.behind:,} behind")
+        await kay.page.locator(".connection .pill").click()
+        facts = kay.page.get_by_role("dialog", name="Connection")
+        await expect(facts).to_contain_text("Events are on their way")
+        await expect(facts).to_contain_text(f"Behind{gate.behind:,} events")
+        gate.let()
+        await expect(sign).to_have_text("Live")
+        await kay.state(run, "SUCCEEDED")
+        assert await kay.thoughts(run) == [f"line {number}" for number in range(1, 81)]
+
+
+async def test_all_runs_by_their_state_and_page_by_page(browser: Browser, stack: RunningStack) -> None:
+    async with stack.http("ken") as http:
+        done = [await http.execute("count", pipeline=["count"], params={"steps": steps}) for steps in (1, 2, 3)]
+        assert {run["status"] for run in done} == {"SUCCEEDED"}
+        failed = await http.execute("count", pipeline=["count"], params={"steps": "many"})
+        stopped = await http.execute("count", pipeline=["count"], params={"steps": 900}, wait_s=0)
+        await http.cancel(stopped["run_id"])
+        newest = [stopped["run_id"], failed["run_id"], done[-1]["run_id"]]
+    async with console_user(browser, stack, "ken") as ken:
+        page = ken.page
+        # Pages of two, where the console asks for fifty.
+        await page.route(
+            re.compile(r"/api/runs\?.*page_size=50"),
+            lambda route: route.continue_(url=route.request.url.replace("page_size=50", "page_size=2")),
+        )
+        await ken.open("runs")
+        rows, older = page.locator(".run-row"), page.get_by_role("button", name="Show older ones")
+        states = page.locator(".run-row [data-state]")
+        for shown in (2, 4, 5):
+            await expect(rows).to_have_count(shown)
+            assert await older.count() == (shown < 5)
+            if shown < 5:
+                await older.click()
+        await expect(states.first).to_have_text("Stopped")
+        assert await states.all_inner_texts() == ["Stopped", "Failed", "Done", "Done", "Done"]
+        for index, run_id in enumerate(newest):
+            await rows.nth(index).get_by_role("button").first.click()
+            await expect(rows.nth(index).locator("code").first).to_have_text(run_id)
+        await expect(rows.nth(2).locator(".timing figcaption")).to_contain_text(re.compile(r"Where its .+ went"))
+        for name, count in (("Under way", 0), ("Failed", 1), ("Stopped", 1), ("Done", 2)):
+            await page.get_by_role("button", name=name, exact=True).click()
+            if not count:
+                await expect(page.get_by_text("No such runs.")).to_be_visible()
+            await expect(states).to_have_text([name] * count)
+
+
+async def test_what_is_left_out_of_a_very_long_run_is_said(browser: Browser, stack: RunningStack) -> None:
+    async with stack.http("kit") as http:
+        told = await http.execute("flood", pipeline=["flood"])
+    async with console_user(browser, stack, "kit") as kit:
+        source = await (await kit.context.request.get(f"{stack.url}/console/session.js")).text()
+        # As it is, but that it reads back less.
+        assert source.count("HISTORY_MOST = 20_000") == 1
+        less = source.replace("HISTORY_MOST = 20_000", "HISTORY_MOST = 200")
+        served = {"body": less, "content_type": "text/javascript"}
+        await kit.page.route("**/console/session.js", lambda route: route.fulfill(**served))
+        await kit.open(f"t/{told['thread_id']}")
+        run = kit.page.locator("[data-run]")
+        await run.locator("[data-fold]").click()
+        await expect(run).to_contain_text("only the first 200 are shown")
+        thoughts = await kit.thoughts(run)
+        assert thoughts == [f"thought {number}" for number in range(1, len(thoughts) + 1)]
+        assert 50 < len(thoughts) < 200
+        await kit.state(run, "SUCCEEDED")
+
+
+_TILES: Final = """() => Object.fromEntries([...document.querySelectorAll(".tile")].map(
+  (tile) => [tile.querySelector(".tile-name").textContent, tile.querySelector(".tile-value").textContent]))"""
+_FACTS: Final = """() => Object.fromEntries([...document.querySelectorAll(".service .facts > div")].map(
+  (fact) => [fact.querySelector("dt").textContent, fact.querySelector("dd").textContent]))"""
+_TOLD: Final = """async () => (await fetch("/api/operator/overview", {
+  headers: {Authorization: `Bearer ${sessionStorage.getItem("carrel.token.main")}`}})).json()"""
+
+
+async def _figures(user: ConsoleUser) -> dict[str, str]:
+    return dict(await user.page.evaluate(_TILES)) | dict(await user.page.evaluate(_FACTS))
+
+
+async def _agrees(user: ConsoleUser, before: dict[str, str]) -> bool:
+    """Whether the page shows what the gateway says, which is one run more than before."""
+    shown, told = await _figures(user), await user.page.evaluate(_TOLD)
+    ((execution,), (pool,), (bridge,)) = (
+        [copy["counts"] for copy in told["services"][name]] for name in ("execution", "agent_instance", "bridge")
+    )
+    expected = {
+        "Users with a connection": told["gateway"]["users"],
+        "Engines at work": execution["engines_active"],
+        "Workers busy": f"{pool['active']} / {pool['capacity']}",
+        "Furthest behind": told["gateway"]["lag_max_events"],
+        "Admitted": execution["runs_total"],
+        "Succeeded": execution["runs_successful"],
+        "Ended otherwise": execution["runs_failed"],
+        "Wait their turn": execution["runs_queued"],
+        "Sent": f"{told['gateway']['totals']['events_sent']:,} events",
+        "Events": bridge["events_appended"],
+        "In commits": bridge["commits"],
+        "Killed": pool["killed"],
+    }
+    wanted = {name: value if isinstance(value, str) else f"{value:,}" for name, value in expected.items()}
+    more = [int(row["Succeeded"].replace(",", "")) for row in (before, shown)]
+    return more[1] == more[0] + 1 and wanted.items() <= shown.items()
+
+
+async def test_operators_see_figures_and_others_are_told_why_not(
+    browser: Browser, stack: RunningStack, eventually: Eventually
+) -> None:
+    async with console_user(browser, stack, "olga", permissions=[*DEFAULT_PERMISSIONS, OPERATOR_READ]) as olga:
         await olga.open("operator")
         for name in ("Gateway", "Execution", "Agent instances", "Event log (bridge)"):
             service = olga.page.locator(".service", has_text=name)
             await expect(service.locator(".state.ok").first).to_be_visible()
         await expect(olga.page.get_by_text("active for")).to_be_visible()
+        before = await _figures(olga)
+        async with stack.http("olga") as http:
+            await http.execute("count", pipeline=["count"], params={"steps": 2})
+        # Whatever came before: a run more, and each figure is what the gateway says at this moment.
+        await eventually(lambda: _agrees(olga, before), within=15)
     async with console_user(browser, stack, "joe", allowed=r"status of 403") as joe:
         await joe.open("operator")
         await expect(joe.page.locator(".problem")).to_contain_text("Only operators may read this")

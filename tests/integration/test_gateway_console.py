@@ -11,6 +11,7 @@ from typing import Any
 import jwt
 from yarl import URL
 
+from carrel import __version__
 from gateway.pages import CONTENT_SECURITY_POLICY, console_pages
 from servicekit.identity.principals import OPERATOR_READ
 from tests.unit.gateway.harness import SECRET, Gateway, gateway, token
@@ -106,7 +107,7 @@ async def test_the_console_can_be_turned_off(tmp_path: Path) -> None:
 async def test_a_name_signs_in_on_this_machine_in_development(tmp_path: Path) -> None:
     async with gateway(tmp_path) as g:
         async with g.http.get(f"{g.url}/console/about.json") as response:
-            assert (await response.json())["sign_in_by_name"] is True
+            assert await response.json() == {"version": __version__, "sign_in_by_name": True, "docs": True}
         status, body = await _sign_in(g, {"user": "alice", "permissions": ["mail:send"]})
         assert (status, body["user_id"]) == (200, "alice")
         claims = jwt.decode(body["token"], SECRET, algorithms=["HS256"], audience="carrel")
@@ -166,10 +167,10 @@ async def test_a_wrong_sign_in_is_told_what_is_wrong(tmp_path: Path) -> None:
 
 
 async def test_signing_in_by_a_name_can_be_turned_off_and_is_not_there_with_an_issuer(tmp_path: Path) -> None:
-    async with gateway(tmp_path, console_sign_in=False) as g:
+    async with gateway(tmp_path, console_sign_in=False, docs=False) as g:
         assert (await _sign_in(g, {"user": "alice"}))[0] == 404
         async with g.http.get(f"{g.url}/console/about.json") as response:
-            assert (await response.json())["sign_in_by_name"] is False
+            assert await response.json() == {"version": __version__, "sign_in_by_name": False, "docs": False}
 
 
 async def test_operators_see_what_answers_and_what_does_not(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 /** A conversation: what was said, what is being done, and the field for the next message. */
 
+import { offersTwo } from "../account.js"
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../dom.js"
-import { plural, unmarked, words } from "../format.js"
+import { count, plural, unmarked, words } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { place, threadPath } from "../page.js"
 import { useStore } from "../stores.js"
@@ -15,7 +16,7 @@ const NEAR_PX = 80
 const ABOVE_PX = 120
 
 /** @param {{session: any, threadId: string, stopper: {current: any}}} props `stopper` gets what ends the present run. */
-export function Chat({ session, threadId, stopper }) {
+export function Chat({ session, facts, threadId, stopper }) {
   const thread = threadId ? session.threads.thread(threadId) : null
   useStore(thread)
   useStore(session)
@@ -45,7 +46,7 @@ export function Chat({ session, threadId, stopper }) {
     const sent = session.send({ message, agent, params, threadId })
     if (!threadId) setDraft(sent)
   }
-  const give = (message, agent = "") => setGiven({ message, agent, at: Date.now() })
+  const give = (message, agent = "", params = undefined) => setGiven({ message, agent, params, at: Date.now() })
   const forget = (gone) => {
     session.drafts.delete(gone.ref)
     if (thread) {
@@ -56,7 +57,7 @@ export function Chat({ session, threadId, stopper }) {
   }
   const edit = (old) => {
     forget(old)
-    give(old.request.message, old.request.agent)
+    give(old.request.message, old.request.agent, old.request.params ?? null)
   }
   // Where it was asked elsewhere, with what parameters is not known: then it is put into the field.
   const again = (run) => (run.request ? send(run.request) : give(run.message))
@@ -67,11 +68,12 @@ export function Chat({ session, threadId, stopper }) {
   return html`<div class="chat">
     <${Scroll} key=${threadId} deps=${runs.length + drafts.length}>
       <div class="column" role="log" aria-label="Conversation" aria-live="off">
+        ${thread?.left && !hidden ? html`<p class="quiet earlier">${leftOut(thread)}</p>` : null}
         ${hidden ? html`<button type="button" class="link earlier" onClick=${() => setShown(shown + 24)}>Show ${plural(Math.min(24, hidden), "earlier message")}</button>` : null}
         ${thread?.error ? html`<${Problem} title=${thread.gone ? "There is no such conversation." : "The conversation cannot be read."} error=${thread.error}
           actions=${[{ label: thread.gone ? "Begin a new one" : "Try again", act: () => (thread.gone ? place.go("") : thread.reload()) }]} />` : null}
         ${thread?.loading && !runs.length ? html`<p class="quiet"><${Spinner} /> Reading the conversation</p>` : null}
-        ${empty && !thread ? html`<${Beginning} session=${session} send=${send} give=${give} />` : null}
+        ${empty && !thread ? html`<${Beginning} session=${session} facts=${facts} send=${send} give=${give} />` : null}
         ${empty && thread?.loaded && !thread.error ? html`<p class="quiet">Nothing has been said here.</p>` : null}
         ${runs.slice(hidden).map((run) => html`<${RunCard} key=${run.runId} session=${session} run=${run} again=${again} stoppable=${run !== active} />`)}
         ${drafts.map((waiting) => html`<${DraftCard} key=${waiting.ref} session=${session} draft=${waiting} forget=${forget} edit=${edit} />`)}
@@ -81,6 +83,11 @@ export function Chat({ session, threadId, stopper }) {
       <${Composer} agents=${session.agents} send=${send} given=${given} focus stop=${stopper.current ?? undefined} />
     </div></div>
   </div>`
+}
+
+function leftOut({ left, more }) {
+  if (more) return `This conversation has more messages than this page reads. The newest are missing, and the first ${count(left)}.`
+  return `This conversation is longer than this page shows: its first ${plural(left, "message")} are left out.`
 }
 
 /** A region that stays at its end while it grows, unless somebody reads further up, or `deps` says that there is nothing in it. */
@@ -118,7 +125,7 @@ export function Scroll({ children, deps }) {
 }
 
 /** What a newcomer sees first. */
-function Beginning({ session, send, give }) {
+function Beginning({ session, facts, send, give }) {
   const names = new Map(session.agents.map((agent) => [agent.name, agent]))
   const ideas = []
   if (names.has("supervisor") && names.has("report")) {
@@ -132,7 +139,7 @@ function Beginning({ session, send, give }) {
     if (["supervisor", "assistant"].includes(agent.name) || agent.requires?.length || agent.available === false || (names.has("supervisor") && agent.name === "data")) continue
     ideas.push({ title: `Ask ${words(agent.name)}`, text: unmarked(agent.description), act: () => give("Hello", agent.name) })
   }
-  ideas.push({ title: "See two users at once", text: "Two sign-ins side by side: each sees its own runs and nothing else.", act: () => place.go("two") })
+  if (offersTwo(session, facts)) ideas.push({ title: "See two users at once", text: "Two sign-ins side by side: each sees its own runs and nothing else.", act: () => place.go("two") })
   return html`<section class="beginning">
     <h2>What should the agents do?</h2>
     <p class="lead">Send a message. You see each agent, tool and question as it happens, you may stop it at any time, and you may close this page: the run goes on, and everything is here when you come back.</p>

@@ -6,8 +6,8 @@ import { Icon } from "../icons.js"
 
 /**
  * @param {{agents: any[], send: (request: {message: string, agent: string, params?: object}) => void, stop?: () => void,
- *   given?: {message: string, agent?: string, at: number}, focus?: boolean, small?: boolean}} props `stop` ends the run
- *   that is under way; `given` is put into the fields.
+ *   given?: {message: string, agent?: string, params?: object | null, at: number}, focus?: boolean, small?: boolean}} props
+ *   `stop` ends the run that is under way; `given` is put into the fields, null for no parameters.
  */
 export function Composer({ agents, send, stop, given, focus = false, small = false }) {
   const [message, setMessage] = useState("")
@@ -24,6 +24,11 @@ export function Composer({ agents, send, stop, given, focus = false, small = fal
     if (!given) return
     setMessage(given.message)
     setAgent(given.agent ?? "")
+    if (given.params !== undefined) {
+      setParams(given.params ? JSON.stringify(given.params, null, 2) : "")
+      setMore(Boolean(given.params))
+      setWrong("")
+    }
     field.current?.focus()
   }, [given?.at])
   useEffect(() => {

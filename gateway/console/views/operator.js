@@ -106,15 +106,17 @@ function Line({ values, name }) {
 
 function note(rates, told) {
   const now = performance.now()
+  // The services' figures may be another look's, from a moment ago.
+  const logAt = now - 1000 * (told.services_age_s ?? 0)
   const log = told.services.bridge?.reduce((sum, copy) => sum + (copy.counts?.events_appended ?? NaN), 0)
   const sent = told.gateway.totals.events_sent
   const { last } = rates
   if (last) {
-    const seconds = (now - last.now) / 1000
-    push(rates.log, (log - last.log) / seconds)
-    push(rates.sent, (sent - last.sent) / seconds)
+    // The same answer once more says nothing new.
+    if (logAt - last.logAt > 500) push(rates.log, (1000 * (log - last.log)) / (logAt - last.logAt))
+    push(rates.sent, (1000 * (sent - last.sent)) / (now - last.now))
   }
-  rates.last = { now, log, sent }
+  rates.last = { now, logAt, log, sent }
 }
 
 function push(values, value) {

@@ -1,7 +1,7 @@
 /** A question of a run, or a call to approve: asked where the run is, answered there. */
 
 import { html, useId, useState } from "../dom.js"
-import { exact, moment, pretty, words } from "../format.js"
+import { aboutCall, exact, moment, pretty, words } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { Problem } from "./problem.js"
 
@@ -32,10 +32,11 @@ export function Question({ session, run, question }) {
     setBusy(false)
   }
   const approval = Boolean(question.tool_name)
+  const about = approval ? aboutCall(question) : ""
   const expires = moment(question.expires_at)
   return html`<section class="question" aria-labelledby=${title}>
     <p class="question-title" id=${title}><${Icon} name="question" /> <span>${approval ? html`May the agent use <strong>${words(question.tool_name)}</strong>?` : question.prompt || "The run needs an answer."}</span></p>
-    ${approval && question.prompt ? html`<p class="quiet">${question.prompt}</p>` : null}
+    ${about ? html`<p class="quiet">${about}</p>` : null}
     ${approval && question.arguments ? html`<pre tabindex="0" aria-label="With these arguments">${pretty(question.arguments, ARGUMENTS_MOST)}</pre>` : null}
     ${approval ? html`<${Approval} give=${give} busy=${busy} />` : html`<${Answer} schema=${question.schema ?? {}} give=${give} busy=${busy} label=${title} />`}
     ${error ? html`<${Problem} error=${error} />` : null}

@@ -1,24 +1,21 @@
 /** One message and what came of it: who works on it, what they do, what they ask, the answer, the report, what went wrong. */
 
 import { html, useEffect, useRef, useState } from "../dom.js"
-import { duration, moment, words } from "../format.js"
+import { count, duration, moment, words } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { Markdown } from "../markdown.js"
 import { announcer } from "../page.js"
+import { HISTORY_MOST } from "../session.js"
+import { runState } from "../states.js"
 import { useNow, useStore } from "../stores.js"
 import { Problem } from "./problem.js"
 import { Question } from "./question.js"
 import { Report } from "./report.js"
 import { summaryOf, Timeline } from "./timeline.js"
 
-const WORDS = {
-  QUEUED: "Waiting its turn", RUNNING: "Working", WAITING: "Needs you", FINISHING: "Finishing", SUCCEEDED: "Done", FAILED: "Failed",
-  CANCELLED: "Stopped", TIMED_OUT: "Out of time",
-}
-const KINDS = { RUNNING: "busy", QUEUED: "busy", FINISHING: "busy", WAITING: "asks", SUCCEEDED: "ok", CANCELLED: "idle" }
-
 export function State({ status }) {
-  return html`<span class=${`state ${KINDS[status] ?? "bad"}`} data-state=${status}><span class="dot" aria-hidden="true"></span>${WORDS[status] ?? words(status)}</span>`
+  const { word, look } = runState(status)
+  return html`<span class=${`state ${look}`} data-state=${status}><span class="dot" aria-hidden="true"></span>${word}</span>`
 }
 
 /**
@@ -79,7 +76,10 @@ function Steps({ session, run }) {
   }, [])
   if (error) return html`<${Problem} title="Its steps cannot be read." error=${error} actions=${[{ label: "Try again", act: load }]} />`
   if (run.loading) return html`<p class="quiet"><${Spinner} /> Reading its steps</p>`
-  if (run.steps.length) return html`<${Timeline} run=${run} />`
+  if (run.steps.length) {
+    return html`${run.partial ? html`<p class="quiet">It has more events than this page reads back: of what was before this page looked, only the first ${count(HISTORY_MOST)} are shown.</p>` : null}
+      <${Timeline} run=${run} />`
+  }
   if (run.ended) return html`<${Kept} run=${run} />`
   return html`<p class="quiet"><${Spinner} /> ${run.status === "QUEUED" ? "It begins as soon as there is room." : "It is about to begin."}</p>`
 }
@@ -111,7 +111,7 @@ function useSpoken(run) {
     const question = run.question
     if (run.status === "WAITING") announcer.say(question?.tool_name ? `The run asks to approve ${words(question.tool_name)}.` : `The run asks: ${question?.prompt ?? "a question"}`)
     else if (run.status === "RUNNING") announcer.say("The run works.")
-    else if (run.ended) announcer.say(`${WORDS[run.status] ?? run.status} after ${duration(run.elapsed())}.`)
+    else if (run.ended) announcer.say(`${runState(run.status).word} after ${duration(run.elapsed())}.`)
   })
 }
 

@@ -1,5 +1,6 @@
 /** The frame around every view: the way between them, the conversations, the connection, the account. */
 
+import { BASE, offersTwo } from "../account.js"
 import { classes, html, useEffect, useRef, useState } from "../dom.js"
 import { ago, exact } from "../format.js"
 import { Icon, Mark, Spinner } from "../icons.js"
@@ -90,7 +91,7 @@ export function Shell({ session, facts, signOut }) {
         ${view === "runs" ? html`<${History} session=${session} />`
           : view === "two" ? html`<${TwoUsers} facts=${facts} />`
           : view === "operator" ? html`<${Operator} session=${session} />`
-          : html`<${Chat} key=${session.user} session=${session} threadId=${threadId} stopper=${stopper} />`}
+          : html`<${Chat} key=${session.user} session=${session} facts=${facts} threadId=${threadId} stopper=${stopper} />`}
       </main>
     </div>
     ${dialog?.kind === "help" ? html`<${Help} close=${() => setDialog(null)} />` : null}
@@ -109,7 +110,7 @@ function Side({ session, view, threadId, remove, signOut, help, facts }) {
     <nav aria-label="Views"><ul class="nav">
       ${link("", "New conversation", "plus")}
       ${link("runs", "Runs", "history")}
-      ${link("two", "Two users", "people")}
+      ${offersTwo(session, facts) || view === "two" ? link("two", "Two users", "people") : null}
       ${session.operator ? link("operator", "Operator", "gauge") : null}
     </ul></nav>
     <${Conversations} session=${session} threadId=${threadId} remove=${remove} />
@@ -153,6 +154,7 @@ function Account({ session, signOut, help, facts }) {
         setOpen(false)
         help()
       }}><${Icon} name="keys" /> Keyboard shortcuts</button>
+      ${facts.docs ? html`<a class="menu-item" href=${`${BASE}/docs`} target="_blank" rel="noopener"><${Icon} name="file" /> About the API</a>` : null}
       <button type="button" class="menu-item" onClick=${signOut}><${Icon} name="out" /> Sign out</button>
       <p class="quiet">${facts.version ? `Carrel ${facts.version}` : ""}</p>
     </div>` : null}

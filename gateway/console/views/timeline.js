@@ -3,17 +3,12 @@
 import { classes, html, memo, useState } from "../dom.js"
 import { duration, exact, plural, pretty, unmarked, words } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
+import { stepState } from "../states.js"
 
 // As many rows as are drawn at first, and for each wish for more. A run has no bound, a page has.
 const FIRST = 80
 const MORE = 400
 const SIGNS = { agent: "agent", tool: "tool", child: "child", thought: "thought", question: "question", note: "note" }
-const STATES = {
-  running: "running", ok: "done", error: "failed", timeout: "took too long", cancelled: "cut off", denied: "refused", warned: "warning",
-  waiting: "waits for an answer",
-}
-
-const STATE_SIGNS = { ok: "check", warned: "warn", waiting: "question" }
 
 /** @param {{run: import("../runs.js").Run}} props */
 export function Timeline({ run }) {
@@ -32,7 +27,7 @@ export function Timeline({ run }) {
 const Step = memo(({ step, from, scale }) => {
   const [open, setOpen] = useState(false)
   const facts = step.arguments !== undefined || step.result !== undefined || step.error
-  const state = STATES[step.status] ?? step.status
+  const state = stepState(step.status)
   const name = step.kind === "thought" ? step.name : words(step.name)
   const line = html`
     <span class="step-sign"><${Icon} name=${SIGNS[step.kind]} /></span>
@@ -41,9 +36,9 @@ const Step = memo(({ step, from, scale }) => {
     ${step.kind === "thought" || step.kind === "note" || step.kind === "question" ? null : html`
       <span class="step-time">${duration(step.duration)}</span>
       <${Bar} step=${step} from=${from} scale=${scale} />
-      <span class="step-state" title=${state}>${step.status === "running" ? html`<${Spinner} />` : html`<${Icon} name=${STATE_SIGNS[step.status] ?? "cross"} />`}
-        <span class="heard">${state}</span></span>`}`
-  return html`<li class=${classes("step", `is-${step.kind}`, `st-${step.status}`, `depth-${Math.min(step.depth, 4)}`)}>
+      <span class="step-state" title=${state.word}>${state.sign ? html`<${Icon} name=${state.sign} />` : html`<${Spinner} />`}
+        <span class="heard">${state.word}</span></span>`}`
+  return html`<li class=${classes("step", `is-${step.kind}`, `st-${state.look}`, `depth-${Math.min(step.depth, 4)}`)}>
     ${facts ? html`<button type="button" class="step-line" aria-expanded=${open} onClick=${() => setOpen(!open)}>${line}<span class="turn"><${Icon} name="chevron" /></span></button>`
       : html`<div class="step-line">${line}</div>`}
     ${open ? html`<${Facts} step=${step} />` : null}

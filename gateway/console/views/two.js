@@ -90,7 +90,17 @@ function Pane({ label, session, other, end }) {
   useStore(session)
   useStore(session.threads)
   useStore(session.figures)
+  const [given, setGiven] = useState(undefined)
   const drafts = [...session.drafts.values()]
+  const forget = (draft) => {
+    session.drafts.delete(draft.ref)
+    session.changed()
+  }
+  const edit = (draft) => {
+    forget(draft)
+    const { message, agent, params = null } = draft.request
+    setGiven({ message, agent, params, at: Date.now() })
+  }
   const runs = [...session.runs.values()].filter((run) => run.message || run.count).slice(-SHOWN)
   const { events, strangers } = session.figures
   return html`<section class="two-side" aria-label=${label} data-user=${session.user}>
@@ -105,15 +115,12 @@ function Pane({ label, session, other, end }) {
       <div class="two-runs">
         ${!runs.length && !drafts.length ? html`<p class="quiet">Nothing yet.</p>` : null}
         ${runs.map((run) => html`<${RunCard} key=${run.runId} session=${session} run=${run} />`)}
-        ${drafts.map((draft) => html`<${DraftCard} key=${draft.ref} session=${session} draft=${draft} edit=${() => {}} forget=${() => {
-          session.drafts.delete(draft.ref)
-          session.changed()
-        }} />`)}
+        ${drafts.map((draft) => html`<${DraftCard} key=${draft.ref} session=${session} draft=${draft} edit=${edit} forget=${forget} />`)}
       </div>
     <//>
     <div class="two-foot">
       ${other ? html`<${Intrude} session=${session} other=${other} />` : null}
-      <${Composer} agents=${session.agents} send=${(request) => session.send(request)} small />
+      <${Composer} agents=${session.agents} send=${(request) => session.send(request)} given=${given} small />
     </div>
   </section>`
 }

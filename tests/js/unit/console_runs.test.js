@@ -100,17 +100,63 @@ test("sub-agents are below who runs them, also two of one name at once", () => {
   assert.deepEqual(rows(run), [
     ["agent", "compare", 0, "running"],
     ["child", "words", 1, "ok"],
-    ["child", "words", 1, "running"],
     ["tool", "count", 2, "ok"],
+    ["child", "words", 1, "running"],
   ])
   assert.deepEqual([run.steps[1].note, run.steps[1].duration, run.steps[1].result], ["Counts.", 40, { words: 3 }])
   run.take(event("agent_error", { agent_name: "words", code: "X", message: "no" }, two))
-  assert.deepEqual([run.steps[2].status, run.error], ["error", null])
+  assert.deepEqual([run.steps[3].status, run.error], ["error", null])
   run.take(event("agent_completed", { agent_name: "compare", result: {} }, { agent_name: "compare" }))
-  assert.deepEqual(run.steps.map(({ status }) => status), ["ok", "ok", "error", "ok"])
+  assert.deepEqual(run.steps.map(({ status }) => status), ["ok", "ok", "ok", "error"])
   // One that nobody waits for any more tells no end.
   const given = all(...begun, event("agent_completed", { agent_name: "compare", result: {} }, { agent_name: "compare" }))
-  assert.equal(given.steps[2].status, "cancelled")
+  assert.equal(given.steps[3].status, "cancelled")
+})
+
+test("what sub-agents do at once stands below each of them, in every depth and order", () => {
+  const stage = { agent_name: "compare" }
+  const one = { request_id: "q_words", parent_request_id: "q", agent_name: "words" }
+  const two = { request_id: "q_words_2", parent_request_id: "q", agent_name: "words" }
+  const inner = { request_id: "q_words_deep", parent_request_id: "q_words", agent_name: "deep" }
+  const says = (text, of) => event("agent_thinking", { text }, of)
+  const events = [
+    event("agent_started", { agent_name: "compare" }, stage),
+    event("agent_started", { agent_name: "words" }, one), event("agent_started", { agent_name: "words" }, two),
+    says("2a", two), says("1a", one), event("agent_started", { agent_name: "deep" }, inner), says("2b", two), says("deep a", inner),
+    says("1b", one), says("deep b", inner), says("stage", stage), says("2c", two), says("1c", one),
+    // Another try is another tree, below all that was.
+    event("run_attempt", { attempt: 2, reason: "worker_lost" }, { ...stage, attempt: 2 }),
+    event("agent_started", { agent_name: "compare" }, { ...stage, attempt: 2 }),
+    event("agent_started", { agent_name: "words" }, { ...one, attempt: 2 }), says("1 again", { ...one, attempt: 2 }),
+  ]
+  const tree = [
+    [0, "compare"], [1, "words"], [2, "1a"], [2, "deep"], [3, "deep a"], [3, "deep b"], [2, "1b"], [2, "1c"],
+    [1, "words"], [2, "2a"], [2, "2b"], [2, "2c"], [1, "stage"],
+    [0, "Attempt 2: worker lost"], [0, "compare"], [1, "words"], [2, "1 again"],
+  ]
+  const shown = (run) => run.steps.map(({ depth, name }) => [depth, name])
+  assert.deepEqual(shown(all(...events)), tree)
+  // Read in the middle, a row stands where it will stand.
+  const live = new Run("r", "t")
+  for (const each of events) {
+    live.take(each)
+    const ids = live.steps.map(({ id }) => id)
+    assert.deepEqual(ids, all(...events).steps.map(({ id }) => id).filter((id) => ids.includes(id)))
+  }
+  const late = new Run("r", "t")
+  late.merge([...events].reverse())
+  assert.deepEqual(shown(late), tree)
+})
+
+test("no chain of requests makes it endless or too deep", () => {
+  const nested = Array.from({ length: 3000 }, (_, at) => event("agent_started", { agent_name: `a${at}` }, { request_id: `q${at + 1}`, parent_request_id: `q${at}` }))
+  const run = all(...nested, event("agent_completed", { agent_name: "a0" }, { request_id: "q1", parent_request_id: "q0" }))
+  assert.equal(run.steps.length, 3000)
+  assert.ok(run.steps.every(({ name, status }, at) => name === `a${at}` && status !== "running"))
+  // Each says that it is below the other, and one below itself.
+  const circle = all(...[["x", "y"], ["y", "x"], ["z", "z"]].map(([id, parent]) => event("agent_started", { agent_name: id }, { request_id: id, parent_request_id: parent })),
+    event("agent_completed", { agent_name: "w" }, { request_id: "w", parent_request_id: "q" }))
+  assert.deepEqual(circle.steps.map(({ name }) => name), ["x", "y", "z", "w"])
 })
 
 test("a sub-agent that asks waits as its caller does", () => {
@@ -147,6 +193,27 @@ test("events that are not known are kept, and pass by", () => {
   for (const kind of ["again", "clear", "step", "events", "_proto__", "constructor", ""]) run.take(event(kind))
   assert.deepEqual(told(run), before)
   assert.equal(run.count, EVENTS.length + 7)
+})
+
+test("no state of an event's is a class of the page", async () => {
+  const { runState, stepState } = await import("../../../gateway/console/states.js")
+  for (const known of ["running", "ok", "error", "timeout", "cancelled", "denied", "warned", "waiting"]) assert.equal(stepState(known).look, known)
+  for (const strange of ["shade", "x menu-open popover", "constructor", "__proto__", "", undefined, {}, 7]) {
+    assert.equal(stepState(strange).look, "other")
+    assert.equal(runState(strange).look, "idle")
+    for (const state of [stepState(strange), runState(strange)]) assert.ok(state.word && state.word.length <= 40)
+  }
+  assert.deepEqual(runState("TIMED_OUT"), { word: "Out of time", look: "bad" })
+})
+
+test("of a question about a call is said what its name does not say", async () => {
+  const { aboutCall } = await import("../../../gateway/console/format.js")
+  const about = (prompt) => aboutCall({ prompt, tool_name: "send_mail" })
+  assert.equal(about("Allow send_mail: Sends a mail."), "Sends a mail.")
+  assert.equal(about("Allow send_mail"), "")
+  assert.equal(about(undefined), "")
+  assert.equal(about("Allow send_mailing: Sends many."), "Allow send_mailing: Sends many.")
+  assert.equal(about("May it go out?"), "May it go out?")
 })
 
 test("what is shown of a value hides nothing", async () => {

@@ -22,6 +22,38 @@ function paged(name, all, { pageSize, pageToken }) {
   return { [name]: all.slice(start, end), next_page_token: end < all.length ? String(end) : null }
 }
 
+const sessionOf = (messages, runs) => {
+  const known = new Map()
+  const session = {
+    reads: 0,
+    rest: {
+      messages: async (_, page) => ((session.reads += 1), paged("messages", messages, page)),
+      runs: async ({ threadId, ...page }) => (assert.equal(threadId, "t"), paged("runs", runs, page)),
+    },
+    run: (runId, threadId) => known.get(runId) ?? known.set(runId, new Run(runId, threadId)).get(runId),
+    history: async () => {},
+  }
+  return session
+}
+
+test("of a very long conversation the newest messages are kept, and it says how many are not", async () => {
+  const count = 7100
+  const messages = Array.from({ length: count }, (_, at) => ({ run_id: idOf(at >> 1), role: at % 2 ? "agent" : "user", text: `m${at}` }))
+  const runs = Array.from({ length: count / 2 }, (_, at) => ({ run_id: idOf(at), thread_id: "t", status: "SUCCEEDED", agent_name: "a" })).reverse()
+  const thread = new Threads(sessionOf(messages, runs)).thread("t")
+  await thread.open()
+  assert.deepEqual([thread.error, thread.left, thread.more], [null, 2100, false])
+  assert.equal(thread.runs.at(-1).message, "m7098")
+  assert.deepEqual(thread.runs.at(-1).texts.map(({ text }) => text), ["m7099"])
+  assert.equal(thread.runs.filter(({ message }) => message).length, 2500)
+  // One without an end is given up.
+  const endless = sessionOf(messages, runs)
+  endless.rest.messages = async () => ((endless.reads += 1), { messages: messages.slice(0, 100), next_page_token: "on" })
+  const other = new Threads(endless).thread("t")
+  await other.open()
+  assert.deepEqual([endless.reads, other.left, other.more], [100, 5000, true])
+})
+
 test("every run of a long conversation has its state, and none is read again", async () => {
   const runs = new Map()
   const read = []
