@@ -46,6 +46,7 @@ help: ## what there is to make (this list)
 setup: $(STAMP) ## makes .venv from the hashed constraints.txt; quick when nothing changed
 
 $(STAMP): pyproject.toml constraints.txt tools/environment.sh tools/install.sh
+	@echo "Setting up $(VENV): a minute or two the first time, nothing after that"
 	@python="$$(tools/environment.sh $(PYTHON))"; \
 	 [ -x $(BIN)/pip ] || "$$python" -m venv --clear $(VENV)
 	tools/install.sh $(VENV) constraints.txt

@@ -10,7 +10,8 @@ from carrel.cli.answering import GoneError, ask
 from carrel.cli.keyboard import find_keyboard
 from carrel.cli.output import EXIT_OK, EXIT_WAITING
 from carrel.cli.questions import parse_answer, question_text
-from carrel.cli.run import Show, how_to_answer
+from carrel.cli.run import how_to_answer
+from carrel.cli.show import Show
 from carrel.cli.target import Target
 from carrel.client.http import GatewayHttp
 from carrel.client.models import Question

@@ -51,8 +51,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(keys_app)
-add_commands(app)
 
 
 @app.command()
@@ -329,6 +327,8 @@ def version() -> None:
 
 add_doctor(app)
 add_new(app)
+add_commands(app)
+app.add_typer(keys_app)
 
 
 def run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import os
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -53,7 +54,7 @@ async def export_audit(
         user_id: Of this user only; of everybody when empty.
 
     Raises:
-        StartupError: The file cannot be written.
+        StartupError: The file cannot be written, or another export writes it.
         InvalidRequestError: The file is an export of something else, or ``until`` is still to come.
         CorruptStoreError: The file is not as it was written.
         CarrelError: Execution refused or cannot be reached. What was written is good, and goes on the next time.
@@ -67,10 +68,12 @@ async def export_audit(
     newest = until or now - _SETTLED
     selection = {"since": since.isoformat() if since else "", "user": user_id}
     try:
-        chain = _resume(output, selection)
         # Nobody else's to read: who did what with which tool.
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            # Before it is read: two exports would go on from the same line, one over the other's.
+            _lock(file, output)
+            chain = _resume(output, selection)
             file.seek(chain.size)
             file.truncate()
             if chain.selection is None:
@@ -110,6 +113,17 @@ def verify_file(path: Path) -> int:
         "has printed: lines that were cut off at the end show nowhere else)"
     )
     return EXIT_OK
+
+
+def _lock(file: TextIO, output: Path) -> None:
+    """Hold the file until it is closed; the kernel lets go of it for a process that is killed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartupError(
+            f"another export writes {output} at this moment",
+            advice="wait for its end, then export again: it goes on from there; or name another file",
+        ) from None
 
 
 def _resume(output: Path, selection: dict[str, str]) -> Chain:

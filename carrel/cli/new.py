@@ -66,7 +66,7 @@ def new(
     for file in made:
         typer.echo(f"  {folder / file}")
     typer.echo(f"{name} is made. Start it:  cd {shlex.quote(str(folder))} && make run{_python()}")
-    typer.echo(f"Ask it, in another terminal there:  {own_command()} run 'How long is this text?' --agent text")
+    typer.echo(f"Ask it, in another terminal there:  {own_command(folder)} run 'How long is this text?' --agent text")
 
 
 def package_of(name: str) -> str:
@@ -133,7 +133,10 @@ def _filled(text: str, values: Mapping[str, str]) -> str:
 
 def _python() -> str:
     """What `make` must be told where `python` is not the one that has Carrel."""
-    return "" if shutil.which("python") == sys.executable else f" PYTHON={shlex.quote(sys.executable)}"
+    found, ours = shutil.which("python"), Path(sys.executable)
+    # An environment has its interpreter under several names, all links to one that lacks its packages.
+    same = found is not None and Path(found).parent == ours.parent and Path(found).samefile(ours)
+    return "" if same else f" PYTHON={shlex.quote(sys.executable)}"
 
 
 def _is_empty(folder: Path) -> bool:

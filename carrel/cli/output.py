@@ -71,8 +71,12 @@ class Printer:
 
     def say(self, text: str = "") -> None:
         """A line as it is."""
+        self.put(text + "\n")
+
+    def put(self, text: str) -> None:
+        """Text as it is, with no line end after it."""
         try:
-            self._stream.write(text + "\n")
+            self._stream.write(text)
             self._stream.flush()
         except BrokenPipeError:
             # Whoever read the output has gone (`carrel up | head`); what happens goes on without being told.
@@ -95,7 +99,7 @@ class Printer:
 
     def paint(self, text: str, code: str) -> str:
         """The text in a colour, where colours are shown."""
-        return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
 
 
 class JsonPrinter(Printer):

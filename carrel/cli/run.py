@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,26 +15,23 @@ from typing import Any, Final
 from carrel.cli.answering import RunQuestions
 from carrel.cli.invocation import own_command
 from carrel.cli.keyboard import find_keyboard
-from carrel.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_WAITING, Printer
+from carrel.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_WAITING
 from carrel.cli.questions import question_text
 from carrel.cli.reconnect import reconnect_backoff
-from carrel.cli.render import clean, describe, notice_text
-from carrel.cli.result import Said, result_text
+from carrel.cli.render import clean
 from carrel.cli.saving import fetch_artifacts
+from carrel.cli.show import Show
 from carrel.cli.signals import Stop, on_signals
 from carrel.cli.target import Target
 from carrel.cli.timing import Timing, fetch_timing, timing_table
-from carrel.client import ConnectionState, Event, Notice, Phase, SocketClient
+from carrel.client import Event, SocketClient
 from carrel.client.http import GatewayHttp
 from carrel.client.models import Artifact, Question
 from carrel.errors import CarrelError
 
-__all__ = ["Show", "Wish", "how_to_answer", "run_message", "show_lost_end"]
+__all__ = ["Wish", "how_to_answer", "run_message", "show_lost_end"]
 
 _CANCEL_S: Final = 20.0
-# Ids begin with the time: it is their ends that differ.
-_LABEL: Final = 8
-_REASON: Final = 200
 # Of the options: what need not be typed.
 _DEFAULT_USER: Final = "alice"
 _DEFAULT_STATE: Final = ".carrel"
@@ -57,72 +52,6 @@ class Wish:
     strategy: str = ""
     bound: bool = False
     timing: bool = False
-
-
-class Show:
-    """Prints events for a person, with the seconds since the start, or as one JSON object a line.
-
-    Args:
-        as_json: JSON is what is wanted.
-        labels: Whether each line begins with the end of its run's id, because there may be several runs.
-    """
-
-    def __init__(self, *, as_json: bool, labels: bool = False) -> None:
-        self.as_json = as_json
-        self.printer = Printer()
-        self._labels = labels
-        self._said = Said()
-        self._lost = False
-        self._began = time.monotonic()
-
-    def item(self, item: Event | Notice) -> None:
-        """One event or notice."""
-        if self.as_json:
-            body = item.to_json() if isinstance(item, Event) else dict(item.body)
-            self.json(body)
-        elif isinstance(item, Event):
-            self._event(item)
-        elif text := notice_text(item):
-            self.text(text)
-
-    def connection(self, state: ConnectionState) -> None:
-        """The connection was lost, or is there again."""
-        if state.phase is Phase.WAITING:
-            self._lost = True
-            again = f"trying again in {state.retry_s:.1f} s"
-            self._note(state, f"connection lost: {clean(state.reason, _REASON)}; {again}")
-        elif state.phase is Phase.CONNECTED and self._lost:
-            self._lost = False
-            self._note(state, "connected again")
-
-    def _note(self, state: ConnectionState, text: str) -> None:
-        if self.as_json:
-            body = {"phase": state.phase.value, "reason": state.reason, "retry_s": round(state.retry_s, 3)}
-            self.json({"type": "connection", **body, "failures": state.failures})
-        else:
-            # Beside the events, not among them.
-            print(f"carrel: {text}", file=sys.stderr, flush=True)  # noqa: T201 -- for the person
-
-    def text(self, text: str, label: str = "") -> None:
-        """Lines for a person."""
-        clock = self.printer.paint(f"{time.monotonic() - self._began:7.2f}", "2")
-        mark = self.printer.paint(label, "2") + "  " if label else ""
-        first, *rest = text.split("\n")
-        self.printer.say(f"{clock}  {mark}{first}")
-        for part in rest:
-            self.printer.say(f"{'':7}  {mark}{part}")
-
-    def _event(self, event: Event) -> None:
-        label = clean(event.run_id)[-_LABEL:] if self._labels else ""
-        line = describe(event)
-        self.text(self.printer.paint(line.text, line.style) if line.style else line.text, label)
-        said = self._said.take(event)
-        if event.terminal and (result := result_text(event.data, already=said)):
-            self.text(result, label)
-
-    def json(self, body: Mapping[str, Any]) -> None:
-        """One object for a machine."""
-        self.printer.say(json.dumps(body, ensure_ascii=False, separators=(",", ":")))
 
 
 async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
@@ -146,12 +75,13 @@ async def run_message(wish: Wish, target: Target, *, as_json: bool) -> int:
                 strategy=wish.strategy,
                 bound=wish.bound,
             )
-            end = await _answered(socket, http, _Run(accepted.run_id, wish.bound, target), show, stop)
+            with show:
+                end = await _answered(socket, http, _Run(accepted.run_id, wish.bound, target), show, stop)
             wall_s = time.monotonic() - began
         if isinstance(end, Question):
             return EXIT_WAITING
         if end is None:
-            print("carrel: the run was left running", file=sys.stderr)  # noqa: T201 -- for the person
+            show.note("the run was left running")
             return EXIT_INTERRUPTED
         succeeded = end == "SUCCEEDED"
         async with GatewayHttp(target.url, target.token) as http:
@@ -203,7 +133,7 @@ async def _answered(
     questions = RunQuestions(http, run.run_id, None if show.as_json else find_keyboard(), show, leave)
     following = asyncio.create_task(_to_the_end(socket, run.run_id, show, questions), name="follow the run")
     try:
-        return await _follow(socket, run.run_id, following, left, stop)
+        return await _follow(socket, run.run_id, following, left, show, stop)
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
@@ -212,7 +142,12 @@ async def _answered(
 
 
 async def _follow(
-    socket: SocketClient, run_id: str, following: asyncio.Task[str], left: asyncio.Future[Question], stop: Stop
+    socket: SocketClient,
+    run_id: str,
+    following: asyncio.Task[str],
+    left: asyncio.Future[Question],
+    show: Show,
+    stop: Stop,
 ) -> str | Question | None:
     """Wait for the run's last status. A signal cancels the run; a second one, or silence after it, leaves it."""
     asked = asyncio.create_task(stop.requested.wait(), name="wait for a signal")
@@ -223,7 +158,7 @@ async def _follow(
         if left.done() and not following.done() and not asked.done():
             return left.result()
         if not following.done():
-            print("carrel: cancelling the run", file=sys.stderr)  # noqa: T201 -- for the person
+            show.note("cancelling the run")
             with contextlib.suppress(CarrelError):
                 await socket.cancel(run_id, "interrupted in the terminal")
             await asyncio.wait([following, hastened], timeout=_CANCEL_S, return_when=asyncio.FIRST_COMPLETED)

@@ -86,7 +86,7 @@ class StateFolder:
 
     @contextlib.contextmanager
     def locked(
-        self, advice: str = "stop it, or give this one another folder with --state and another --port"
+        self, advice: str = "stop it (Ctrl-C in its terminal), or give this one another folder with --state and --port"
     ) -> Iterator[int]:
         """Hold the folder for one stack; gives the lock's descriptor.
 

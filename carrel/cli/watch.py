@@ -11,10 +11,11 @@ from typing import Final
 
 from carrel.cli.output import EXIT_OK
 from carrel.cli.reconnect import reconnect_backoff
-from carrel.cli.run import Show, show_lost_end
+from carrel.cli.run import show_lost_end
+from carrel.cli.show import Show
 from carrel.cli.signals import on_signals
 from carrel.cli.target import Target
-from carrel.client import Event, Position, RunState, SocketClient
+from carrel.client import Event, Notice, Position, RunState, SocketClient
 from carrel.client.http import GatewayHttp
 from carrel.errors import CarrelError, InvalidPositionError
 
@@ -110,6 +111,7 @@ async def watch_events(target: Target, watched: Watched, *, as_json: bool) -> in
                 watching.cancel()
                 asked.cancel()
                 await asyncio.gather(watching, asked, return_exceptions=True)
+                show.flush()
                 if file is not None:
                     with contextlib.suppress(CarrelError):
                         await file.save(socket.position, now=True)
@@ -133,15 +135,18 @@ async def _watch(socket: SocketClient, run_id: str, status: str, show: Show, fil
     if not run_id:
         async for item in socket.items():
             show.item(item)
-            if file is not None and isinstance(item, Event):
-                await file.save(item.position)
+            await _save(file, item, show)
         return
     ended = [run_id] if status in RunState.__members__ and RunState(status).terminal else []
     async for item in socket.run_items(run_id, known_ended=ended):
         show.item(item)
-        if isinstance(item, Event):
-            if file is not None:
-                await file.save(item.position)
-            if item.terminal:
-                return
+        await _save(file, item, show)
+        if isinstance(item, Event) and item.terminal:
+            return
     show_lost_end(socket, run_id, show, status)
+
+
+async def _save(file: PositionFile | None, item: Event | Notice, show: Show) -> None:
+    # What is held back has not been shown: a process that is killed now must show it the next time.
+    if file is not None and isinstance(item, Event) and not show.holds:
+        await file.save(item.position)

@@ -36,6 +36,7 @@ __all__ = [
 
 _CHECK_EVERY_S: Final = 5.0
 _CHECK_UNKNOWN_EVERY_S: Final = 1.0
+_MOST_RETIRED: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ class KeySet:
         self._keys = {key.kid: key for key in (k.public if isinstance(k, SigningKey) else k for k in keys)}
         self._stamp: Stamp | None = None
         self._last_check = 0.0
+        self._retired: dict[str, None] = {}
         self.generation = 0
         self.last_error = ""
 
@@ -156,6 +158,10 @@ class KeySet:
     def kids(self) -> tuple[str, ...]:
         """The ids of the keys."""
         return tuple(self._keys)
+
+    def retired(self, kid: str) -> bool:
+        """Whether the file had this key, as far as this set has followed it, and has it no more."""
+        return kid in self._retired
 
     def get(self, kid: str) -> PublicKey | None:
         """The key, after looking into the file again when it is unknown (at most once a second)."""
@@ -199,7 +205,11 @@ class KeySet:
             raise _not_a_key(self._path, "a JWKS file", ValueError("no Ed25519 key in it"))
         if len({key.kid for key in keys}) != len(keys):
             raise _not_a_key(self._path, "a JWKS file", ValueError("two keys have the same kid"))
-        self._keys = {key.kid: key for key in keys}
+        former, self._keys = self._keys, {key.kid: key for key in keys}
+        self._retired.update(dict.fromkeys(former))
+        # The latest are kept: keys that are exchanged for years would add up.
+        left = [kid for kid in self._retired if kid not in self._keys]
+        self._retired = dict.fromkeys(left[-_MOST_RETIRED:])
         self._stamp = stamp
         self.last_error = ""
         self.generation += 1

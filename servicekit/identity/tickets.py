@@ -30,8 +30,9 @@ _log = get_logger("servicekit.identity")
 _now = time.time
 _CACHE_SIZE: Final = 20_000
 _LOOK_S: Final = 1.0
-# Why a ticket is refused: "invalid" is malformed, of an unknown key, or with a wrong signature.
-REFUSALS: Final = ("missing", "invalid", "expired", "revoked", "scope")
+# Why a ticket is refused: "invalid" is malformed, of an unknown key, or with a wrong signature; "retired_key" names a
+# key that was taken out while this process ran (its signature is not looked at: there is nothing to check it with).
+REFUSALS: Final = ("missing", "invalid", "retired_key", "expired", "revoked", "scope")
 _E = TypeVar("_E", bound=Exception)
 _NEW_TICKET: Final = "get a fresh ticket and send the call again"
 
@@ -284,7 +285,7 @@ class TicketVerifier:
         try:
             principal = principal_from_claims(read_claims(ticket, self._keys, self._leeway))
         except TicketError as error:
-            raise self.refusal("expired" if isinstance(error, TicketExpiredError) else "invalid", error) from None
+            raise self.refusal(self._why(error), error) from None
         # A key that was unknown may have just been read from the file: what older keys signed is judged anew.
         self._forget_if_keys_changed()
         known = _known(principal, self._leeway)
@@ -294,6 +295,11 @@ class TicketVerifier:
             self._make_room(now)
         self._cache[ticket] = known
         return known
+
+    def _why(self, error: TicketError) -> str:
+        if isinstance(error, TicketExpiredError):
+            return "expired"
+        return "retired_key" if self._keys.retired(str(error.details.get("kid", ""))) else "invalid"
 
     def _make_room(self, now: float) -> None:
         live = {ticket: known for ticket, known in self._cache.items() if known.ends > now}

@@ -196,6 +196,7 @@ _SOCKETS: Final[tuple[_Row, ...]] = (
 _STORES: Final[tuple[_Row, ...]] = (
     ("histogram carrel_run_store_seconds{operation}", "execution", "What reads and writes of the run store took."),
     ("counter carrel_run_store_errors_total{operation}", "execution", "Those that the store failed."),
+    ("gauge carrel_runs_unreadable", "execution", "Runs that this process has met lately and that cannot be read."),
 )
 
 _SECURITY: Final[tuple[_Row, ...]] = (
@@ -203,7 +204,7 @@ _SECURITY: Final[tuple[_Row, ...]] = (
     (
         "counter carrel_tickets_refused_total{reason}",
         "grpc",
-        "Calls and items refused for their ticket: missing, invalid, expired, revoked, scope (of a wrong kind).",
+        "Calls and items refused for a ticket: missing, invalid, retired_key, expired, revoked, scope (a wrong kind).",
     ),
     (
         "counter carrel_callers_refused_total{caller}",

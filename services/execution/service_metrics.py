@@ -13,6 +13,7 @@ from services.execution.domain.services import RunServices
 from services.execution.models import UNENDED_STATES, RunState
 from services.execution.models_steps import Unended
 from services.execution.store import RunStore
+from services.execution.store_sql_damage import left_alone
 from services.execution.store_sql_measured import StoreTimes
 
 __all__ = ["Backlog", "observe_execution"]
@@ -72,6 +73,7 @@ def observe_execution(
     meters.histogram("carrel_run_part_seconds", lambda: {part.value: b for part, b in metrics.parts.items()})
     meters.histogram("carrel_run_store_seconds", lambda: times.seconds)
     read("carrel_run_store_errors_total", lambda: times.errors)
+    read("carrel_runs_unreadable", left_alone)
     read("carrel_revoked_users", lambda: len(revoked.known))
     read("carrel_revocations_age_seconds", lambda: revoked.age_s)
     backlog = Backlog(services.store)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from carrel.cli.doctor.settings import DoctorSettings
+from carrel.cli.keys import HOLDERS
 from carrel.cli.operator_settings import OperatorSettings
 from servicekit.settings import SERVICES, SharedSettings
 from servicekit.settings_env import variables
@@ -95,7 +96,10 @@ def test_each_service_has_its_own_keys_and_can_only_read_them(stack: dict[str, A
     assert holders.pop("keys") == ["keys", "cli", "doctor"]
     for volume, who in holders.items():
         owner = volume.removeprefix("keys-")
-        assert set(who) <= {"keys", owner, *(["migrate"] if owner == "execution" else [])}, volume
+        assert set(who) <= {"keys", owner, *(["migrate"] if owner == "postgres" else [])}, volume
+    # The database's password and no key: what signs tickets is the services' alone.
+    assert "migrate" in holders["keys-postgres"]
+    assert HOLDERS["postgres"] == ("postgres.password",)
 
 
 def test_no_variable_holds_a_secret(stack: dict[str, Any]) -> None:

@@ -1,12 +1,15 @@
 """The tutorial as a newcomer does it: its files saved, its commands typed against one stack, its lines seen.
 
-The last chapter has tests of its own to run, which ``tests/unit/docs/test_snippets.py`` does.
+The last chapter has tests of its own to run, which ``tests/unit/docs/test_snippets.py`` does; what its project does,
+``tests/testing/test_new.py``. ``make setup`` is where continuous integration begins.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from carrel.cli.output import EXIT_REFUSED
-from tests.support.stack import RunningStack, run_carrel, running_stack
+from tests.support.stack import RunningStack, clean_environment, run_carrel, running_stack
 from tests.support.tutorial import CHAPTERS, commands, files
 
 pytestmark = pytest.mark.slow
@@ -70,3 +73,25 @@ def test_the_commands_of_a_chapter_show_what_it_says(chapter: Path, stack: Runni
             run = found[1]
         tried += 1
     assert tried
+
+
+def test_the_last_chapters_commands_are_those_that_have_tests(folder: Path) -> None:
+    lines = [command.line for command in commands(CHAPTERS[4])]
+    assert lines == ["python -m pytest -q test_agents.py", "carrel new my-desk", "cd my-desk", "make test", "make run"]
+
+    made = run_carrel(*shlex.split(lines[1])[1:], cwd=folder)
+    assert made.returncode == 0, made.stderr
+    assert "cd my-desk && make run" in made.stdout
+    told = subprocess.run(
+        ["make", "-n", "test", "run", f"PYTHON={sys.executable}"],
+        cwd=folder / "my-desk",
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert told.stdout.splitlines() == [
+        f"{sys.executable} -m pytest ",
+        f"{sys.executable} -P -m carrel.cli up --agents my_desk:agents --no-packaged-agents ",
+    ]

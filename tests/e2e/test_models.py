@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -67,6 +68,19 @@ async def test_the_assistant_answers_with_its_tools(talking_stack: RunningStack)
     assert kinds.index("tool_completed") < kinds.index("agent_message") < kinds.index("agent_completed")
     said = "".join(event.data["delta"] for event in events if event.event_type == "agent_message")
     assert said == result["answer"]
+
+
+def test_a_streamed_answer_is_one_line_in_a_pipe_and_its_pieces_in_json(talking_stack: RunningStack) -> None:
+    words = ("run", "What is 17 * 23 + 4?", "--agent", "assistant", "--state", str(talking_stack.state.root))
+    for_a_person = run_carrel(*words, cwd=talking_stack.folder)
+    for_a_program = run_carrel(*words, "--json", cwd=talking_stack.folder)
+    assert (for_a_person.returncode, for_a_program.returncode) == (0, 0), for_a_person.stderr + for_a_program.stderr
+    rows = [json.loads(line) for line in for_a_program.stdout.splitlines()]
+    pieces = [row["data"]["delta"] for row in rows if row.get("event_type") == "agent_message"]
+    assert len(pieces) > 1
+    lines = [line[9:] for line in for_a_person.stdout.splitlines()]
+    assert lines.count("".join(pieces)) == 1, for_a_person.stdout
+    assert not [line for line in lines if line in pieces]
 
 
 async def test_the_assistant_knows_what_was_said_before(talking_stack: RunningStack) -> None:

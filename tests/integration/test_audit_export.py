@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from carrel.cli import audit_export, operators
 from carrel.cli.audit_export import export_audit, verify_file
 from carrel.cli.operators import Operator
 from carrel.cli.state import StateFolder
-from carrel.errors import InvalidRequestError, PermissionDeniedError
+from carrel.errors import InvalidRequestError, PermissionDeniedError, StartupError
 from carrel.v1 import execution_pb2 as pb
 from servicekit.identity.principals import AUDIT_WRITE, OPERATOR_READ
 from tests.support.execution import World, running_execution
@@ -80,6 +81,24 @@ async def test_every_record_is_exported_once_over_several_exports(
         assert targets(bobs) == [], "what began so lately may still be joined by others"
         await export_audit(olga, bobs, since=since, until=now(), user_id="bob")
         assert targets(bobs) == ["25", "26", "27"]
+
+
+async def test_two_exports_at_once_do_not_write_over_each_other(
+    tmp_path: Path, operator: Callable[[str], Operator]
+) -> None:
+    output = tmp_path / "audit.jsonl"
+    async with running_execution(tmp_path / "one") as world:
+        olga = operator(world.address)
+        await record(world, 0, 20)
+        exports = [export_audit(olga, output, since=None, until=now(), user_id="") for _ in range(2)]
+        ended = await asyncio.gather(*exports, return_exceptions=True)
+        assert ended[0] == 0
+        assert isinstance(ended[1], StartupError)
+        assert "another export writes" in ended[1].message
+        assert targets(output) == [str(number) for number in range(20)]
+        # One that has ended, or was killed, holds nothing.
+        assert await export_audit(olga, output, since=None, until=now(), user_id="") == 0
+        assert verify_file(output) == 0
 
 
 async def test_an_export_needs_the_permission(tmp_path: Path) -> None:

@@ -150,6 +150,19 @@ def test_an_empty_folder_is_used_and_the_next_step_said(tmp_path: Path) -> None:
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == FILES
 
 
+def test_make_is_told_which_python_only_where_another_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = tmp_path / "venv" / "bin"
+    environment.mkdir(parents=True)
+    (environment / "python").symlink_to("python3.11")
+    (environment / "python3.11").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(environment / "python3.11"))
+    monkeypatch.setenv("PATH", str(environment))
+    assert "&& make run\n" in invoke("one-desk")[1]
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert f"&& make run PYTHON={environment}/python3.11\n" in invoke("two-desks")[1]
+
+
 # The files.
 
 

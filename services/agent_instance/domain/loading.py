@@ -191,7 +191,9 @@ def _guarded(source: str, load: Callable[[], Any], module: str = "") -> Any:
     except (Exception, SystemExit) as error:
         told = error.msg if isinstance(error, SyntaxError) else str(error)[:500]
         problem = f"loading it raised {type(error).__name__}: {told}{_where(error)}"
-        raise _SourceError(source, problem, "make `python -c 'import …'` of it work first") from error
+        try_it = f"python -c 'import {module}'" if module else f"python {source}"
+        advice = f"correct it; `{try_it}` shows where it fails" if module or source.endswith(".py") else "correct it"
+        raise _SourceError(source, problem, advice) from error
 
 
 def _no_module(source: str, name: str) -> _SourceError:

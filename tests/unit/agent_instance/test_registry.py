@@ -271,6 +271,7 @@ def test_a_source_that_cannot_be_loaded_says_why(tmp_path: Path, text: str, prob
     assert path in caught.value.message
     assert caught.value.advice
     assert "request" not in caught.value.advice
+    assert "…" not in caught.value.advice
 
 
 MISTAKES = """

@@ -116,6 +116,7 @@ def test_the_command_is_typed_as_it_is_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(sys, "argv", [str(script)])
     assert own_command() == ".venv/bin/carrel"
+    assert own_command(Path("my-agents")) == str(script)
     monkeypatch.setenv("PATH", str(script.parent))
     assert own_command() == "carrel"
     # As `python -m carrel.cli`: the script beside the interpreter, and without one the interpreter.

@@ -15,7 +15,8 @@ import pytest
 from carrel.cli.app import app
 from carrel.cli.output import JsonPrinter
 from carrel.cli.result import result_text
-from carrel.cli.run import Show, Wish, run_message
+from carrel.cli.run import Wish, run_message
+from carrel.cli.show import Show
 from carrel.cli.target import Target
 from carrel.cli.watch import PositionFile, Watched, watch_events
 from carrel.client import ConnectionState, Event, Phase, Position, SocketClient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from carrel.cli.checks import check_events
 from carrel.cli.output import Printer, exit_code_of
 from carrel.cli.params import parse_params
 from carrel.cli.render import clean, describe
+from carrel.cli.state import StateFolder
 from carrel.cli.target import find_target
 from carrel.cli.tokens import DEFAULT_PERMISSIONS, development_token
 from carrel.client import Event
@@ -140,6 +142,28 @@ def test_target_takes_what_is_given_over_what_it_finds(tmp_path: Path, secret: P
     assert find_target("", "tok", "alice", tmp_path, {"CARREL_CLI_URL": "https://x"}).url == "https://x"
     with pytest.raises(StartupError, match="no stack runs"):
         find_target("", "tok", "alice", tmp_path, {})
+
+
+def test_target_waits_for_a_stack_that_is_starting(
+    tmp_path: Path, secret: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = StateFolder(tmp_path)
+    facts = {"url": "http://127.0.0.1:1", "supervisor": os.getpid(), "ready_s": 0.0}
+    folder.write_stack(facts)
+    ready = threading.Timer(0.2, folder.write_stack, [{**facts, "ready_s": 1.5}])
+    ready.start()
+    assert find_target("", "tok", "alice", tmp_path, {}).url == "http://127.0.0.1:1"
+    ready.join()
+    assert "is starting; waiting for it" in capsys.readouterr().err
+    assert find_target("", "tok", "alice", tmp_path, {}).token == "tok"
+    assert capsys.readouterr().err == ""
+    # One that ends instead is none.
+    folder.write_stack(facts)
+    gone = threading.Timer(0.2, folder.stack_file.unlink)
+    gone.start()
+    with pytest.raises(StartupError, match="no stack runs"):
+        find_target("", "tok", "alice", tmp_path, {})
+    gone.join()
 
 
 def good_events() -> list[Event]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from carrel.errors import IdentityMismatchError, ScopeError, TicketError, Ticket
 from carrel.v1 import context_pb2
 from carrel.wire import context_from_proto, context_to_proto
 from servicekit.identity import tickets
-from servicekit.identity.keys import KeySet, generate_key
+from servicekit.identity.keys import KeySet, generate_key, write_jwks
 from servicekit.identity.principals import (
     ANY_SCOPE,
     OPERATOR_READ,
@@ -21,7 +22,7 @@ from servicekit.identity.principals import (
     ServicePrincipal,
     SessionPrincipal,
 )
-from servicekit.identity.tickets import TicketMinter, TicketVerifier
+from servicekit.identity.tickets import REFUSALS, TicketMinter, TicketVerifier
 from tests.support.identity import child_context, identity, run_context, service_context, session_context
 
 RUN = frozenset({Scope.RUN})
@@ -332,7 +333,7 @@ def test_refusals_are_counted_by_their_reason_for_calls_and_for_items_alike(
     verifier: TicketVerifier, clock: Callable[[float], None]
 ) -> None:
     good, items = run_context("alice"), verifier.alike()
-    assert dict(verifier.refused) == dict.fromkeys(("missing", "invalid", "expired", "revoked", "scope"), 0)
+    assert dict(verifier.refused) == dict.fromkeys(REFUSALS, 0)
 
     def refused(context: Any, by: TicketVerifier = verifier, allow: frozenset[Scope] = RUN) -> None:
         with pytest.raises((TicketError, ScopeError)):
@@ -350,4 +351,29 @@ def test_refusals_are_counted_by_their_reason_for_calls_and_for_items_alike(
     refused(good, by=items)  # new again, and past its end
     with pytest.raises(TicketExpiredError):
         verifier.verify_ticket(good.ticket)
-    assert dict(verifier.refused) == {"missing": 1, "invalid": 1, "scope": 1, "revoked": 1, "expired": 3}
+    assert +verifier.refused == {"missing": 1, "invalid": 1, "scope": 1, "revoked": 1, "expired": 3}
+
+
+def test_a_ticket_of_a_key_that_was_taken_out_is_counted_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("servicekit.identity.keys._CHECK_UNKNOWN_EVERY_S", 0.0)
+    former, newer, never = (generate_key(name, issuer="gateway") for name in ("former", "newer", "never"))
+    file = tmp_path / "tickets.jwks.json"
+    write_jwks(file, [former, newer])
+    keys = KeySet.from_jwks_file(file)
+    verifier = TicketVerifier(keys)
+    old, foreign = (TicketMinter(key, "gateway").mint_session("alice") for key in (former, never))
+    verifier.verify_ticket(old)
+    write_jwks(file, [newer])
+    keys.refresh(0.0)
+    verifier._looked = 0
+    for ticket in (old, foreign):
+        with pytest.raises(TicketError, match="not in this service's key file"):
+            verifier.verify_ticket(ticket)
+    assert +verifier.refused == {"retired_key": 1, "invalid": 1}
+    # It is one of ours again when it is brought back.
+    write_jwks(file, [former, newer])
+    keys.refresh(0.0)
+    verifier.verify_ticket(old)
+    assert not keys.retired("former")
