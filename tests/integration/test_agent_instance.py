@@ -275,11 +275,15 @@ async def test_streams_that_begin_wrongly_are_refused() -> None:
         assert "results_json[data]" in (await failure(params.call)).message
         instance = await here.start("worker", instance_id="inst-none")
         assert isinstance(await failure(instance.call), UnknownInstanceError)
-        silent = here.stub.RunInstance()
-        assert "without `start`" in (await failure(silent)).message
         late = Attempt(new_run_context(), here.stub.RunInstance(), "p")
         await late.send(refresh=pb.RefreshTicket())
         assert "must be `start`" in (await failure(late.call)).message
+        assert here.services.core.active == 0
+
+
+async def test_a_stream_on_which_nothing_comes_is_refused() -> None:
+    async with deployment(*ALL, first_message_s=0.3) as here:
+        assert "without `start`" in (await failure(here.stub.RunInstance())).message
         assert here.services.core.active == 0
 
 
