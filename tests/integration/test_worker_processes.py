@@ -260,7 +260,8 @@ def _ended(pid: int) -> bool:
 
 LEAVES = {
     "thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(100,), daemon=True).start()\n",
-    "socket": "import socket\nkept = socket.socket()\n",
+    # Closed at the end, or the interpreter would complain of it there.
+    "socket": "import atexit, socket\nkept = socket.socket()\natexit.register(kept.close)\n",
 }
 
 

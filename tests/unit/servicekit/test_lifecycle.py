@@ -46,7 +46,7 @@ class Demo:
 
     async def end(self) -> tuple[int, str]:
         """The exit code and everything on stderr."""
-        _, stderr = await asyncio.wait_for(self.process.communicate(), 20)
+        _, stderr = await asyncio.wait_for(self.process.communicate(), 40)
         assert self.process.returncode is not None
         return self.process.returncode, stderr.decode()
 
@@ -77,7 +77,7 @@ async def start(tmp_path: Path, eventually: Eventually) -> AsyncIterator[Any]:
         demo = Demo(process, ready_file, trace)
         demos.append(demo)
         if ready:
-            await eventually(lambda: demo.ready_file.exists() or process.returncode is not None, within=20)
+            await eventually(lambda: demo.ready_file.exists() or process.returncode is not None, within=40)
         return demo
 
     yield run
