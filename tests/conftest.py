@@ -52,12 +52,13 @@ class Eventually(Protocol):
 def eventually() -> Eventually:
     """`await eventually(lambda: log.offset == 3)`: polls until the result is true, fails after `within` seconds.
 
-    The condition may be a plain function or one that returns an awaitable. `what` names it in the failure.
+    The condition may be a plain function or one that returns an awaitable. `what` names it in the failure. `within` is
+    how long a machine that is busy with other things may take; a promise about time is shown with `Awake`.
     """
     return _eventually
 
 
-async def _eventually(condition: Callable[[], Any], *, within: float = 5.0, what: str = "") -> Any:
+async def _eventually(condition: Callable[[], Any], *, within: float = 15.0, what: str = "") -> Any:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     pause = 0.001

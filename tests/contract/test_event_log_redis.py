@@ -419,7 +419,7 @@ async def test_redis_that_stands_still_is_given_up_and_what_was_under_way_may_be
     opener: Opener, tmp_path: Path, eventually: Eventually
 ) -> None:
     with single_server(tmp_path) as server:
-        log = await opener(server.url, timeout_s=0.3)
+        log = await opener(server.url, timeout_s=0.8)
         await put(log, make(1, 3))
         server.pause()
         pending = [log.append([make(4, 5)]), log.append([make(6, 6)])]
@@ -448,7 +448,7 @@ async def _works(log: RedisEventLog) -> bool:
 
 async def test_too_much_on_its_way_is_refused_at_once(opener: Opener, tmp_path: Path) -> None:
     with single_server(tmp_path) as server:
-        log = await opener(server.url, max_queued_bytes=2000, timeout_s=1)
+        log = await opener(server.url, max_queued_bytes=2000, timeout_s=20)
         server.pause()
         pending = log.append([make(1, 5)])
         with pytest.raises(QueueFullError):

@@ -207,7 +207,11 @@ class Deployment:
 
 @asynccontextmanager
 async def deployment(
-    *agents: type[Agent], heartbeat_s: float = 5.0, parting_s: float = 30.0, **settings: Any
+    *agents: type[Agent],
+    heartbeat_s: float = 5.0,
+    first_message_s: float = 20.0,
+    parting_s: float = 30.0,
+    **settings: Any,
 ) -> AsyncIterator[Deployment]:
     """agent_instance with these agents, as ``app`` builds it, for the length of the block."""
     configured = AgentInstanceSettings.model_validate({"warm_workers": 0, **settings})
@@ -235,7 +239,7 @@ async def deployment(
             dependencies,
             verifier,
             producer,
-            limits=StreamLimits(heartbeat_s=heartbeat_s, first_message_s=0.3, parting_s=parting_s),
+            limits=StreamLimits(heartbeat_s=heartbeat_s, first_message_s=first_message_s, parting_s=parting_s),
         )
         stack.push_async_callback(services.core.aclose)
         add_own = agent_instance_pb2_grpc.add_AgentInstanceServiceServicer_to_server

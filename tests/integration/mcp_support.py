@@ -21,6 +21,7 @@ from services.agent_instance.config_mcp import McpServers
 from services.agent_instance.domain.mcp_servers import McpAttemptTools, McpToolServers
 from services.agent_instance.domain.registry import AgentClassRegistry
 from tests.conftest import Eventually
+from tests.support.awake import Awake
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Short pauses; and a start that is slow only because the machine is busy is no failure.
@@ -137,7 +138,7 @@ async def logged(log: Path, line: str, eventually: Eventually) -> list[str]:
 
 async def cancelled_in(task: asyncio.Task[Any]) -> float:
     """Seconds until a cancelled task has ended."""
-    began = asyncio.get_running_loop().time()
-    task.cancel()
-    await asyncio.wait({task})
-    return asyncio.get_running_loop().time() - began
+    with Awake() as took:
+        task.cancel()
+        await asyncio.wait({task})
+    return took.seconds

@@ -144,6 +144,7 @@ async def test_a_planner_answers_with_a_plan() -> None:
 async def test_the_result_comes_only_after_the_log_has_acknowledged(eventually: Eventually) -> None:
     async with deployment(*ALL, heartbeat_s=0.05) as here:
         here.emitter.acks.clear()
+        started = time.monotonic_ns()
         attempt = await here.start("planner")
         task = asyncio.create_task(attempt.finish())
         await eventually(lambda: any(beat.events_produced == 2 for beat in attempt.of("heartbeat")))
@@ -153,7 +154,9 @@ async def test_the_result_comes_only_after_the_log_has_acknowledged(eventually: 
         here.emitter.acks.set()
         result = await task
         assert result.log_wait.ToNanoseconds() > 1e8
-        assert result.agent_time.ToNanoseconds() < 1e8
+        # Neither part holds the other: one that did would be too long by the wait.
+        parts = result.log_wait.ToNanoseconds() + result.agent_time.ToNanoseconds()
+        assert parts <= time.monotonic_ns() - started
         assert result.events_through == 2
 
 
@@ -199,8 +202,8 @@ async def test_losing_the_stream_kills_the_attempt_and_frees_everything(eventual
         attempt = await here.start("sleeper")
         await eventually(lambda: here.kinds(attempt) == ["agent_started"])
         attempt.call.cancel()
-        await eventually(lambda: Sleeper.ended == ["alice"], within=1.0)
-        await eventually(lambda: here.services.core.active == 0, within=1.0)
+        await eventually(lambda: Sleeper.ended == ["alice"])
+        await eventually(lambda: here.services.core.active == 0)
         again = await here.start("sleeper", context=attempt.context)
         assert (await again.read()) is not None
         again.call.cancel()
@@ -210,7 +213,7 @@ async def test_a_sealed_log_kills_the_attempt(eventually: Eventually) -> None:
     async with deployment(*ALL) as here:
         here.emitter.refuse = RefusalReason.REFUSAL_REASON_SEALED
         attempt = await here.start("sleeper")
-        result = await asyncio.wait_for(attempt.finish(), 2)
+        result = await asyncio.wait_for(attempt.finish(), 20)
         assert result.error.code == "SEALED_LOG"
         assert here.services.core.active == 0
 
@@ -272,11 +275,15 @@ async def test_streams_that_begin_wrongly_are_refused() -> None:
         assert "results_json[data]" in (await failure(params.call)).message
         instance = await here.start("worker", instance_id="inst-none")
         assert isinstance(await failure(instance.call), UnknownInstanceError)
-        silent = here.stub.RunInstance()
-        assert "without `start`" in (await failure(silent)).message
         late = Attempt(new_run_context(), here.stub.RunInstance(), "p")
         await late.send(refresh=pb.RefreshTicket())
         assert "must be `start`" in (await failure(late.call)).message
+        assert here.services.core.active == 0
+
+
+async def test_a_stream_on_which_nothing_comes_is_refused() -> None:
+    async with deployment(*ALL, first_message_s=0.3) as here:
+        assert "without `start`" in (await failure(here.stub.RunInstance())).message
         assert here.services.core.active == 0
 
 

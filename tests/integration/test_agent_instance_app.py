@@ -170,7 +170,7 @@ async def test_the_process_starts_serves_and_ends_on_sigterm(
         command = [sys.executable, "-P", "-m", "services.agent_instance"]
         process = await asyncio.create_subprocess_exec(*command, env=environ, cwd=tmp_path)
         try:
-            await eventually(lambda: ready.exists() or process.returncode is not None, within=15)
+            await eventually(lambda: ready.exists() or process.returncode is not None, within=40)
             assert process.returncode is None
             async with open_channel(ready.read_text(encoding="utf-8").strip()) as channel:
                 stub = agent_instance_pb2_grpc.AgentInstanceServiceStub(channel)

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,6 +24,7 @@ from servicekit.identity.keys import generate_key, write_jwks
 from servicekit.identity.tickets import TicketMinter
 from servicekit.sealing_keys import add_key
 from tests.conftest import Eventually
+from tests.support.awake import Awake
 
 KEY = generate_key()
 MINTER = TicketMinter(KEY, "execution")
@@ -204,6 +204,8 @@ async def test_kill_9_at_ten_random_moments_loses_and_repeats_nothing(process: P
         moments = random.Random(7)
         for attachments in range(1, 11):
             await eventually(partial(gateway.has_attached, attachments), within=20)
+            # However slow the machine is: so much is under way between two kills.
+            await eventually(partial(_acknowledged, publishers, 80 * attachments), within=20)
             await asyncio.sleep(moments.uniform(0, 0.15))
             process.kill()
             process.start()
@@ -219,7 +221,11 @@ async def test_kill_9_at_ten_random_moments_loses_and_repeats_nothing(process: P
     assert gateway.ids == {user: [f"e{n}" for n in range(1, goal + 1)] for user, goal in goals.items()}
     assert gateway.resets == 0
     assert gateway.attached == 11
-    assert min(goals.values()) > 1000
+    assert min(goals.values()) >= 1000
+
+
+def _acknowledged(publishers: list[Publisher], count: int) -> bool:
+    return all(publisher.acked >= count for publisher in publishers)
 
 
 async def test_sigterm_ends_within_the_drain_and_health_was_honest(process: Process, eventually: Eventually) -> None:
@@ -233,12 +239,12 @@ async def test_sigterm_ends_within_the_drain_and_health_was_honest(process: Proc
         gateway = Gateway(["alice"])
         attached = asyncio.create_task(gateway.run(channel))
         await eventually(lambda: gateway.positions["alice"] is not None)
-        began = time.monotonic()
-        code, errors = await asyncio.to_thread(process.end, signal.SIGTERM)
+        with Awake() as took:
+            code, errors = await asyncio.to_thread(process.end, signal.SIGTERM)
         attached.cancel()
         await asyncio.wait([attached])
     assert code == 0, errors
-    assert time.monotonic() - began < 2
+    assert took.seconds < 2
     assert "Traceback" not in errors
 
 

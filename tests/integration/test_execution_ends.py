@@ -12,6 +12,7 @@ from carrel.errors import UnknownRunError
 from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import execution_pb2 as pb
 from tests.conftest import Eventually
+from tests.support.awake import Awake
 from tests.support.execution import Attempt, Up, World, answer, result, running_execution, silent, stuck
 from tests.support.identity import run_context, service_context, session_context
 
@@ -30,19 +31,19 @@ async def test_cancel_ends_a_run_at_once_although_its_agent_ignores_it(world: Wo
     world.agents.scripts["data"] = stuck
     run_id = (await world.execute(pipeline=["data"])).run.run_id
     await eventually(lambda: world.agents.attempts)
-    began = time.monotonic()
-    answered = await world.cancel(run_id, reason="changed my mind")
-    assert answered.outcome == pb.RUN_STATE_CANCELLED
-    run = await world.ended(run_id)
-    assert time.monotonic() - began < 2.0  # an agent that is waited for takes its grace, 2 s, and more
+    with Awake() as took:
+        answered = await world.cancel(run_id, reason="changed my mind")
+        assert answered.outcome == pb.RUN_STATE_CANCELLED
+        run = await world.ended(run_id)
+    assert took.seconds < 2.0  # an agent that is waited for takes its grace, 2 s, and more
     assert run.state == pb.RUN_STATE_CANCELLED
     assert run.error.code == "CANCELLED_RUN"
     assert "changed my mind" in run.error.message
     assert world.emitter.kinds(run_id) == ["run_accepted", "agent_error", "run_completed"]
     attempt = world.agents.attempts[0]
-    message = await asyncio.wait_for(attempt.messages.get(), 1)
+    message = await asyncio.wait_for(attempt.messages.get(), 10)
     assert message.WhichOneof("message") == "cancel"
-    await eventually(lambda: attempt.closed, within=2)  # the grace is over: its stream is gone
+    await eventually(lambda: attempt.closed)  # the grace is over: its stream is gone
 
 
 async def test_cancel_asks_within_a_tenth_of_a_second_and_kills_within_one_with_default_settings(
@@ -53,11 +54,11 @@ async def test_cancel_asks_within_a_tenth_of_a_second_and_kills_within_one_with_
         run_id = (await world.execute()).run.run_id
         await eventually(lambda: world.agents.attempts)
         attempt = world.agents.attempts[0]
-        began = time.monotonic()
-        await asyncio.gather(world.cancel(run_id), asyncio.wait_for(attempt.messages.get(), 5))
-        assert time.monotonic() - began < 0.1 + LOADED_S
-        await eventually(lambda: attempt.closed, within=3)
-        assert time.monotonic() - began < 1.0 + LOADED_S
+        with Awake() as took:
+            await asyncio.gather(world.cancel(run_id), asyncio.wait_for(attempt.messages.get(), 10))
+            assert took.seconds < 0.1 + LOADED_S
+            await eventually(lambda: attempt.closed)
+        assert took.seconds < 1.0 + LOADED_S
 
 
 async def test_cancel_of_an_ended_run_changes_nothing(world: World) -> None:
@@ -94,7 +95,9 @@ async def test_cancel_is_audited(world: World, eventually: Eventually) -> None:
 async def test_engine_that_uses_up_its_time_ends_the_run_as_timed_out(tmp_path: Path) -> None:
     async with running_execution(tmp_path, engine_timeout_seconds=0.4) as world:
         world.agents.scripts["data"] = stuck
-        run = await world.ended((await world.execute()).run.run_id, within=3)
+        began = time.monotonic_ns()
+        run = await world.ended((await world.execute()).run.run_id)
+        took = time.monotonic_ns() - began
         assert run.state == pb.RUN_STATE_TIMED_OUT
         assert run.error.code == "ENGINE_TIMEOUT"
         assert world.emitter.kinds(run.run_id) == ["run_accepted", "agent_error", "run_completed"]
@@ -106,7 +109,7 @@ async def test_engine_that_uses_up_its_time_ends_the_run_as_timed_out(tmp_path: 
         assert timing.complete
         whole = timing.total.ToNanoseconds()
         assert sum(part.time.ToNanoseconds() for part in timing.parts) == pytest.approx(whole, abs=100)
-        assert 0.4e9 <= whole <= 3e9
+        assert 0.4e9 <= whole <= took
 
 
 async def test_silent_agent_instance_counts_as_lost(world: World) -> None:

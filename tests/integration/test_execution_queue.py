@@ -197,10 +197,10 @@ async def test_bound_run_ends_when_its_caller_goes_away(world: World, eventually
     keeper = world.keep(run_id)
     assert (await keeper.read()).run.state == pb.RUN_STATE_RUNNING
     keeper.cancel()
-    run = await world.ended(run_id, within=3)
+    run = await world.ended(run_id)
     assert run.state == pb.RUN_STATE_CANCELLED
     assert "gone away" in run.error.message
-    await eventually(lambda: world.agents.attempts[0].closed, within=2)
+    await eventually(lambda: world.agents.attempts[0].closed)
 
 
 async def test_bound_run_that_nobody_keeps_alive_is_cancelled(world: World) -> None:

@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from carrel.v1 import execution_pb2 as pb
 from carrel.v1 import execution_pb2_grpc as pb_grpc
 from servicekit.rpc.channel import open_channel
 from tests.conftest import Eventually
+from tests.support.awake import Awake
 from tests.support.execution import Attempt, LogEmitter, ScriptedAgents, Up, World, answer, neighbours, result, stuck
 from tests.support.identity import identity, session_context
 
@@ -63,13 +63,16 @@ async def start(env: dict[str, str]) -> asyncio.subprocess.Process:
 
 @asynccontextmanager
 async def process(
-    folder: Path, around: tuple[ScriptedAgents, str, LogEmitter, str], eventually: Eventually
+    folder: Path,
+    around: tuple[ScriptedAgents, str, LogEmitter, str],
+    eventually: Eventually,
+    **changes: str,
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, World]]:
     """execution in a process of its own, killed at the end if it still lives."""
     agents, agents_at, emitter, emitter_at = around
     ready = folder / "ready"
     ready.unlink(missing_ok=True)
-    child = await start(environment(folder, agents_at, emitter_at))
+    child = await start(environment(folder, agents_at, emitter_at) | changes)
     assert child.stderr is not None
     drained = asyncio.create_task(child.stderr.read())
     try:
@@ -110,14 +113,14 @@ async def test_runs_of_a_killed_execution_go_on_within_five_seconds_of_its_resta
     former = len(agents.attempts)
     agents.scripts |= {"data": answer({"rows": 4}), "optimization": answer({})}
     async with process(tmp_path, around, eventually) as (_, world):
-        began = time.monotonic()  # how long a start takes on a busy machine is not what is tested here
-        for run_id, user in ((running, "alice"), (second, "bob"), (unheard, "dave")):
-            run = await world.ended(run_id, user)
-            assert run.state == pb.RUN_STATE_SUCCEEDED
-            assert emitter.kinds(run_id, user) == ["run_accepted", "run_attempt", "run_completed"]
-            told = emitter.log(run_id, user)[1][1]
-            assert (told["attempt"], told["reason"]) == (2, "execution_restarted")
-        assert time.monotonic() - began < 5
+        with Awake() as took:  # how long a start takes on a busy machine is not what is tested here
+            for run_id, user in ((running, "alice"), (second, "bob"), (unheard, "dave")):
+                run = await world.ended(run_id, user)
+                assert run.state == pb.RUN_STATE_SUCCEEDED
+                assert emitter.kinds(run_id, user) == ["run_accepted", "run_attempt", "run_completed"]
+                told = emitter.log(run_id, user)[1][1]
+                assert (told["attempt"], told["reason"]) == (2, "execution_restarted")
+        assert took.seconds < 5
         again = {attempt.start.agent_name for attempt in agents.attempts[former:] if attempt.context.user_id == "bob"}
         assert again == {"optimization"}, "a checkpointed stage ran again"
         latest = agents.attempt("optimization")
@@ -161,22 +164,23 @@ async def test_sigterm_lets_runs_end_and_refuses_new_ones(
 
     around[0].agents["other"] = ((), False)
     around[0].scripts |= {"data": stuck, "other": patient}
-    async with process(tmp_path, around, eventually) as (child, world):
+    # Long enough that the second run ends in it however slow the machine is; the first one never does.
+    async with process(tmp_path, around, eventually, CARREL_DRAIN_SECONDS="4") as (child, world):
         run_id = (await world.execute(pipeline=["data"])).run.run_id
         ending = (await world.execute(user="bob", pipeline=["other"])).run.run_id
-        watch = world.stub.WatchRun(pb.WatchRunRequest(context=session_context("bob"), run_id=ending), timeout=10)
+        watch = world.stub.WatchRun(pb.WatchRunRequest(context=session_context("bob"), run_id=ending), timeout=20)
         assert (await watch.read()).run.state == pb.RUN_STATE_RUNNING
         await eventually(lambda: len(around[0].attempts) == 2)
-        began = time.monotonic()
-        child.terminate()
-        await asyncio.sleep(0.2)  # it drains
-        go.set()
-        states = []
-        while (response := await watch.read()) is not grpc.aio.EOF:
-            states.append(response.run.state)
-        assert states[-1] == pb.RUN_STATE_SUCCEEDED
-        assert await child.wait() == 0
-        assert time.monotonic() - began < 6
+        with Awake() as took:
+            child.terminate()
+            await asyncio.sleep(0.2)  # it drains
+            go.set()
+            states = []
+            while (response := await watch.read()) is not grpc.aio.EOF:
+                states.append(response.run.state)
+            assert states[-1] == pb.RUN_STATE_SUCCEEDED
+            assert await child.wait() == 0
+        assert took.seconds < 10
     around[0].scripts["data"] = answer({})
     async with process(tmp_path, around, eventually) as (_, world):
         assert (await world.ended(run_id)).state == pb.RUN_STATE_SUCCEEDED

@@ -301,7 +301,7 @@ async def two_bridges(look_s: float = 60.0) -> AsyncIterator[tuple[list[Stubborn
 
 async def _mine(bridges: list[StubbornBridge], eventually: Eventually) -> int:
     """Which bridge the gateway is attached to, once it is to one alone."""
-    await eventually(lambda: [bridge.attached for bridge in bridges] in ([1, 0], [0, 1]), within=3)
+    await eventually(lambda: [bridge.attached for bridge in bridges] in ([1, 0], [0, 1]))
     return 0 if bridges[0].attached else 1
 
 
@@ -325,7 +325,7 @@ async def test_a_bridge_that_ends_is_left_for_another_from_where_each_feed_is(ho
             else:
                 await servers[first].server.drain(grace_s=0)
                 bridges[first].answers.put_nowait(StoreUnavailableError("away"))
-            await eventually(lambda: other.subscriptions(), within=3)
+            await eventually(lambda: other.subscriptions())
             wanted = other.subscriptions()[0]
             assert wanted.position == events_pb2.Position(epoch="e", offset=9, event_id="evt-9")
             # What it has sent again and what is new come in order, once.
@@ -345,7 +345,7 @@ async def test_a_gateway_goes_where_few_are(eventually: Eventually) -> None:
         serving([(add, bridges[1], "carrel.v1.BridgeService")]) as two,
         Copies(f"{one.address},{two.address}", "bridge") as copies,
     ):
-        await eventually(lambda: len(copies.ready()) == 2, within=3)
+        await eventually(lambda: len(copies.ready()) == 2)
         chosen = await Attachment(copies, TicketDesk(identity().minter, 1200)).choose()
         assert chosen.address == two.address
     assert not len(hub)
@@ -357,7 +357,7 @@ async def test_a_crowded_bridge_is_left_for_an_empty_one_and_an_even_one_is_kept
         await asyncio.sleep(0.3)
         assert bridges[first].attached == 1, "one gateway here and none there is as even as it gets"
         bridges[first].others = 1
-        await eventually(lambda: bridges[1 - first].attached == 1 and bridges[first].attached == 0, within=3)
+        await eventually(lambda: bridges[1 - first].attached == 1 and bridges[first].attached == 0)
         assert upstream.attached
         await asyncio.sleep(0.3)
         assert bridges[1 - first].attached == 1

@@ -46,7 +46,7 @@ async def test_a_revoked_users_runs_end_and_tickets_of_before_are_refused(
             assert "the user was revoked: left" in run.error.message
             return bool(run.outcome == pb.RUN_STATE_CANCELLED)
 
-        await eventually(let_in_again, within=4)
+        await eventually(let_in_again)
         listed = pb.ListRevocationsRequest(context=service_context(permissions=OPERATOR))
         (revocation,) = (await world.stub.ListRevocations(listed, timeout=5)).revocations
         assert (revocation.user_id, revocation.not_before) == ("alice", answer.not_before)

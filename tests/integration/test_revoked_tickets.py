@@ -104,14 +104,14 @@ async def subscribe(stub: BridgeServiceStub, *contexts: UserExecutionContext) ->
     return call
 
 
-async def told(call: Any, kind: str) -> Any:
-    """The next item of this kind."""
-    while True:
+async def told(call: Any, kind: str, times: int = 1) -> Any:
+    """The last of so many items of this kind, of which one response may hold several."""
+    found: list[Any] = []
+    while len(found) < times:
         response = await call.read()
         assert isinstance(response, bridge_pb2.AttachResponse), response
-        for item in response.items:
-            if item.WhichOneof("item") == kind:
-                return getattr(item, kind)
+        found += [getattr(item, kind) for item in response.items if item.WhichOneof("item") == kind]
+    return found[times - 1]
 
 
 async def test_what_is_open_under_a_revoked_users_tickets_ends_and_others_go_on(tmp_path: Path) -> None:
@@ -123,8 +123,7 @@ async def test_what_is_open_under_a_revoked_users_tickets_ends_and_others_go_on(
         await publish(stub, run, 1, "agent_thinking")
         mine, bobs = follow(stub, old), follow(stub, session_context("bob"))
         attached = await subscribe(stub, old, session_context("bob"))
-        for _ in range(2):
-            await told(attached, "subscribed")
+        await told(attached, "subscribed", times=2)
         async with Copies(server.address, "bridge") as copies:
             await copies.wait_ready(5)
             known.revoke("alice")

@@ -67,7 +67,7 @@ async def serving_bridge(tls: TlsSettings, listen: str = "127.0.0.1:0") -> Async
         yield server, bridge
 
 
-async def ask(channel: aio.Channel, timeout: float = 3.0) -> None:
+async def ask(channel: aio.Channel, timeout: float = 15.0) -> None:
     stub: Any = bridge_pb2_grpc.BridgeServiceStub(channel)
     await stub.GetState(bridge_pb2.GetStateRequest(context=service_context()), timeout=timeout)
 

@@ -178,11 +178,11 @@ def _subscribe(context: Any, generation: int) -> bridge_pb2.AttachRequest:
 
 
 async def _status_of_first(stream: Any, request: Any) -> tuple[grpc.StatusCode, aio.AioRpcError | None]:
-    """The status of a stream that begins with ``request``; OK when it answers anything or is still open after a bit."""
+    """The status of a stream that begins with ``request``; OK when it answers anything or stays open."""
     running = stream()
     try:
         await running.write(request)
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(_WITHIN_S):
             await running.read()
         return grpc.StatusCode.OK, None
     except aio.AioRpcError as error:

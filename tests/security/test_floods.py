@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import logging
 import resource
-import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from servicekit.rpc import server as rpc_server
 from servicekit.rpc.channel import open_channel
 from servicekit.rpc.server import RpcServer
 from tests.conftest import Eventually
+from tests.support.awake import Awake
 from tests.support.certificates import certificate_for, tls_of
 from tests.support.identity import identity
 from tests.support.rpc import shared_settings
@@ -53,17 +53,18 @@ async def _flooding(g: Gateway, said: bytes, count: int) -> AsyncIterator[list[a
 
 
 async def _served(g: Gateway) -> None:
-    """An honest user logs in, is answered and hears an event, all within a second."""
-    async with asyncio.timeout(3):
+    """An honest user logs in and is answered, all soon."""
+    with Awake() as took:
         socket, _ = await g.ready("alice")
         await socket.send(type="ping", client_ref="honest")
         assert (await socket.control("pong"))["client_ref"] == "honest"
         async with g.http.get(g.url + "/api/agents", headers={"Authorization": f"Bearer {token()}"}) as response:
             assert response.status == 200
-        await socket.ws.close()
+    assert took.seconds < 3
+    await socket.ws.close()
 
 
-async def _end(reader: asyncio.StreamReader, within_s: float = 5.0) -> bytes:
+async def _end(reader: asyncio.StreamReader, within_s: float = 20.0) -> bytes:
     try:
         return await asyncio.wait_for(reader.read(), within_s)
     except ConnectionResetError:
@@ -115,7 +116,7 @@ async def test_a_flood_of_wrong_tokens_and_frames_harms_nobody(tmp_path: Path) -
 
 
 async def _heads(reader: asyncio.StreamReader) -> bytes:
-    return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
 
 
 # Slow peers.
@@ -144,12 +145,12 @@ async def _trickle(writer: Any, what: bytes, every_s: float) -> None:
 async def test_a_peer_that_sends_a_byte_at_a_time_is_cut_off(tmp_path: Path, begin: str, rest: str) -> None:
     async with gateway(tmp_path, connect_seconds=0.6) as g:
         peers = [await _dial(g, begin.encode()) for _ in range(10)]
-        began = time.monotonic()
-        trickles = [asyncio.create_task(_trickle(writer, rest.encode("latin-1"), 0.02)) for _, writer in peers]
-        await _served(g)
-        await asyncio.gather(*(_end(reader) for reader, _ in peers))
+        with Awake() as took:
+            trickles = [asyncio.create_task(_trickle(writer, rest.encode("latin-1"), 0.02)) for _, writer in peers]
+            await _served(g)
+            await asyncio.gather(*(_end(reader) for reader, _ in peers))
         # In time, though something came all the while.
-        assert time.monotonic() - began < 3
+        assert took.seconds < 3
         for task in trickles:
             task.cancel()
         await asyncio.gather(*trickles, return_exceptions=True)
@@ -182,11 +183,11 @@ async def test_a_tls_handshake_that_never_ends_is_cut_off_and_holds_up_nobody(
         tls = tls_of(certificate_for(tmp_path / "client", "emitter"), "emitter")
         async with open_channel(server.address, tls=tls.to("bridge")) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=3)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=15)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        began = time.monotonic()
-        await asyncio.gather(*(_end(reader, 8) for reader, _ in peers))
-        assert time.monotonic() - began < 6
+        with Awake() as took:
+            await asyncio.gather(*(_end(reader) for reader, _ in peers))
+        assert took.seconds < 6
         for _, writer in peers:
             writer.close()
 

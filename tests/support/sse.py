@@ -49,7 +49,7 @@ class SseReader:
     last_event_id: str = ""
     seen: list[Block] = field(default_factory=list)
 
-    async def block(self, within_s: float = 5.0) -> Block | None:
+    async def block(self, within_s: float = 15.0) -> Block | None:
         """The next block, whatever it is; None at the end."""
         lines: list[str] = []
         async with asyncio.timeout(within_s):
@@ -78,7 +78,7 @@ class SseReader:
         self.seen.append(block)
         return block
 
-    async def next(self, event: str = "", within_s: float = 5.0) -> Block:
+    async def next(self, event: str = "", within_s: float = 15.0) -> Block:
         """The next block with data; the next of this name, passing over others."""
         while True:
             block = await self.block(within_s)
@@ -95,7 +95,7 @@ class SseReader:
                 found.append(block.data)
         return found
 
-    async def rest(self, within_s: float = 10.0) -> list[Block]:
+    async def rest(self, within_s: float = 15.0) -> list[Block]:
         """Blocks with data up to the end of the stream."""
         found: list[Block] = []
         while (block := await self.block(within_s)) is not None:

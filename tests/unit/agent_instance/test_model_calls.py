@@ -223,7 +223,7 @@ async def test_cancelling_the_caller_aborts_the_request_at_once(eventually: Even
         await eventually(lambda: len(asked.deltas) >= 2)
         assert turn.clock.idle_s == 0
         await turn.models.give_up(asked.number)
-        await eventually(lambda: b.server.aborted == 1, within=1)
+        await eventually(lambda: b.server.aborted == 1)
         assert not asked.done.is_set()
         (use,) = turn.uplink.used  # what had come is counted, by estimate
         assert use.input_tokens > 0
@@ -239,7 +239,7 @@ async def test_the_end_of_the_turn_ends_its_calls(eventually: Eventually) -> Non
         await turn.ask("hi")
         await eventually(lambda: b.server.open == 1)
         await turn.models.aclose()
-        await eventually(lambda: b.server.aborted == 1, within=1)
+        await eventually(lambda: b.server.aborted == 1)
         await turn.models.aclose()
 
 

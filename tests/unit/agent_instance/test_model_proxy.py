@@ -323,7 +323,7 @@ async def test_a_client_that_leaves_ends_the_request(eventually: Eventually) -> 
             assert turn.clock.idle_s == 0
             asking.cancel()
             await asyncio.wait({asking})
-            await eventually(lambda: b.server.aborted == 1, within=2)
+            await eventually(lambda: b.server.aborted == 1)
         await eventually(lambda: b.desk.gates.running == 0)
         assert [record.error_code for record in turn.uplink.audited] == ["CANCELLED_RUN"]
 
@@ -335,6 +335,6 @@ async def test_the_end_of_the_turn_ends_what_is_under_way(eventually: Eventually
             asking = asyncio.create_task(sdk.chat.completions.create(model="small", messages=HELLO))
             await eventually(lambda: b.server.open == 1)
             await turn.models.aclose()
-            await eventually(lambda: b.server.aborted == 1, within=2)
+            await eventually(lambda: b.server.aborted == 1)
             with pytest.raises(openai.OpenAIError):
                 await asking

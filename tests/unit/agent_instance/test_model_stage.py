@@ -205,7 +205,7 @@ async def test_an_agents_own_timeout_aborts_the_request(eventually: Eventually) 
     async with talking(Hang()) as t:
         stage = await t.run("careful", params={"timeout": 1.0})
         assert stage.result == {"code": "own timeout"}
-        await eventually(lambda: t.server.aborted == 1, within=1)
+        await eventually(lambda: t.server.aborted == 1)
 
 
 async def test_a_cancelled_run_aborts_the_request(eventually: Eventually) -> None:
@@ -217,7 +217,7 @@ async def test_a_cancelled_run_aborts_the_request(eventually: Eventually) -> Non
         outcome = await running
         assert outcome.error is not None
         assert outcome.error.code == "CANCELLED_RUN"
-        await eventually(lambda: t.server.aborted == 1, within=1)
+        await eventually(lambda: t.server.aborted == 1)
 
 
 async def test_a_silent_model_is_activity_until_its_own_limit() -> None:

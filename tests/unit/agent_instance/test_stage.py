@@ -111,6 +111,7 @@ async def test_a_planners_plan_travels_as_a_plan() -> None:
 async def test_the_result_waits_for_the_log_and_the_wait_is_not_the_agents_time(eventually: Eventually) -> None:
     stage = await Bench(Echo).stage("echo")
     stage.producer.open.clear()
+    began = time.monotonic()
     task = asyncio.create_task(stage.run())
     await eventually(lambda: "agent_completed" in stage.kinds)
     done, _ = await asyncio.wait({task}, timeout=0.15)
@@ -118,7 +119,7 @@ async def test_the_result_waits_for_the_log_and_the_wait_is_not_the_agents_time(
     stage.producer.open.set()
     outcome = await task
     assert outcome.log_wait_s >= 0.1
-    assert outcome.agent_time_s < outcome.log_wait_s + 0.1
+    assert outcome.agent_time_s + outcome.log_wait_s <= time.monotonic() - began
     assert outcome.error is None
 
 
@@ -276,17 +277,18 @@ class Silent(Agent):
 
 
 async def test_a_silent_agent_is_ended_after_its_idle_time() -> None:
+    began = time.monotonic()
     stage = await Bench(Silent, idle_s=0.2).run("silent")
     assert stage.error.code == "AGENT_IDLE_TIMEOUT"
     assert stage.kinds == ["agent_started", "agent_error"]
     assert stage.outcome is not None
-    assert 0.15 < stage.outcome.agent_time_s < 1.0
+    assert 0.15 < stage.outcome.agent_time_s <= time.monotonic() - began
 
 
 async def test_periodic_updates_show_life_and_are_no_activity() -> None:
-    stage = await Bench(Silent, idle_s=0.4, periodic_s=0.1).run("silent")
+    stage = await Bench(Silent, idle_s=1.0, periodic_s=0.1).run("silent")
     updates = stage.of("agent_thinking")
-    assert 2 <= len(updates) <= 4
+    assert 2 <= len(updates) <= 10
     assert updates[0].data["heartbeat"] is True
     assert updates[0].data["status"] == "working"
     assert stage.error.code == "AGENT_IDLE_TIMEOUT"
@@ -336,14 +338,14 @@ class Flood(Agent):
 
 
 async def test_a_log_that_is_behind_slows_its_own_agent_and_costs_it_no_idle_time(eventually: Eventually) -> None:
-    bench = Bench(Flood, Echo, idle_s=0.3)
+    bench = Bench(Flood, Echo, idle_s=0.8)
     stage = await bench.stage("flood")
     stage.producer.limit = 10
     stage.producer.open.clear()
     task = asyncio.create_task(stage.run())
     await eventually(lambda: len(stage.events) == 10)
     assert (await bench.run("echo")).result["value"] == 42
-    done, _ = await asyncio.wait({task}, timeout=0.5)
+    done, _ = await asyncio.wait({task}, timeout=1.0)
     assert not done
     stage.producer.open.set()
     assert (await task).error is None
@@ -422,7 +424,7 @@ async def test_a_dead_producer_kills_the_attempt(error: Any, eventually: Eventua
     task = asyncio.create_task(stage.run())
     await eventually(lambda: stage.kinds == ["agent_started"])
     stage.producer.dead.set_result(error)
-    outcome = await asyncio.wait_for(task, 1)
+    outcome = await asyncio.wait_for(task, 10)
     assert outcome.error is error
     assert stage.kinds == ["agent_started"]
     assert stage.bench.core.counts.fallbacks == 0
@@ -502,7 +504,7 @@ async def test_a_cancel_while_the_result_waits_for_the_log_ends_the_wait(eventua
     task = asyncio.create_task(stage.run())
     await eventually(lambda: "agent_completed" in stage.kinds)
     stage.attempt.cancel("late")
-    outcome = await asyncio.wait_for(task, 1)
+    outcome = await asyncio.wait_for(task, 10)
     assert isinstance(outcome.error, CancelledRunError)
     assert outcome.result is None
 
@@ -514,7 +516,7 @@ async def test_a_cancel_while_the_last_event_waits_for_room_ends_the_wait(eventu
     task = asyncio.create_task(stage.run())
     await eventually(lambda: stage.bench.core.counts.failed == 1)
     stage.attempt.cancel("late")
-    outcome = await asyncio.wait_for(task, 1)
+    outcome = await asyncio.wait_for(task, 10)
     assert isinstance(outcome.error, CancelledRunError)
     assert stage.kinds == ["agent_started"]
 

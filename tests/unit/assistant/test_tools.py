@@ -64,10 +64,10 @@ def test_arithmetic_is_calculated(expression: str, value: str) -> None:
     ],
 )
 def test_anything_else_is_refused_quickly(expression: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ToolError):
         evaluate(expression)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ async def test_some_refusals_end_the_producer_for_whoever_waits_for_it(
     flushing = asyncio.create_task(producer.flush(5))
     await asyncio.sleep(0)
     hop.gate.set()
-    assert isinstance(await asyncio.wait_for(producer.dead, 1), error)
+    assert isinstance(await asyncio.wait_for(producer.dead, 10), error)
     for task in (emitting, flushing):
         with pytest.raises(error):
             await task
@@ -282,7 +282,7 @@ async def test_closing_a_dead_producer_does_not_cut_off_its_successor(
 ) -> None:
     hop.refuse = script(RefusalReason.REFUSAL_REASON_STALE_FENCE)
     await producer.emit(*MESSAGE)
-    await asyncio.wait_for(asyncio.shield(producer.dead), 1)
+    await asyncio.wait_for(asyncio.shield(producer.dead), 10)
     successor = Producer(stream, "p1", run_context(), fence=8, options=QUICK_PRODUCER)
     await producer.aclose()
     await successor.emit(*MESSAGE)

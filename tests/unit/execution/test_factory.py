@@ -453,7 +453,7 @@ async def test_hastened_shutdown_leaves_runs_to_the_next_process(tmp_path: Path,
         closing = asyncio.create_task(world.factory.shutdown(grace_s=30))
         await asyncio.sleep(0)
         world.factory.hasten()
-        await asyncio.wait_for(closing, 1)
+        await asyncio.wait_for(closing, 20)
     async with built(tmp_path) as world:
         await eventually(lambda: world.host.streams)
         assert [event.event_type for event in world.sink.log] == ["run_accepted", "run_attempt"]

@@ -16,7 +16,7 @@ async def test_silence_ends_the_block_soon_after_its_time() -> None:
         async with SilenceWatch(0.2) as watch:
             await asyncio.Event().wait()
     assert watch.expired
-    assert 0.25 < time.monotonic() - began < 5
+    assert 0.25 < time.monotonic() - began < 15
 
 
 async def test_signs_of_life_keep_the_block_open() -> None:
@@ -78,4 +78,4 @@ async def test_a_fixed_end_holds_whatever_is_heard() -> None:
 
     with pytest.raises(TimeoutError):
         await always_heard()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # silence alone would be half a minute

@@ -306,7 +306,7 @@ class Socket:
     async def send(self, **frame: Any) -> None:
         await self.ws.send_str(orjson.dumps(frame).decode())
 
-    async def frame(self, within_s: float = 5.0) -> dict[str, Any]:
+    async def frame(self, within_s: float = 15.0) -> dict[str, Any]:
         """The next frame; fails when the connection ends instead."""
         message = await self.ws.receive(timeout=within_s)
         assert message.type is aiohttp.WSMsgType.TEXT, f"{message.type.name} {message.data} {message.extra}"
@@ -331,7 +331,7 @@ class Socket:
                 found.append(frame)
         return found
 
-    async def closed(self, within_s: float = 5.0) -> tuple[list[dict[str, Any]], int | None]:
+    async def closed(self, within_s: float = 15.0) -> tuple[list[dict[str, Any]], int | None]:
         """Frames up to the end, and the close code."""
         frames: list[dict[str, Any]] = []
         async with asyncio.timeout(within_s):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from gateway.encoding import encode_entry
@@ -11,6 +9,7 @@ from gateway.log_reader import Piece
 from gateway.outflow import Flow, Outflow
 from gateway.ring import Cursor, Place
 from tests.conftest import Eventually
+from tests.support.awake import Awake
 from tests.unit.gateway.entries import entry
 from tests.unit.gateway.test_outflow import Log, Pipe, _feed, writing
 
@@ -44,8 +43,8 @@ async def test_a_piece_without_a_wanted_entry_takes_nothing_from_the_ring(eventu
 async def test_what_is_passed_over_is_read_without_pauses(eventually: Eventually) -> None:
     pipe, feed, log = Pipe(), _feed(500), _Threads(500, 500)
     cursor = Cursor(Place("e", 0), feed.ring.version, "mine")
-    began = asyncio.get_running_loop().time()
-    async with writing(out := Outflow(pipe, feed, log, cursor, Flow())):
-        await eventually(lambda: out.place.offset == 500)
+    with Awake() as took:
+        async with writing(out := Outflow(pipe, feed, log, cursor, Flow())):
+            await eventually(lambda: out.place.offset == 500)
     assert log.reads == 100
-    assert asyncio.get_running_loop().time() - began < 2.0
+    assert took.seconds < 2.0

@@ -51,12 +51,12 @@ async def test_only_a_connection_that_does_not_move_is_old() -> None:
     held = [connections.lane(moving), connections.lane(stuck)]
     lanes = _Lanes(connections)
     await lanes.refresh()
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
     moving.offset = 3
     await lanes.refresh()
-    assert lanes.found.stuck_s >= 0.02
+    assert lanes.found.stuck_s >= 0.3
     assert lanes.found.stalled == 1
     stuck.lag = 0
     await lanes.refresh()
-    assert lanes.found.stuck_s < 0.02
+    assert lanes.found.stuck_s < 0.3
     assert len(held) == 2

@@ -213,11 +213,11 @@ async def test_a_peer_that_takes_nothing_stalls_the_writer_and_one_that_takes_li
 ) -> None:
     pipe, feed = Pipe(), _feed(0, most=100)
     pipe.stuck = 1000
-    out = _out(pipe, feed, Log(0), 0, Flow(stall_s=0.5, full_bytes=100))
+    out = _out(pipe, feed, Log(0), 0, Flow(stall_s=1.0, full_bytes=100))
     feed.extend("e", entries(1, 1))
     async with writing(out) as task:
         for left in range(900, 400, -50):
-            await asyncio.sleep(0.08)
+            await asyncio.sleep(0.12)
             pipe.stuck = left
         assert not task.done()
         await eventually(task.done)

@@ -116,7 +116,7 @@ async def test_task_that_swallows_its_cancellation_is_asked_again(monkeypatch: p
 async def test_task_may_close_its_own_owner() -> None:
     tasks = TaskOwner()
     task = tasks.start(tasks.aclose(), "closer")
-    await asyncio.wait_for(task, 1)
+    await asyncio.wait_for(task, 10)
 
 
 async def test_task_does_not_inherit_the_deadline_of_the_call_that_started_it() -> None:
