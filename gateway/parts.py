@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.agents import Agents
@@ -12,6 +12,7 @@ from gateway.limits import ConnectionLimits
 from gateway.log_reader import LogReader, RunLog
 from gateway.login import Login, LoginVerifier
 from gateway.origins import Origins
+from gateway.replay_pace import ReplayPace
 from gateway.runs import Runs
 from gateway.socket_tokens import SocketTokens
 from gateway.tally import GatewayStatistics, Tally
@@ -65,6 +66,7 @@ class Parts:
     audit: Audit
     overview: Services
     tracing: Tracing = NO_TRACING
+    replays: ReplayPace = field(default_factory=ReplayPace)
 
     def statistics(self) -> GatewayStatistics:
         """What operators may know of this moment."""
