@@ -20,6 +20,7 @@ from gateway.ag_ui_request import Asked, Given, parse_input, pipeline_of
 from gateway.headers import single_header
 from gateway.login import Login
 from gateway.parts import Parts
+from gateway.replay_pace import PacedLog
 from gateway.rest.events import EventHandlers, StreamOf
 from gateway.rest.http import json_body
 from gateway.runs import TERMINAL
@@ -42,11 +43,13 @@ class AgUiHandlers:
     def __init__(self, parts: Parts, events: EventHandlers) -> None:
         self._parts = parts
         self._events = events
+        self._log = PacedLog(parts.log, parts.run_log, parts.replays)
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         """``POST /ag-ui`` and ``POST /ag-ui/{agent}``"""
         with ExitStack() as held:
             login, _ = await self._events.admit(request, held, ())
+            self._parts.replays.check(login.user_id)
             pipeline = pipeline_of(request.match_info.get("agent", ""))
             asked = await parse_input(login.user_id, await json_body(request))
             text = single_header(request, _HEADER)
@@ -61,8 +64,11 @@ class AgUiHandlers:
                 span.set(of_run(login.user_id, run.run_id))
             translation = Translation(asked.names(run.run_id))
             beyond = passed is not None and await self._beyond(login, passed)
-            outflow = partial(AgUiOutflow, translation=translation, passed=passed, beyond=beyond)
-            return await self._events.stream(request, login, StreamOf(run=run, outflow=outflow))
+            replayed = partial(self._parts.replays.took, login.user_id)
+            outflow = partial(
+                AgUiOutflow, translation=translation, passed=passed, beyond=beyond, replayed=lambda n: replayed(n / 2)
+            )
+            return await self._events.stream(request, login, StreamOf(run=run, outflow=outflow, log=self._log))
 
     async def _started(self, login: Login, asked: Asked, pipeline: tuple[str, ...]) -> execution_pb2.Run:
         try:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-import orjson
-
+from gateway.ag_ui_calls import Calls
+from gateway.ag_ui_ids import LATEST, keep_latest, short_id
+from gateway.ag_ui_subagents import MOST_OPEN, Subagents
 from gateway.ag_ui_texts import Texts
+from gateway.requests import MAX_STAGES
 
 __all__ = ["PROTOCOL_VERSION", "Event", "Names", "Translation"]
 
@@ -22,8 +24,6 @@ Event = dict[str, Any]
 
 # What these events are of. A test compares it with the protocol's own package.
 PROTOCOL_VERSION: Final = "1.0"
-_CUT_OFF: Final = "the attempt that asked for it has ended"
-_NO_RESULT: Final = orjson.dumps({"status": "cut_off", "error": {"message": "no result was recorded"}}).decode()
 _NO_ADVICE: Final[Mapping[str, Any]] = {"code": "RUN_FAILED", "message": "the run failed"}
 
 
@@ -53,24 +53,25 @@ class Names:
 
 
 class Translation:
-    """One reader's run. ``feed`` takes each entry of our run, from the first one on."""
+    """One reader's run. ``feed`` takes each entry of our run, from the first one on.
 
-    def __init__(self, names: Names) -> None:
+    ``most`` bounds what is kept of calls, of messages and of questions, each: whatever a run does, and however long.
+    """
+
+    def __init__(self, names: Names, most: int = LATEST) -> None:
         self._names = names
+        self._most = most
         self._out: list[Event] = []
         self._now: int | None = None
-        self._texts = Texts(self._say, names.own_run_id)
-        # What is open: the span of thoughts with its owner, in it one in pieces, stages and sub-agents by request.
+        self._texts = Texts(self._say, names.own_run_id, most)
+        self._calls = Calls(self._say, names.own_run_id, most)
+        self._subagents = Subagents(self._say, self._texts.close, min(most, MOST_OPEN))
+        # What is open: the span of thoughts with its owner, in it one in pieces, and stages by request.
         self._span: tuple[str, str] | None = None
         self._thought: tuple[str, Any] | None = None
         self._steps: dict[str, tuple[str, int | None]] = {}
-        self._subagents: dict[str, str] = {}
-        self._parents: dict[str, str] = {}
-        self._invocations = 0
-        # Calls that were told, those without a result yet, and those with one.
-        self._called: set[str] = set()
-        self._waiting: dict[str, None] = {}
-        self._answered: set[str] = set()
+        # Questions that were asked, and what stages gave before the reader's run began: the latest.
+        self._asked: dict[str, Any] = {}
         self._stages: list[dict[str, Any]] = []
         self.begun = False
         self.ended = False
@@ -95,7 +96,7 @@ class Translation:
         self._out, kind = [], str(entry["event_type"])
         self._now = _milliseconds(entry["timestamp"])
         if above := entry.get("parent_request_id"):
-            self._parents[entry["request_id"]] = above
+            self._subagents.seen(entry["request_id"], above)
         if not self.begun and (not self._names.after_input or kind == "run_completed"):
             self._begin_now()
         if kind != "agent_thinking":
@@ -112,6 +113,11 @@ class Translation:
             self._begin_now()
         self._end(status, result, error)
         return self._out
+
+    @property
+    def kept(self) -> int:
+        """How much is kept by ids."""
+        return len(self._calls) + len(self._texts) + len(self._subagents) + len(self._asked)
 
     def break_off(self, code: str, message: str, **details: Any) -> list[Event]:
         """The end of the stream, which is not the run's: legal at any place but after the run's."""
@@ -168,26 +174,14 @@ class Translation:
         """Close everything that is open, the inner before the outer."""
         self._close_span()
         self._texts.close()
-        for request_id in reversed(list(self._subagents)):
-            invocation = self._subagents.pop(request_id)
-            if suspended_by:
-                outcome = {"type": "suspended", "interruptIds": [suspended_by]}
-                self._say("SUBAGENT_FINISHED", subagentRunId=invocation, outcome=outcome)
-            else:
-                self._say("SUBAGENT_ERROR", subagentRunId=invocation, message=_CUT_OFF, code="CUT_OFF")
+        self._subagents.close(suspended_by)
         for name, _ in reversed(list(self._steps.values())):
             self._say("STEP_FINISHED", stepName=name)
         self._steps.clear()
 
     def _end(self, status: str, result: Any, error: Mapping[str, Any] | None) -> None:
         self._close()
-        # Readers take a call without a result for one that they are to answer.
-        for call_id in self._waiting:
-            ids = {"messageId": f"{call_id}/result", "toolCallId": call_id}
-            self._say(
-                "TOOL_CALL_RESULT", **ids, content=_NO_RESULT, role="tool", metadata={"carrel": {"cut_off": True}}
-            )
-        self._waiting.clear()
+        self._calls.close()
         self.ended = True
         self._say("STATE_DELTA", delta=[{"op": "replace", "path": "/carrel/status", "value": status}])
         ids = {"threadId": self._names.thread_id, "runId": self._names.run_id}
@@ -222,9 +216,9 @@ class Translation:
     def _asks(self, entry: dict[str, Any]) -> None:
         data = entry["data"]
         input_id = str(data["input_id"])
-        if input_id in self._answered:
+        if (known := short_id(input_id)) in self._asked:
             return
-        self._answered.add(input_id)
+        keep_latest(self._asked, known, None, self._most)
         if not self.begun:
             # The question of an earlier run of the reader's; after the last of them its present one begins.
             if input_id == self._names.after_input:
@@ -245,67 +239,39 @@ class Translation:
 
     # Agents.
 
-    def _owner(self, request_id: str) -> str:
-        """The sub-agent that a request is of, or the nearest above it; empty for the run's own agents."""
-        found = max((name for name in self._subagents if self._below(request_id, name)), key=len, default="")
-        return self._subagents[found] if found else ""
-
-    def _below(self, request_id: str, ancestor: str) -> bool:
-        # Not by names where the way up is known: the second sub-agent of a name has the first one's and ``_2``.
-        while request_id != ancestor and request_id in self._parents:
-            request_id = self._parents[request_id]
-        return request_id == ancestor or request_id.startswith(f"{ancestor}_")
-
     def _tag(self, entry: dict[str, Any]) -> dict[str, str]:
-        owner = self._owner(entry["request_id"]) if self._subagents else ""
+        owner = self._subagents.owner(entry["request_id"])
         return {"subagentRunId": owner} if owner else {}
 
     def _started(self, entry: dict[str, Any]) -> None:
         data, request_id = entry["data"], entry["request_id"]
         if entry.get("parent_request_id"):
-            self._end_subagent(request_id, "SUBAGENT_ERROR", message=_CUT_OFF, code="CUT_OFF")
-            above = self._owner(request_id)
-            self._invocations += 1
-            invocation = self._subagents[request_id] = f"{request_id}#{self._invocations}"
-            told = {"description": data.get("description"), "parentSubagentRunId": above}
-            named = {name: value for name, value in told.items() if value}
-            self._say("SUBAGENT_STARTED", subagentRunId=invocation, name=_agent(entry), **named)
+            self._subagents.start(request_id, _agent(entry), data.get("description"))
             return
         # One stage at a time: what an attempt before this one left open is over.
         self._close()
         self._steps[request_id] = (_agent(entry), data.get("stage"))
         self._say("STEP_STARTED", stepName=_agent(entry))
 
-    def _end_subagent(self, request_id: str, kind: str, **fields: Any) -> bool:
-        """Close a sub-agent, those under it first; whether it was open."""
-        if request_id not in self._subagents:
-            return False
-        below = [name for name in self._subagents if name != request_id and self._below(name, request_id)]
-        for inner in reversed(below):
-            self._end_subagent(inner, "SUBAGENT_ERROR", message=_CUT_OFF, code="CUT_OFF")
-        self._texts.close(request_id)
-        self._say(kind, subagentRunId=self._subagents.pop(request_id), **fields)
-        return True
-
     def _completed(self, entry: dict[str, Any]) -> None:
         data, request_id = entry["data"], entry["request_id"]
         outcome = {name: data[name] for name in ("result", "artifact") if data.get(name) is not None}
         if entry.get("parent_request_id"):
-            self._end_subagent(request_id, "SUBAGENT_FINISHED", **({"result": outcome} if outcome else {}))
+            self._subagents.end(request_id, "SUBAGENT_FINISHED", **({"result": outcome} if outcome else {}))
             return
         step = self._steps.get(request_id)
         stage = {"agent_name": _agent(entry), "stage": step[1] if step else None, **outcome}
         if self.begun:
             self._say("STATE_DELTA", delta=[{"op": "add", "path": "/carrel/stages/-", "value": stage}])
         else:
-            self._stages.append(stage)
+            self._stages = [*self._stages, stage][-MAX_STAGES:]
         self._close()
 
     def _failed(self, entry: dict[str, Any]) -> None:
         data = entry["data"]
         if entry.get("parent_request_id"):
             fields = {"message": str(data.get("message", "")), "code": str(data.get("code", ""))}
-            if self._end_subagent(entry["request_id"], "SUBAGENT_ERROR", **fields):
+            if self._subagents.end(entry["request_id"], "SUBAGENT_ERROR", **fields):
                 return
         else:
             self._close()
@@ -336,45 +302,11 @@ class Translation:
 
     # Tools.
 
-    def _call_id(self, data: Mapping[str, Any]) -> str:
-        # Ours are told apart within a run; a reader's messages are those of a whole thread.
-        return f"{self._names.own_run_id}:{data['tool_call_id']}"
-
     def _executing(self, entry: dict[str, Any]) -> None:
-        data = entry["data"]
-        call_id = self._call_id(data)
-        if call_id in self._called:
-            return  # from an earlier attempt: taken from the journal, or done again under the same id
-        self._called.add(call_id)
-        self._waiting[call_id] = None
-        self._say("TOOL_CALL_START", toolCallId=call_id, toolCallName=str(data["tool_name"]), **self._tag(entry))
-        if (arguments := data.get("arguments")) is not None:
-            self._say("TOOL_CALL_ARGS", toolCallId=call_id, delta=orjson.dumps(arguments).decode())
-        self._say("TOOL_CALL_END", toolCallId=call_id)
+        self._calls.executing(entry["data"], self._tag(entry))
 
     def _result(self, entry: dict[str, Any]) -> None:
-        data = entry["data"]
-        call_id = self._call_id(data)
-        if call_id not in self._called:
-            # Refused before it was executed, or begun before what is kept of the log.
-            self._executing(entry)
-        if call_id not in self._waiting:
-            return  # told by an earlier attempt
-        del self._waiting[call_id]
-        failed = data.get("error") is not None or data.get("status") != "ok"
-        content = {"status": data.get("status"), "error": data.get("error")} if failed else data.get("result")
-        about = {
-            name: data[name] for name in ("status", "duration_ms", "denied", "replayed", "reported") if name in data
-        }
-        self._say(
-            "TOOL_CALL_RESULT",
-            messageId=f"{call_id}/result",
-            toolCallId=call_id,
-            content=orjson.dumps(content).decode(),
-            role="tool",
-            metadata={"carrel": about},
-            **self._tag(entry),
-        )
+        self._calls.result(entry["data"], self._tag(entry))
 
 
 def _agent(entry: dict[str, Any]) -> str:

@@ -20,15 +20,11 @@ from carrel.v1 import execution_pb2
 from carrel.wire import error_from_proto
 from gateway.ag_ui_mapping import Event, Translation
 from gateway.encoding import Frame
-from gateway.flow import Flow, Pipe
-from gateway.hub import Feed
-from gateway.log_reader import LogReader
-from gateway.ring import Cursor, Place
+from gateway.ring import Place
 from gateway.run_json import run_status
 from gateway.sockets import Ending
 from gateway.sse import parse_position, position_id, retry_after_ms
-from gateway.sse_outflow import SseOutflow
-from gateway.tally import Tally
+from gateway.sse_outflow import Course, SseOutflow
 
 __all__ = ["AgUiOutflow", "Passed", "parse_id"]
 
@@ -67,28 +63,26 @@ def parse_id(text: str, name: str) -> Passed:
 
 
 class AgUiOutflow(SseOutflow):
-    """Args are those of ``SseOutflow``, and:
-
+    """Args:
+    course: See ``SseOutflow``.
     translation: What entries become.
     passed: What the reader has; None for a reader that begins.
     beyond: Whether that is more than the log has of the run.
+    replayed: Is told how many entries it went through that were there before it.
     """
 
-    def __init__(  # noqa: PLR0913 -- those of the class above, and three
+    def __init__(
         self,
-        pipe: Pipe,
-        feed: Feed,
-        log: LogReader,
-        cursor: Cursor,
-        flow: Flow,
-        on_end: Callable[[], None],
+        course: Course,
         *,
-        tally: Tally,
         translation: Translation,
         passed: Passed | None,
         beyond: bool = False,
+        replayed: Callable[[int], None] = lambda _: None,
     ) -> None:
-        super().__init__(pipe, feed, log, cursor, flow, on_end, tally=tally)
+        super().__init__(course)
+        self._replayed = replayed
+        self._old = course.feed.ring.top_offset
         self._translation = translation
         self._passed = passed
         # Whether the reader's run has begun; what is to be told of the stream itself once it has; the last offset read.
@@ -159,14 +153,18 @@ class AgUiOutflow(SseOutflow):
 
     def _wires(self, items: Sequence[Frame | Place]) -> list[bytes]:
         written: list[bytes] = []
+        old = 0
         for item in items:
             if isinstance(item, Place):
                 continue
+            old += item.offset <= self._old
             written += self._entry(item)
             if self._translation.ended:
                 self._ended = True
                 self._on_end()
                 break
+        if old:
+            self._replayed(old)
         return written
 
     def _entry(self, frame: Frame) -> list[bytes]:

@@ -33,6 +33,7 @@ from gateway.overview import Overview
 from gateway.pages import console_pages
 from gateway.parts import Parts
 from gateway.positioning import Positioning
+from gateway.replay_pace import ReplayPace
 from gateway.rest.console import ConsoleHandlers
 from gateway.rest.docs import DocsHandlers
 from gateway.rest.events import EventHandlers
@@ -204,6 +205,7 @@ def _parts(  # noqa: PLR0913, PLR0917 -- called once, in this file
         audit=AuditTrail(execution, desk),
         overview=overview,
         tracing=tracing,
+        replays=ReplayPace(limits.replay_per_second),
     )
 
 

@@ -83,11 +83,16 @@ class LoginSettings(Section):
 
 
 class LimitSettings(Section):
-    """How many connections there may be."""
+    """How many connections there may be, and how much of the log one user's may go through again."""
 
     connections: int = Field(20_000, ge=1, description="in all")
     per_address: int = Field(200, ge=1, description="from one address (IPv6: one /64 network)")
     per_user: int = Field(20, ge=1, description="of one user")
+    replay_per_second: int = Field(
+        4000,
+        ge=100,
+        description="entries of the log that AG-UI streams of one user go through again; ten times as many at once",
+    )
 
 
 def _key_of(values: dict[str, Any]) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from gateway.agents import Agents
 from gateway.connections import Connections
@@ -13,6 +13,7 @@ from gateway.log_reader import LogReader, RunLog
 from gateway.login import Login, LoginVerifier
 from gateway.origins import Origins
 from gateway.overview import ServicesTold
+from gateway.replay_pace import ReplayPace
 from gateway.runs import Runs
 from gateway.socket_tokens import SocketTokens
 from gateway.tally import GatewayStatistics, Tally
@@ -66,6 +67,7 @@ class Parts:
     audit: Audit
     overview: Services
     tracing: Tracing = NO_TRACING
+    replays: ReplayPace = field(default_factory=ReplayPace)
 
     def statistics(self) -> GatewayStatistics:
         """What operators may know of this moment."""

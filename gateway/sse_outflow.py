@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from carrel.v1 import execution_pb2
@@ -20,7 +20,7 @@ from gateway.sockets import Ending
 from gateway.sse import block, entry_block, heartbeat, last_words
 from gateway.tally import Tally
 
-__all__ = ["ChunkedPipe", "SseOutflow"]
+__all__ = ["ChunkedPipe", "Course", "SseOutflow"]
 
 _TERMINAL: Final = "run_completed"
 
@@ -49,22 +49,26 @@ class ChunkedPipe:
         return self._transport.is_closing()
 
 
-class SseOutflow(Outflow):
-    """Args are those of ``Outflow``. ``on_end`` is called when the terminal event of the cursor's run is written."""
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What a stream runs along; as for ``Outflow``, and ``on_end`` is called when nothing more is to come."""
 
-    def __init__(
-        self,
-        pipe: Pipe,
-        feed: Feed,
-        log: LogReader,
-        cursor: Cursor,
-        flow: Flow,
-        on_end: Callable[[], None],
-        *,
-        tally: Tally,
-    ) -> None:
-        super().__init__(pipe, feed, log, cursor, replace(flow, batch=False), tally=tally)
-        self._on_end = on_end
+    pipe: Pipe
+    feed: Feed
+    log: LogReader
+    cursor: Cursor
+    flow: Flow
+    tally: Tally
+    on_end: Callable[[], None]
+
+
+class SseOutflow(Outflow):
+    """A stream's writer. It ends itself when the terminal event of the cursor's run is written."""
+
+    def __init__(self, course: Course) -> None:
+        flow = replace(course.flow, batch=False)
+        super().__init__(course.pipe, course.feed, course.log, course.cursor, flow, tally=course.tally)
+        self._on_end = course.on_end
         self._ended = False
 
     # As statistics see it.

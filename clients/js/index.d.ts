@@ -298,7 +298,8 @@ export class Rest {
   artifact(
     runId: string,
     artifact: Pick<ArtifactReference, "name" | "media_type" | "size" | "sha256">,
-    options?: Reading,
+    /** `mostBytes`: the largest that is fetched, 64 MiB. */
+    options?: { mostBytes?: number } & Reading,
   ): Promise<Blob>
   runEvents(runId: string, options?: StreamOptions): AsyncGenerator<Item, void, undefined>
   events(options?: StreamOptions & { threadId?: string }): AsyncGenerator<Item, void, undefined>

@@ -10,43 +10,32 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aiohttp import web
 
 from conformance.client.frames import TOKEN, Cut, Frame, Sent, batch
+from conformance.client.kept import Kept
 
 __all__ = ["Script", "ScriptedGateway", "serving"]
 
 
 @dataclass
-class Script:
+class Script(Kept):
     """What a connection meets. Connections and attempts are numbered from 0.
 
     Args:
-        log: The entries that are committed.
-        first: The offset of the oldest one that is kept.
-        epoch: The log's.
         refuse: HTTP status that an attempt is answered with, 0 for none.
         greet: What is sent for ``connected``, ``reset`` and the like.
         spoil: What is sent for an event or a batch.
         bye: The last frames and the close code of a connection after so many events: (events, frame or None, code).
-        batch: Events in a frame, where the client takes batches.
-        window: What is granted where the client acknowledges, 0 for nothing.
-        heartbeat: Seconds between pings.
         answer: What a request is answered with; None for silence, a Cut for the connection's end.
     """
 
-    log: list[Frame] = field(default_factory=list)
-    first: int = 1
-    epoch: str = "epoch-1"
     refuse: Callable[[int], int] = lambda _: 0
     greet: Callable[[int, Frame], list[Sent]] = lambda _, frame: [frame]
     spoil: Callable[[int, Frame], list[Sent]] = lambda _, frame: [frame]
     bye: Callable[[int], tuple[int, Frame | None, int] | None] = lambda _: None
-    batch: int = 1
-    window: int = 0
-    heartbeat: float = 30.0
     answer: Callable[[int, Frame], Frame | Cut | None] = lambda _, __: None
 
 
@@ -157,7 +146,10 @@ class _Line:
             await self._end({"type": "bye", "code": 4500, "reason": "bad_token", "reconnect": False}, 4500)
         self._options = first
         self._gateway.connects.append(first)
-        for frame in self._greeting(first):
+        begun = self._script.begin(first, self._number)
+        self._at = self._acked = begun.at
+        self._window = begun.window
+        for frame in begun.frames:
             await self._send(self._script.greet(self._number, frame))
         await self._gateway.greeted_one()
         tasks = [asyncio.create_task(work) for work in (self._events(), self._read(), self._beat())]
@@ -174,57 +166,6 @@ class _Line:
         """Tell the next heartbeat that the log ends there, and send nothing beyond it."""
         self._told = offset
 
-    # Where it begins.
-
-    def _greeting(self, connect: Frame) -> list[Frame]:
-        script = self._script
-        top = script.first - 1 + len(script.log)
-        resume, reason = connect.get("resume"), ""
-        if resume is None:
-            self._at = top
-        elif resume["offset"] == 0 and not resume.get("epoch"):
-            self._at = script.first - 1
-        else:
-            self._at, reason = self._found(resume, top)
-        self._acked = self._at
-        ask = connect.get("ack")
-        if ask and script.window:
-            wished = ask.get("window", script.window) if isinstance(ask, dict) else script.window
-            self._window = min(script.window, wished)
-        place = {"epoch": script.epoch, "offset": self._at, "event_id": self._id_at(self._at)}
-        connected: Frame = {
-            "type": "connected",
-            "connection_id": f"conn-{self._number}",
-            **place,
-            "recovered": resume is not None and not reason,
-            "heartbeat": script.heartbeat,
-        }
-        if self._window:
-            connected["ack_window"] = self._window
-        if connect.get("compress"):
-            connected["compression"] = "gzip-hex"
-        reset = {"type": "reset", "reason": reason, "epoch": script.epoch, "offset": self._at}
-        return [connected, reset] if reason else [connected]
-
-    def _found(self, resume: Frame, top: int) -> tuple[int, str]:
-        script, oldest = self._script, self._script.first - 1
-        if resume.get("epoch") != script.epoch:
-            return oldest, "epoch_changed"
-        if resume["offset"] > top:
-            return oldest, "beyond_top"
-        if resume["offset"] < oldest:
-            return oldest, "trimmed"
-        if resume["offset"] and resume.get("event_id") != self._id_at(resume["offset"]):
-            return oldest, "event_mismatch"
-        return resume["offset"], ""
-
-    def _id_at(self, offset: int) -> str:
-        index = offset - self._script.first
-        if 0 <= index < len(self._script.log):
-            return str(self._script.log[index]["event_id"])
-        # The entry before the oldest one is not kept, and its id known all the same.
-        return f"evt-{offset}" if offset else ""
-
     # What is sent.
 
     async def _events(self) -> None:
@@ -234,8 +175,7 @@ class _Line:
         while left > 0:
             await self._gateway.wait(lambda: self._due > 0 and self._room > 0)
             most = min(script.batch if self._options.get("batch") else 1, self._room, left)
-            start = self._at + 1 - script.first
-            events = script.log[start : start + most]
+            events = script.after(self._at, most)
             self._at += len(events)
             for frame in self._frames(events, thread):
                 await self._send(script.spoil(self._number, frame))
@@ -248,7 +188,7 @@ class _Line:
     def _due(self) -> int:
         if self._told is not None:
             return 0
-        return self._script.first - 1 + len(self._script.log) - self._at
+        return self._script.top - self._at
 
     @property
     def _room(self) -> int:
@@ -258,18 +198,8 @@ class _Line:
         if not thread:
             return [batch(events, compress=bool(self._options.get("compress")))] if len(events) > 1 else events
         frames: list[Frame] = []
-        passed: Frame | None = None
-        for item in [*events, None]:
-            mine = item is not None and item["thread_id"] == thread
-            # Told at the end, too, though a gateway may wait for the thread's next event.
-            if passed is not None and (mine or item is None):
-                place = {"epoch": self._script.epoch, "offset": passed["offset"], "event_id": passed["event_id"]}
-                frames.append({"type": "through", **place})
-                passed = None
-            if mine and item is not None:
-                frames.append(item)
-            elif item is not None:
-                passed = item
+        for part in self._script.of_thread(events, thread):
+            frames += part if isinstance(part, list) else [part]
         return frames
 
     async def _beat(self) -> None:

@@ -20,12 +20,11 @@ from carrel.v1 import execution_pb2
 from gateway.accept import upgraded
 from gateway.close_codes import close_code_for
 from gateway.doctor_users import acting
-from gateway.flow import Flow, Pipe
 from gateway.handshake import HandshakeOptions
 from gateway.headers import single_header
 from gateway.hub import Feed
 from gateway.limits import client_address
-from gateway.log_reader import LogReader
+from gateway.log_reader import LogReader, RunLog
 from gateway.login import Login, bearer_token
 from gateway.parts import Parts
 from gateway.positioning import Positioning, Start
@@ -33,11 +32,10 @@ from gateway.rest.http import query
 from gateway.ring import Cursor, Place
 from gateway.runs import TERMINAL
 from gateway.sse import first_words, parse_position
-from gateway.sse_outflow import ChunkedPipe, SseOutflow
+from gateway.sse_outflow import ChunkedPipe, Course, SseOutflow
 from gateway.sse_session import EventStream, StreamOptions
-from gateway.tally import Tally
 
-__all__ = ["EventHandlers", "OutflowMaker", "StreamOf"]
+__all__ = ["EventHandlers", "StreamLog", "StreamOf"]
 
 
 _POSITION: Final = "last_event_id"
@@ -53,35 +51,22 @@ _HEADERS: Final = {
 }
 
 
-class OutflowMaker(Protocol):
-    """Makes what writes a stream."""
-
-    def __call__(
-        self,
-        pipe: Pipe,
-        feed: Feed,
-        log: LogReader,
-        cursor: Cursor,
-        flow: Flow,
-        on_end: Callable[[], None],
-        *,
-        tally: Tally,
-    ) -> SseOutflow:
-        """See ``SseOutflow``."""
-        ...
+class StreamLog(LogReader, RunLog, Protocol):
+    """Reads a stream's log."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamOf:
     """What a stream is of: everything of the user's, one thread, or one run; and the position to go on from.
 
-    ``outflow`` makes what writes it.
+    ``outflow`` makes what writes it; ``log`` is what it is read by, where it is not by what all streams are.
     """
 
     resume: Place | None = None
     thread_id: str = ""
     run: execution_pb2.Run | None = None
-    outflow: OutflowMaker = SseOutflow
+    outflow: Callable[[Course], SseOutflow] = SseOutflow
+    log: StreamLog | None = None
 
     @property
     def run_id(self) -> str:
@@ -174,12 +159,12 @@ class EventHandlers:
             transport = request.transport
             if transport is not None:
                 with self._parts.connections.opened(_Open(transport)):
-                    await self._serve(response, transport, stream, feed, start, asked.outflow)
+                    await self._serve(response, transport, stream, feed, start, asked)
         return response
 
     async def _find(self, login: Login, feed: Feed, asked: StreamOf) -> Start:
         if asked.run is not None and asked.resume is None:
-            return await self._positioning.of_run(login, feed, asked.run_id, self._parts.run_log)
+            return await self._positioning.of_run(login, feed, asked.run_id, asked.log or self._parts.run_log)
         start = await self._positioning.find(login, feed, asked.resume, asked.thread_id)
         start.cursor.run_id = asked.run_id
         return start
@@ -201,15 +186,16 @@ class EventHandlers:
         stream: EventStream,
         feed: Feed,
         start: Start | None,
-        outflow: OutflowMaker,
+        asked: StreamOf,
     ) -> None:
         _cut_if_silent(transport, 2 * self._stream_options.heartbeat_s)
         cursor = start.cursor if start is not None else Cursor(feed.ring.top, feed.ring.version)
         tally = self._parts.tally
         tally.accepted += 1
         pipe = ChunkedPipe(transport, tally, chunked="chunked" in response.headers.get(hdrs.TRANSFER_ENCODING, ""))
-        out = outflow(pipe, feed, self._parts.log, cursor, self._options.flow, stream.finish, tally=tally)
-        await stream.run(response, transport, out, start)
+        log = asked.log or self._parts.log
+        course = Course(pipe, feed, log, cursor, self._options.flow, tally, on_end=stream.finish)
+        await stream.run(response, transport, asked.outflow(course), start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,22 +46,26 @@ class Known:
 
 @dataclass
 class Found:
-    """What was sent, by operation, with the statuses of the answers; and what was wrong."""
+    """What was sent, by operation, with the statuses of the answers, and by phase; and what was wrong."""
 
+    phases: Counter[str] = field(default_factory=Counter)
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
-    def heard(self, operation: str, event: events.ScenarioFinished) -> None:
-        """Take in what came of one scenario."""
-        counts = self.statuses.setdefault(operation, Counter())
-        for interaction in event.recorder.interactions.values():
+    def heard(self, event: events.ScenarioFinished) -> None:
+        """Take in what came of one scenario: requests of one operation, or of several that follow from each other."""
+        recorder = event.recorder
+        names = {case_id: str(node.value.operation.label) for case_id, node in recorder.cases.items()}
+        self.phases[event.phase.name.lower().removesuffix("_testing")] += len(recorder.interactions)
+        for case_id, interaction in recorder.interactions.items():
+            counts = self.statuses.setdefault(names[case_id], Counter())
             counts[interaction.response.status_code if interaction.response else 0] += 1
-        for checks in event.recorder.checks.values():
+        for case_id, checks in recorder.checks.items():
             for check in checks:
                 if check.failure_info is not None:
                     failure = check.failure_info.failure
                     sample = check.failure_info.code_sample
-                    self.failures.append(f"{operation}: {failure.title}\n{failure.message[:400]}\n{sample[:600]}")
+                    self.failures.append(f"{names[case_id]}: {failure.title}\n{failure.message[:400]}\n{sample[:600]}")
 
 
 def send(stack: RunningStack, user: str, known: Known, *, examples: int, phases: Collection[str]) -> Found:
@@ -81,7 +85,7 @@ def send(stack: RunningStack, user: str, known: Known, *, examples: int, phases:
     try:
         for event in from_schema(schema).execute():
             if isinstance(event, events.ScenarioFinished):
-                found.heard(str(event.label), event)
+                found.heard(event)
             elif isinstance(event, events.NonFatalError):
                 found.failures.append(f"{event.label}: {event.info}")
             elif isinstance(event, events.FatalError):
@@ -168,5 +172,8 @@ def _is_a_fault(_context: HookContext, failure: Failure, case: Case[Any], respon
     if failure.title != "Schema-valid request rejected" or response.status_code != 400:
         return True
     error = json.loads(response.content)["error"]
+    # What an answer may be, its question says.
+    if error["code"] == "INVALID_INPUT":
+        return False
     fields = set(error.get("details", {}).get("fields", {}))
     return not (fields and fields <= _BEYOND_SCHEMAS)

@@ -22,6 +22,8 @@ _EXAMPLES: Final = 60 if WHOLE else 1
 async def test_generated_requests_are_answered_as_documented(stack: RunningStack) -> None:
     found = send(stack, _USER, await _known(stack), examples=_EXAMPLES, phases=_PHASES)
     assert not found.failures, "\n\n".join(found.failures[:8])
+    print("requests:", dict(found.phases))
+    assert set(+found.phases) >= set(_PHASES)
     assert found.statuses.keys() == {name for name, _ in operations()}
     for name, counts in found.statuses.items():
         # No server answered nothing, and not all that was sent was wrong.

@@ -66,6 +66,12 @@ async def test_every_operation_frame_and_message_is_shown(browser: Browser, tmp_
         parts = [one for file in protos["files"] for kind in ("services", "messages", "enums") for one in file[kind]]
         await expect(page.locator(".part")).to_have_count(len(parts))
         await expect(page.locator("[id='protos/LogEntry']")).to_be_in_viewport()
+        # Whatever somebody has written into a link.
+        for place in ("%", "toString/%25"):
+            await page.goto("about:blank")
+            await page.goto(f"{g.url}/docs#/{place}")
+            await expect(page.get_by_role("link", name="REST", exact=True)).to_have_attribute("aria-current", "page")
+            await expect(page.locator("[id='rest/execute']")).to_be_attached()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

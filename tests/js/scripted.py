@@ -10,7 +10,6 @@ repository's files are served as they are under ``/files``, so that a page has n
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,25 +19,19 @@ from typing import Any
 
 from aiohttp import web
 
+from conformance.client.frames import Frame, batch
+from conformance.client.kept import Kept
 from tests.support.stack import ROOT
 
 __all__ = ["Gateway", "Script", "scripted_gateways"]
 
-Frame = dict[str, Any]
-
 
 @dataclass
-class Script:
+class Script(Kept):
     """What clients meet.
 
     Args:
-        log: The entries.
-        first: The offset of the oldest that is kept.
-        epoch: The log's.
-        batch: Events in a frame, where the client takes batches.
-        window: What is granted where the client acknowledges, 0 for nothing.
         ack_ms: How long a full window may stay without an ``ack``; 0 for ever.
-        heartbeat: Seconds between pings.
         tokens: Those that are good, or socket tokens; empty for all.
         expires_ms: How long a login lasts without a ``refresh``; 0 for ever.
         plans: What goes wrong with connections, by their number; the last one goes on for those after, if ``repeat``.
@@ -47,13 +40,7 @@ class Script:
         runs: What ``GET /api/runs/{run_id}`` knows.
     """
 
-    log: list[Frame] = field(default_factory=list)
-    first: int = 1
-    epoch: str = "epoch-1"
-    batch: int = 1
-    window: int = 0
     ack_ms: int = 0
-    heartbeat: float = 30.0
     tokens: list[str] = field(default_factory=list)
     expires_ms: int = 0
     plans: list[Frame] = field(default_factory=list)
@@ -93,40 +80,10 @@ class Gateway:
             return plans[number]
         return plans[-1] if plans and self.script.repeat else {}
 
-    @property
-    def top(self) -> int:
-        """The last entry's offset."""
-        return self.script.first - 1 + len(self.script.log)
-
-    def id_at(self, offset: int) -> str:
-        """The entry's id; that before the oldest is known, too."""
-        index = offset - self.script.first
-        if 0 <= index < len(self.script.log):
-            return str(self.script.log[index]["event_id"])
-        return f"evt-{offset}" if offset else ""
-
-    def start(self, resume: Frame | None) -> tuple[int, str]:
-        """Where a stream begins after this position, and the reason for a reset."""
-        script, oldest = self.script, self.script.first - 1
-        if resume is None:
-            return self.top, ""
-        offset = resume["offset"]
-        if not offset and not resume.get("epoch"):
-            return oldest, ""
-        if resume.get("epoch") != script.epoch:
-            return oldest, "epoch_changed"
-        if offset > self.top:
-            return oldest, "beyond_top"
-        if offset < oldest:
-            return oldest, "trimmed"
-        if offset and resume.get("event_id") != self.id_at(offset):
-            return oldest, "event_mismatch"
-        return offset, ""
-
     async def above(self, offset: int) -> None:
         """Until the log has more than that."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.top > offset)
+            await self.changed.wait_for(lambda: self.script.top > offset)
 
     async def note(self) -> None:
         """Something about the log or acknowledgements is new."""
@@ -182,18 +139,11 @@ class _Line:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _greet(self, connect: Frame) -> None:
-        script, resume = self._script, connect.get("resume")
-        self._at, reason = self._gateway.start(resume)
-        self._acked = self._at
-        ask = connect.get("ack")
-        if ask and script.window:
-            self._window = min(script.window, ask["window"] if isinstance(ask, dict) else script.window)
-        place = {"epoch": script.epoch, "offset": self._at, "event_id": self._gateway.id_at(self._at)}
-        head = {"type": "connected", "connection_id": f"conn-{self._number}", **place, "heartbeat": script.heartbeat}
-        window = {"ack_window": self._window} if self._window else {}
-        await self._send({**head, "recovered": resume is not None and not reason, **window})
-        if reason:
-            await self._send({"type": "reset", "reason": reason, "epoch": script.epoch, "offset": self._at})
+        begun = self._script.begin(connect, self._number)
+        self._at = self._acked = begun.at
+        self._window = begun.window
+        for frame in begun.frames:
+            await self._send(frame)
         for frame in self._plan.get("greet", []):
             await self._send(frame)
 
@@ -203,29 +153,16 @@ class _Line:
         script, thread = self._script, self._options.get("thread_id", "")
         while True:
             async with self._gateway.changed:
-                await self._gateway.changed.wait_for(lambda: self._gateway.top > self._at and self._room > 0)
+                await self._gateway.changed.wait_for(lambda: self._script.top > self._at and self._room > 0)
             most = min(script.batch if self._options.get("batch") else 1, self._room)
-            start = self._at + 1 - script.first
-            events = script.log[start : start + most]
+            events = script.after(self._at, most)
             self._at += len(events)
             self._gateway.ahead = max(self._gateway.ahead, self._at - self._acked)
-            others: Frame | None = None
-            mine: list[Frame] = []
-            for item in events:
-                if thread in ("", item["thread_id"]):
-                    if others is not None:
-                        await self._through(others)
-                    mine, others = [*mine, item], None
-                    continue
-                await self._spoilt(mine)
-                mine, others = [], item
-            await self._spoilt(mine)
-            if others is not None:
-                await self._through(others)
-
-    async def _through(self, item: Frame) -> None:
-        place = {"epoch": self._script.epoch, "offset": item["offset"], "event_id": item["event_id"]}
-        await self._send({"type": "through", **place})
+            for part in script.of_thread(events, thread):
+                if isinstance(part, list):
+                    await self._spoilt(part)
+                else:
+                    await self._send(part)
 
     async def _spoilt(self, events: list[Frame]) -> None:
         """Send them as they are, or as the plan has it: something before one, or in place of it, or nothing."""
@@ -258,9 +195,7 @@ class _Line:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._script.heartbeat)
-            await self._send(
-                {"type": "ping", "epoch": self._script.epoch, "offset": self._at, "top": self._gateway.top}
-            )
+            await self._send({"type": "ping", "epoch": self._script.epoch, "offset": self._at, "top": self._script.top})
 
     async def _age(self) -> None:
         while True:
@@ -364,17 +299,6 @@ class _Line:
         await self._gateway.note()
 
 
-def batch(events: list[Frame], *, compress: bool) -> Frame:
-    """Several events as one frame."""
-    frame: Frame = {"event_type": "event_batch", "batch_size": len(events), "compressed": compress}
-    if not compress:
-        return frame | {"events": events}
-    data = json.dumps(events).encode()
-    packed = gzip.compress(data)
-    sizes = {"original_size": len(data), "compressed_size": len(packed)}
-    return frame | {"events_compressed": packed.hex()} | sizes
-
-
 def _ref(frame: Frame) -> Frame:
     return {"client_ref": frame["client_ref"]} if "client_ref" in frame else {}
 
@@ -393,7 +317,7 @@ async def _stream(gateway: Gateway, request: web.Request) -> web.StreamResponse:
         epoch, offset, event_id = asked.split(":", 2)
         resume = {"epoch": epoch, "offset": int(offset), "event_id": event_id}
     gateway.connects.append({"resume": resume, "token": request.headers.get("Authorization", "")[7:]})
-    at, reason = gateway.start(resume)
+    at, reason = script.start(resume)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     cut, count = plan.get("cut") or {}, 0
@@ -413,7 +337,7 @@ async def _stream(gateway: Gateway, request: web.Request) -> web.StreamResponse:
             raise _OverError
 
     with suppress(_OverError, ConnectionError):
-        place = {"epoch": script.epoch, "offset": at, "event_id": gateway.id_at(at)}
+        place = {"epoch": script.epoch, "offset": at, "event_id": script.id_at(at)}
         head = {**place, "recovered": resume is not None and not reason, "heartbeat": script.heartbeat}
         await send("connected", head, f"{script.epoch}:{at}:{place['event_id']}")
         if reason:

@@ -15,7 +15,7 @@ import pytest
 
 from conformance.client.suite import ALL
 from tests.js.scripted import scripted_gateways
-from tests.support.needs import node, npm, unavailable
+from tests.support.needs import node, npm_packages
 from tests.support.stack import ROOT
 from tests.support.whole import WHOLE
 
@@ -99,11 +99,8 @@ _OPTIONS: Final = {
 @pytest.mark.timeout(240)
 def test_types(tmp_path: Path) -> None:
     """The declarations fit what applications write, and the sources fit their own JSDoc."""
-    command = [npm(), "install", "--no-audit", "--no-fund", "--no-save", "typescript@5.9.3", "@types/node@20.19.25"]
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    installed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    if installed.returncode:
-        raise unavailable("npm", f"npm cannot reach its registry: {installed.stderr[-300:]}")
+    npm_packages(tmp_path, "install", "--no-save", "typescript@5.9.3", "@types/node@20.19.25")
     (tmp_path / "node_modules" / "carrel-client").symlink_to(CLIENT, target_is_directory=True)
     (tmp_path / "usage.ts").write_text((HERE / "usage.ts").read_text())
     sources = ["usage.ts", *(str(CLIENT / "src" / f"{name}.js") for name in ("index", "node_websocket"))]

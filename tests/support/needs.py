@@ -1,8 +1,8 @@
 """What becomes of a test whose server or program can't be had: it is skipped, or fails where that must be there.
 
-``TESTS_NEED="redis postgres docker kubectl chromium node"`` names those that must be: continuous integration sets it,
-so that nothing of what it is to show goes by as skipped. The name is not one of ours, whose leftovers tests are kept
-from. Programs that tests start as they are (a browser, Node) are found here; servers are beside what starts them.
+``TESTS_NEED="redis postgres docker kubectl chromium node npm"`` names those that must be: continuous integration sets
+it, so that nothing of what it is to show goes by as skipped. The name is not one of ours, whose leftovers tests are
+kept from. Programs that tests start as they are (a browser, Node) are found here; servers are beside what starts them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import re
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Final, Literal
 
 import pytest
 
-__all__ = ["NODE_LEAST", "chromium", "node", "npm", "unavailable"]
+__all__ = ["NODE_LEAST", "chromium", "node", "npm", "npm_packages", "unavailable"]
 
 Server = Literal["redis", "postgres", "docker", "kubectl", "chromium", "node", "npm"]
 _ENV: Final = "TESTS_NEED"
@@ -57,8 +58,23 @@ def npm() -> str:
     node()
     found = shutil.which("npm")
     if found is None:
-        raise unavailable("npm", "npm is not here")
+        raise unavailable("npm", "npm is not here (Debian: apt-get install npm)")
     return found
+
+
+def npm_packages(folder: Path, *asked: str, within_s: float = 110) -> None:
+    """What npm is asked for (``ci``, ``install …``) in this folder; where its registry is not reached the test ends."""
+    command = [npm(), *asked, "--no-audit", "--no-fund", "--ignore-scripts"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=within_s, check=False)
+    except subprocess.TimeoutExpired:
+        said = f"nothing within {within_s:g} s"
+    else:
+        if done.returncode == 0:
+            return
+        said = done.stderr.strip()[-300:]
+    reason = "npm cannot install packages: its registry must be reached from here, which `npm ping` tries"
+    raise unavailable("npm", f"{reason}. `npm {' '.join(asked)}` said: {said}")
 
 
 @cache

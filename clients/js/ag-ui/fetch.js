@@ -5,6 +5,8 @@
  * Only whole records are given on, so what was cut in half comes again, and once. Without a dependency.
  */
 
+import { textOf } from "./requests.js"
+
 const TERMINAL = new Set(["RUN_FINISHED", "RUN_ERROR"])
 const MAX_RECORD = 8 * 1024 * 1024
 // Whoever asks to wait for longer is wrong or hostile, and timers take no more than 2^31.
@@ -122,7 +124,7 @@ class Reading {
   /** @param {Response} response */
   async _refused(response) {
     this._records = undefined
-    const text = await response.text()
+    const text = await textOf(response)
     if (response.status !== 429 && response.status < 500) throw new RefusedError(response.status, text)
     this._waitMs = bounded(1000 * Number(response.headers.get("retry-after")))
   }
@@ -205,6 +207,11 @@ class Records {
     this._reader = stream.getReader()
     this._decoder = new TextDecoder("utf-8")
     this._rest = ""
+    // What has come since: put together only when that can make a record whole.
+    /** @type {string[]} */
+    this._pieces = []
+    this._size = 0
+    this._last = ""
   }
 
   /**
@@ -214,17 +221,30 @@ class Records {
    */
   async next(silenceMs) {
     for (;;) {
-      const end = this._rest.indexOf("\n\n")
+      const end = this._pieces.length ? -1 : this._rest.indexOf("\n\n")
       if (end >= 0) {
         const record = this._rest.slice(0, end + 2)
         this._rest = this._rest.slice(end + 2)
+        this._size = this._rest.length
         return record
       }
-      if (this._rest.length > MAX_RECORD) throw new Error("the gateway sent a record that does not end")
+      if (this._size > MAX_RECORD) throw new Error("the gateway sent a record that does not end")
       const { done, value } = await within(this._reader.read(), silenceMs)
       if (done) return undefined
-      this._rest += this._decoder.decode(value, { stream: true })
+      this._add(this._decoder.decode(value, { stream: true }))
     }
+  }
+
+  /** @param {string} text */
+  _add(text) {
+    if (!text) return
+    this._pieces.push(text)
+    this._size += text.length
+    if (text.includes("\n\n") || (this._last === "\n" && text[0] === "\n")) {
+      this._rest += this._pieces.join("")
+      this._pieces = []
+    }
+    this._last = text[text.length - 1]
   }
 
   async close() {

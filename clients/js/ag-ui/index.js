@@ -7,6 +7,7 @@
 import { HttpAgent } from "@ag-ui/client"
 
 import { resumingFetch } from "./fetch.js"
+import { cancelAddress, textOf } from "./requests.js"
 
 export { resumingFetch } from "./fetch.js"
 
@@ -31,18 +32,16 @@ export class CarrelHttpAgent extends HttpAgent {
    */
   async cancelRun(reason) {
     if (!this.carrelRunId) throw new Error("no run has begun: there is nothing to cancel")
-    const address = new URL(this.url, globalThis.location?.href)
-    const path = `/api/runs/${encodeURIComponent(this.carrelRunId)}/cancel`
-    address.pathname = address.pathname.replace(/\/ag-ui(\/[^/]*)?$/, () => path)
+    const address = cancelAddress(this.url, this.carrelRunId, globalThis.location?.href)
     const token = await this.resume?.token?.()
     const headers = { ...this.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) }
     const body = JSON.stringify(reason === undefined ? {} : { reason })
-    const response = await this.plainFetch(address.href, {
+    const response = await this.plainFetch(address, {
       method: "POST",
       headers: { ...headers, "Content-Type": "application/json" },
       body,
     })
-    if (!response.ok) throw new Error(`HTTP ${response.status}: ${await response.text()}`)
+    if (!response.ok) throw new Error(`HTTP ${response.status}: ${await textOf(response)}`)
   }
 
   clone() {

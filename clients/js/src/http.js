@@ -1,5 +1,6 @@
 /** Requests to a gateway's REST addresses: the login, one try more with a fresh token, errors of the tree, limits. */
 
+import { MOST_ERROR, MOST_JSON, textOf } from "./bodies.js"
 import {
   CarrelError,
   DeadlineError,
@@ -55,7 +56,7 @@ export class Http {
    * @returns {Promise<Json>}
    */
   async json(method, path, request) {
-    const text = await this.ask(method, path, request, (response) => response.text())
+    const text = await this.ask(method, path, request, (response) => textOf(response, MOST_JSON))
     let answer
     try {
       answer = JSON.parse(text)
@@ -138,7 +139,7 @@ export class Http {
 /** @param {Response} response */
 async function errorOf(response) {
   try {
-    const { error } = JSON.parse(await response.text())
+    const { error } = JSON.parse(await textOf(response, MOST_ERROR))
     if (isObject(error)) return errorFrom(error)
   } catch {
     // A proxy before the gateway says something else, while there is none.

@@ -17,6 +17,8 @@ const MOST_PARTS = 16_384
 // What may wait to be sent before pings go unanswered: a peer that asks and does not read gets no more.
 const MOST_UNSENT = 1024 * 1024
 const LINGER_MS = 500
+// Close codes of the protocol that are never sent: they say what an end of another kind looks like.
+const UNSENT_CODES = new Set([1004, 1005, 1006])
 const TEXT = 1
 const BINARY = 2
 const CLOSE = 8
@@ -76,7 +78,7 @@ export class NodeWebSocket {
     this._request.on("error", (error) => this._end({ problem: error.message }))
     this._request.on("response", (response) => this._refused(response))
     this._request.on("upgrade", (response, socket, head) => {
-      this._upgraded(response, /** @type {import("node:net").Socket} */ (socket), head, key)
+      this._upgraded(response, /** @type {import("node:net").Socket} */ (socket), head, key, protocol)
     })
     this._request.end()
   }
@@ -114,19 +116,25 @@ export class NodeWebSocket {
    * @param {import("node:net").Socket} socket
    * @param {Buffer} head
    * @param {string} key
+   * @param {string} protocol
    */
-  _upgraded(response, socket, head, key) {
+  _upgraded(response, socket, head, key, protocol) {
     this._socket = socket
     socket.on("error", () => undefined)
     const accept = createHash("sha1")
       .update(key + GUID)
       .digest("base64")
-    if (this.readyState !== CONNECTING || response.headers["sec-websocket-accept"] !== accept) {
+    const { headers } = response
+    const upgraded = (headers.upgrade ?? "").toLowerCase() === "websocket" && headers["sec-websocket-accept"] === accept
+    // What was not asked for must not be given either.
+    const agreed = headers["sec-websocket-protocol"] === protocol && !headers["sec-websocket-extensions"]
+    if (this.readyState !== CONNECTING || !upgraded || !agreed) {
       socket.destroy()
-      this._end({ problem: "what answered does not speak WebSocket" })
+      const problem = upgraded ? `what answered does not speak ${protocol}` : "what answered does not speak WebSocket"
+      this._end({ problem })
       return
     }
-    this.protocol = response.headers["sec-websocket-protocol"] ?? ""
+    this.protocol = protocol
     socket.setTimeout(0)
     socket.setNoDelay(true)
     this.readyState = OPEN
@@ -216,7 +224,9 @@ export class NodeWebSocket {
       if (this.readyState === OPEN && unsent < MOST_UNSENT) this._write(PONG, payload)
     } else if (kind === CLOSE) {
       if (payload.length === 1) throw new Fault(1002)
-      this._code = payload.length ? payload.readUInt16BE(0) : 1005
+      const code = payload.length ? payload.readUInt16BE(0) : 1005
+      if (payload.length && !maySend(code)) throw new Fault(1002)
+      this._code = code
       this._reason = this._decoder.decode(payload.subarray(2))
       if (this.readyState === OPEN) this._writeClose(payload.length ? this._code : 1000)
       this.readyState = CLOSING
@@ -277,6 +287,14 @@ export class NodeWebSocket {
     this._parts = []
     this.onclose?.({ code: this._code, reason: this._reason, ...why })
   }
+}
+
+/**
+ * Whether a peer may send this close code (RFC 6455 §7.4).
+ * @param {number} code
+ */
+function maySend(code) {
+  return (code >= 1000 && code <= 1014 && !UNSENT_CODES.has(code)) || (code >= 3000 && code <= 4999)
 }
 
 /** Something is wrong on the wire. */

@@ -4,7 +4,8 @@
  */
 
 import { Backoff } from "./backoff.js"
-import { CarrelError, DamagedError, LostError, ProtocolError } from "./errors.js"
+import { bytesOf, MOST_JSON, textOf } from "./bodies.js"
+import { CarrelError, DamagedError, InvalidRequestError, LostError, ProtocolError } from "./errors.js"
 import { Http } from "./http.js"
 import { Login } from "./login.js"
 import { hasEnded } from "./notices.js"
@@ -18,6 +19,8 @@ import { lastEventId, readStream } from "./sse.js"
 
 // The longest that a gateway of any settings should let a request wait for its run.
 const WAIT_MS = 3_600_000
+// Gateways keep 8 MiB, unless they are set otherwise.
+const MOST_ARTIFACT = 64 * 1024 * 1024
 
 export class Rest {
   /** @param {import("../index.d.ts").RestOptions & {login?: Login}} options */
@@ -125,15 +128,27 @@ export class Rest {
    * An artifact's bytes, compared with what its reference says (the hash where the page is served securely).
    * @param {string} runId
    * @param {Json} artifact One of `artifacts`.
-   * @param {Options} [options]
+   * @param {{mostBytes?: number} & Options} [options] `mostBytes`: the largest that is fetched, 64 MiB.
    * @returns {Promise<Blob>} With the artifact's media type.
+   * @throws {InvalidRequestError} It is larger.
    * @throws {DamagedError} What arrived is not what the reference says.
    */
-  async artifact(runId, artifact, { signal } = {}) {
+  async artifact(runId, artifact, { mostBytes = MOST_ARTIFACT, signal } = {}) {
+    if (!(artifact.size <= mostBytes)) {
+      throw new InvalidRequestError(`the artifact ${artifact.name} has ${artifact.size} bytes, more than ${mostBytes}`, {
+        advice: "pass `mostBytes` if there is room for it",
+      })
+    }
     const path = `${runPath(runId)}/artifacts/${encodeURIComponent(artifact.name)}`
-    const data = await this._http.ask("GET", path, { signal }, (response) => response.arrayBuffer())
-    const right = data.byteLength === artifact.size && (await hasHash(data, artifact.sha256))
-    if (!right) throw new DamagedError(`the artifact ${artifact.name} arrived damaged`)
+    const damaged = new DamagedError(`the artifact ${artifact.name} arrived damaged`)
+    const data = await this._http.ask("GET", path, { signal }, async (response) => {
+      try {
+        return await bytesOf(response, artifact.size)
+      } catch (error) {
+        throw error instanceof ProtocolError ? damaged : error
+      }
+    })
+    if (data.length !== artifact.size || !(await hasHash(data, artifact.sha256))) throw damaged
     return new Blob([data], { type: artifact.media_type })
   }
 
@@ -198,7 +213,7 @@ export class Rest {
    */
   async deleteThread(threadId, { signal } = {}) {
     await this._http.ask("DELETE", `/api/threads/${encodeURIComponent(threadId)}`, { signal }, (response) =>
-      response.text(),
+      textOf(response, MOST_JSON),
     )
   }
 
@@ -277,7 +292,7 @@ function queryOf(fields) {
 }
 
 /**
- * @param {ArrayBuffer} data
+ * @param {Uint8Array<ArrayBuffer>} data
  * @param {unknown} sha256 In hex; nothing to compare with is right.
  */
 async function hasHash(data, sha256) {

@@ -32,7 +32,7 @@ async function met(play, answer = undefined, after = undefined) {
         "",
       ]
       socket.on("data", (data) => came.frames.push(data))
-      socket.write(answer ?? lines.join("\r\n"))
+      socket.write(typeof answer === "function" ? answer(accept) : (answer ?? lines.join("\r\n")))
       play(socket)
     })
   })
@@ -154,6 +154,7 @@ test("what breaks the rules ends it", async () => {
       frame(9, "x", { last: false }),
       Buffer.concat([frame(1, "x", { last: false }), frame(1, "y")]),
       frame(8, "x"),
+      ...[0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535].map((code) => close(code, "gone")),
     ],
     1007: [frame(1, Buffer.from([0xff, 0xfe]))],
     1009: [
@@ -166,6 +167,31 @@ test("what breaks the rules ends it", async () => {
       const got = await met((socket) => socket.write(bytes))
       assert.deepEqual([got.end.code, got.messages], [Number(code), []], bytes.subarray(0, 8).toString("hex"))
     }
+  }
+})
+
+test("close codes that a peer may send are given as they are", async () => {
+  for (const code of [1000, 1001, 1011, 1014, 3000, 4000, 4999]) {
+    const got = await met((socket) => socket.write(close(code, "why")))
+    assert.deepEqual([got.end.code, got.end.reason], [code, "why"])
+  }
+})
+
+test("an upgrade to something else is none", async () => {
+  const answers = {
+    "Upgrade: h2c": /does not speak WebSocket/,
+    "Upgrade: WebSocket": /does not speak carrel.v1/,
+    "Upgrade: websocket\r\nSec-WebSocket-Protocol: other": /does not speak carrel.v1/,
+    "Upgrade: websocket\r\nSec-WebSocket-Protocol: carrel.v1\r\nSec-WebSocket-Extensions: permessage-deflate":
+      /does not speak carrel.v1/,
+  }
+  for (const [lines, problem] of Object.entries(answers)) {
+    const got = await met(
+      () => undefined,
+      (accept) => `HTTP/1.1 101 Yes\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ${accept}\r\n${lines}\r\n\r\n`,
+    )
+    assert.match(got.end.problem, problem, lines)
+    assert.equal(got.open, false)
   }
 })
 

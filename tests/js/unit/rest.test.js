@@ -130,6 +130,36 @@ test("artifacts are compared with their reference", async () => {
   assert.equal(asked[0][1], "/api/runs/run-1/artifacts/a%20b.png")
   await assert.rejects(rest.artifact("run-1", { ...artifact, size: 6 }), { name: "DamagedError" })
   await assert.rejects(rest.artifact("run-1", { ...artifact, sha256: "0".repeat(64) }), { name: "DamagedError" })
+  const asks = asked.length
+  await assert.rejects(rest.artifact("run-1", artifact, { mostBytes: 4 }), { code: "INVALID_REQUEST", message: /4$/ })
+  await assert.rejects(rest.artifact("run-1", { ...artifact, size: 2 ** 40 }), { advice: /mostBytes/ })
+  await assert.rejects(rest.artifact("run-1", { ...artifact, size: undefined }), { code: "INVALID_REQUEST" })
+  assert.equal(asked.length, asks)
+})
+
+/** An answer that does not end, and how many MiB of it were asked for. */
+function endless(status = 200) {
+  const told = { read: 0, left: false }
+  const piece = new Uint8Array(2 ** 20).fill(32)
+  const body = new ReadableStream({
+    pull: (controller) => void ((told.read += 1), controller.enqueue(piece)),
+    cancel: () => void (told.left = true),
+  })
+  return { told, answer: () => new Response(body, { status }) }
+}
+
+test("answers without end are left unread", async () => {
+  const artifact = { name: "a", media_type: "text/plain", size: 3 * 2 ** 20, sha256: "" }
+  const asks = [
+    [(rest) => rest.run("r"), 200, 130, { code: "PROTOCOL", message: /more than 134217728 bytes/ }],
+    [(rest) => rest.run("r"), 500, 4, { message: "HTTP status 500" }],
+    [(rest) => rest.artifact("r", artifact), 200, 6, { name: "DamagedError" }],
+  ]
+  for (const [ask, status, most, error] of asks) {
+    const { told, answer } = endless(status)
+    await assert.rejects(ask(new Rest({ url: "http://h", token: "t", fetch: answering(answer).fetch })), error)
+    assert.ok(told.read <= most && told.left, `${told.read} MiB were read`)
+  }
 })
 
 test("a stream of events that is refused, or is none, says so", async () => {

@@ -80,6 +80,20 @@ def test_programs_are_found_by_any_of_their_names(monkeypatch: pytest.MonkeyPatc
     assert found == [str(tmp_path / name) for name in ("node", "npm", "google-chrome")]
 
 
-def _program(path: Path, says: str) -> None:
-    path.write_text(f"#!/bin/sh\necho '{says}'\n", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("does", "said"), [("echo ENOTFOUND >&2; exit 1", "ENOTFOUND"), ("exec sleep 30", "within 0.5 s")]
+)
+def test_a_registry_that_is_not_reached_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, said: str
+) -> None:
+    _program(tmp_path / "node", "v22.1.0")
+    _program(tmp_path / "npm", "", does)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("TESTS_NEED", "npm")
+    with pytest.raises(pytest.fail.Exception, match=f"registry must be reached.*{said}.*npm must be here"):
+        needs.npm_packages(tmp_path, "ci", within_s=0.5)
+
+
+def _program(path: Path, says: str, then: str = "") -> None:
+    path.write_text(f"#!/bin/sh\necho '{says}'\n{then}\n", encoding="utf-8")
     path.chmod(0o755)

@@ -1,0 +1,161 @@
+"""What a reader of AG-UI costs: however much a run does, what is kept of it is bounded, and a replay is the same."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.ag_ui_ids import LATEST
+from gateway.ag_ui_mapping import Translation
+from gateway.ag_ui_subagents import MOST_OPEN
+from tests.ag_ui.reader import Stream, body, opened, publish, read
+from tests.ag_ui.rules import Rules, texts
+from tests.ag_ui.test_mapping import NAMES, Entry, entry, logs
+from tests.conftest import Eventually
+from tests.unit.gateway.harness import Gateway, gateway, token
+
+CALL: Final = {"tool_name": "t", "status": "ok", "duration_ms": 1}
+
+
+def told(log: list[Entry], most: int = LATEST) -> list[list[Entry]]:
+    """What a reader gets for each entry, checked; and what is kept is bounded all the way."""
+    translation, rules, calls = Translation(NAMES, most), Rules(), set[str]()
+    events: list[list[Entry]] = []
+    for item in log:
+        events.append(translation.feed(item))
+        assert translation.kept <= 4 * most
+        for event in events[-1]:
+            rules.take(event)
+            if event["type"] == "TOOL_CALL_START":
+                assert event["toolCallId"] not in calls, "an id comes twice"
+                calls.add(event["toolCallId"])
+    return events
+
+
+@settings(max_examples=40)
+@given(logs(), st.integers(1, 2))
+def test_beyond_the_bounds_a_log_comes_out_in_order_and_the_same_each_time(log: list[Entry], most: int) -> None:
+    first = told(log, most)
+    # Whoever comes back is told the rest of this, wherever that begins.
+    again = Translation(NAMES, most)
+    assert [again.feed(item) for item in log] == first
+
+
+def test_calls_without_end_are_told_and_forgotten_oldest_first() -> None:
+    names = [f"c{number}" for number in range(LATEST + 10)]
+    log = [entry("tool_completed", {**CALL, "tool_call_id": name, "result": name}, at) for at, name in enumerate(names)]
+    again = [
+        entry("tool_completed", {**CALL, "tool_call_id": name, "result": name}, 10_000 + at, attempt=2)
+        for at, name in enumerate(["c0", names[-1], "c0"])
+    ]
+    events = [event for events in told([*log, *again]) for event in events]
+    ids = [event["toolCallId"] for event in events if event["type"] == "TOOL_CALL_RESULT"]
+    # The last one is known, the first one is not any more: it is told again, once, as another.
+    assert ids == [f"run-1:{name}" for name in names[:LATEST]] + [f"run-1:{name}~1" for name in [*names[LATEST:], "c0"]]
+
+
+def test_calls_that_never_end_are_cut_off_oldest_first() -> None:
+    log = [entry("tool_executing", {"tool_name": "t", "tool_call_id": f"c{at}"}, at) for at in range(5)]
+    late = entry("tool_completed", {**CALL, "tool_call_id": "c4"}, 5)
+    end = entry("run_completed", {"status": "SUCCEEDED", "result": {}}, 6)
+    events = [event for events in told([*log, late, end], 3) for event in events]
+    results = [
+        (event["toolCallId"], "cut_off" in event["content"]) for event in events if event["type"] == "TOOL_CALL_RESULT"
+    ]
+    assert [name for name, _ in results] == [f"run-1:{name}" for name in ("c0", "c1", "c4~1", "c2", "c3~1")]
+    assert [cut for _, cut in results] == [True, True, False, True, True]
+
+
+def test_messages_without_end_are_told_and_forgotten_oldest_first() -> None:
+    log = [entry("agent_message", {"message_id": f"m{at}", "text": f"text {at}"}, at) for at in range(LATEST + 5)]
+    again = [
+        entry("agent_message", {"message_id": name, "text": text}, 10_000 + at, attempt=2)
+        for at, (name, text) in enumerate([("m0", "text 0"), (f"m{LATEST + 4}", f"text {LATEST + 4}")])
+    ]
+    found = texts([event for events in told([*log, *again]) for event in events])
+    assert len(found) == LATEST + 6
+    assert found["run-1:m0"] == found["run-1:m0~1"] == "text 0"
+
+
+def test_ids_of_any_length_are_kept_short() -> None:
+    long = "x" * 60_000
+    log = [
+        entry("tool_executing", {"tool_name": "t", "tool_call_id": long}),
+        entry("agent_message", {"message_id": long, "delta": "Hello"}, 2),
+        entry("agent_message", {"message_id": long, "text": "Hello you"}, 3),
+        entry("tool_completed", {**CALL, "tool_call_id": long, "result": 1}, 4),
+    ]
+    events = [event for events in told(log) for event in events]
+    ids = [str(event.get("toolCallId") or event.get("messageId")) for event in events]
+    assert max(len(name) for name in ids) < 100
+    assert list(texts(events).values()) == ["Hello you"]
+    assert sum(event["type"] == "TOOL_CALL_RESULT" for event in events) == 1
+
+
+def test_more_sub_agents_at_once_than_are_told_apart() -> None:
+    def child(number: int) -> dict[str, Any]:
+        return {"request_id": f"req-1_a_{number}", "parent_request_id": "req-1", "agent_name": "a"}
+
+    log = [entry("agent_started", {"agent_name": "a"}, at, **child(at)) for at in range(MOST_OPEN + 1)]
+    end = entry("agent_completed", {"agent_name": "a", "result": {}}, 1000, **child(0))
+    said = entry("agent_message", {"message_id": "m", "text": "yes"}, 1001, **child(MOST_OPEN))
+    events = [event for events in told([*log, end, said]) for event in events]
+    over = [event["subagentRunId"] for event in events if event["type"] == "SUBAGENT_ERROR"]
+    assert over == ["req-1_a_0#1"]
+    assert not [event for event in events if event["type"] == "SUBAGENT_FINISHED"]
+    assert events[-3]["subagentRunId"] == f"req-1_a_{MOST_OPEN}#{MOST_OPEN + 1}"
+
+
+def test_requests_that_are_above_each_other_do_not_hold_anybody_up() -> None:
+    circle = {"x": "y", "y": "x", "z": "z"}
+    log = [
+        entry("agent_started", {"agent_name": "a"}, at, request_id=name, parent_request_id=above)
+        for at, (name, above) in enumerate([*circle.items(), ("req-1_a", "req-1"), *circle.items()])
+    ]
+    assert len(told(log)) == 7
+
+
+def _published(g: Gateway) -> str:
+    return next(run_id for _, run_id in g.execution.runs)
+
+
+async def test_streams_that_come_back_again_and_again_wait_and_other_users_do_not(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    async with gateway(tmp_path, limits={"replay_per_second": 100}) as g:
+        async with opened(g, body()):
+            await eventually(lambda: bool(g.execution.runs))
+        log: list[tuple[str, dict[str, Any]]] = [("agent_thinking", {"text": f"thought {at}"}) for at in range(99)]
+        for _ in range(3):
+            await publish(g, "alice", _published(g), log)
+        await publish(g, "alice", _published(g), [("run_completed", {"status": "SUCCEEDED", "result": {}})])
+        # 1,000 entries at once: the first is told the 298 without waiting; of those that come together each takes a
+        # piece, and then waits for the next.
+        after = (await read(g, body())).blocks[-2].id or ""
+        waiting = [asyncio.ensure_future(_asked(g, body(), after)) for _ in range(14)]
+        await eventually(lambda: sum(task.done() for task in waiting) >= 8)
+        async with await _asked(g, body(), after) as refused:
+            assert refused.status == 429
+            error = (await refused.json())["error"]
+        assert (error["code"], error["details"]["limit"]) == ("RATE_LIMIT", "replay_per_second")
+        assert int(refused.headers["Retry-After"]) >= 5
+        async with opened(g, body("another", "thread-bob"), "bob") as reader:
+            await eventually(lambda: len(g.execution.runs) == 2)
+            bobs = next(run_id for user, run_id in g.execution.runs if user == "bob")
+            await publish(g, "bob", bobs, log)
+            assert Stream([await reader.next()]).kinds == ["RUN_STARTED"]
+        for task in waiting:
+            _ = task.cancel()
+        for response in await asyncio.gather(*waiting, return_exceptions=True):
+            if isinstance(response, aiohttp.ClientResponse):
+                response.close()
+
+
+async def _asked(g: Gateway, asked: dict[str, Any], after: str) -> aiohttp.ClientResponse:
+    headers = {"Authorization": f"Bearer {token('alice')}", "Last-Event-ID": after}
+    return await g.http.post(f"{g.url}/ag-ui/data", json=asked, headers=headers, timeout=aiohttp.ClientTimeout(10))
