@@ -716,13 +716,16 @@ Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
 
 @_typing.final
 class JournalStored(_message.Message):
-    """JournalStored acknowledges journal entries."""
+    """JournalStored acknowledges journal entries, as soon as they are durable: the agent gets the result of a call only when
+    the call's entry is covered. An execution that does not send it would let an attempt wait until its deadline; every
+    release sends it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     THROUGH_FIELD_NUMBER: _builtins.int
     through: _builtins.int
-    """Every entry up to and including this number is durable."""
+    """Every entry up to and including this number, of those that have come by now, is durable."""
     def __init__(
         self,
         *,
@@ -760,7 +763,9 @@ class RunInstanceResponse(_message.Message):
 
     @_builtins.property
     def journal_entry(self) -> Global___JournalEntry:
-        """A completed tool or model call."""
+        """A completed call of a tool, a model or a sub-agent, in the order of the numbers; answered by `journal_stored`, for
+        which its result waits.
+        """
 
     @_builtins.property
     def audit_record(self) -> Global___AuditRecord:

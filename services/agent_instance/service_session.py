@@ -30,6 +30,7 @@ from services.agent_instance import convert
 from services.agent_instance.domain.artifacts import ArtifactDesk
 from services.agent_instance.domain.core import Instance
 from services.agent_instance.domain.events import EventProducer
+from services.agent_instance.domain.receipts import Receipt, Receipts
 from services.agent_instance.domain.stage import StageAttempt, StageServices
 from services.agent_instance.models import (
     AuditEntry,
@@ -87,6 +88,8 @@ class RunSession:
         self._make_producer = make_producer
         self._limits = limits
         self._up: asyncio.Queue[pb.RunInstanceResponse] = asyncio.Queue(_QUEUED_MESSAGES)
+        self._receipts = Receipts()
+        self._journaling = asyncio.Lock()
         self._desk = ArtifactDesk(self.chunk, timeout_s=limits.artifact_s)
         self._instance: Instance | None = None
         self._attempt: StageAttempt | None = None
@@ -149,9 +152,14 @@ class RunSession:
 
     # The domain's Uplink.
 
-    async def journal(self, item: JournalItem) -> None:
+    async def journal(self, item: JournalItem) -> Receipt:
         """Send a journal entry."""
-        await self._up.put(pb.RunInstanceResponse(journal_entry=convert.journal_entry(item)))
+        # One after the other: what waits for room in the queue may be overtaken there, and an acknowledgement covers
+        # every number up to its own.
+        async with self._journaling:
+            receipt = self._receipts.expect(item.number)
+            await self._up.put(pb.RunInstanceResponse(journal_entry=convert.journal_entry(item)))
+        return receipt
 
     async def audit(self, entry: AuditEntry) -> None:
         """Send an audit record."""
@@ -277,7 +285,9 @@ class RunSession:
                 self._desk.answered(request.artifact_stored.upload_id, answer)
             case "start":
                 raise InvalidRequestError("an attempt is started once", advice="open another stream")
-            case "refresh" | "journal_stored":
+            case "journal_stored":
+                self._receipts.stored(request.journal_stored.through)
+            case "refresh":
                 pass
             case other:
                 _log.warning("message is of no use to this version", message_kind=other)

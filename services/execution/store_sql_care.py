@@ -52,8 +52,12 @@ __all__ = [
 
 _ALIVE: Final = frozenset({RunState.RUNNING})
 _P: Final = sa.bindparam
+# Not all: an agent waits for this, and a stage may have thousands.
 _KNOWN_CALLS: Final = sa.select(journal.c.number).where(
-    journal.c.user_id == _P("u"), journal.c.run_id == _P("run"), journal.c.stage_index == _P("i")
+    journal.c.user_id == _P("u"),
+    journal.c.run_id == _P("run"),
+    journal.c.stage_index == _P("i"),
+    journal.c.number >= _P("least"),
 )
 _ADD_CALLS: Final = journal.insert()
 _STORED_BYTES: Final = sa.select(sa.func.coalesce(sa.func.sum(artifacts.c.size), 0)).where(
@@ -75,7 +79,9 @@ def save_journal(connection: sa.Connection, ref: RunRef, stage: int, entries: Se
     """See ``RunStore.save_journal``."""
     if not holds(connection, ref, _ALIVE):
         return False
-    known = set(connection.execute(_KNOWN_CALLS, {"u": ref.user, "run": ref.run_id, "i": stage}).scalars())
+    least = min((entry.number for entry in entries), default=0)
+    asked = {"u": ref.user, "run": ref.run_id, "i": stage, "least": least}
+    known = set(connection.execute(_KNOWN_CALLS, asked).scalars())
     seals = seals_of(connection)
     fresh = [
         {

@@ -185,6 +185,8 @@ class SqliteDatabase:
                         future.set_exception(result.error)
                     else:
                         future.set_result(result)
+                # Whoever has waited for this group and has more to write gets into the next one.
+                await asyncio.sleep(0)
         finally:
             self._group = None
 

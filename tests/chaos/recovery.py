@@ -99,7 +99,7 @@ async def run_cell(stack: RunningStack, folder: Path, point: str, victim: str) -
             raise AssertionError(f"{point}, {victim}: no end within {_WITHIN_S:g} s\n{told(events)}") from None
         took = time.monotonic() - began
     try:
-        outcome = check_cell(events, run.run_id, user, place, victim)
+        outcome = check_cell(events, run.run_id, user, place)
     except AssertionError as error:
         raise AssertionError(f"{point}, kill -9 of {victim}: {error}\n{told(events)}") from error
     pauses = [later - max(at, killed_at) for at, later in itertools.pairwise(times) if later > killed_at]
@@ -120,7 +120,7 @@ def is_point(event: Event, point: str) -> bool:
     return event.event_type == "agent_thinking" and event.data.get("number") == CALLS // 2
 
 
-def check_cell(events: Sequence[Event], run_id: str, user: str, place: Path, victim: str) -> tuple[str, int, int]:
+def check_cell(events: Sequence[Event], run_id: str, user: str, place: Path) -> tuple[str, int, int]:
     """(status, attempts of the stage with the most, calls whose body ran twice) of a run that went as it must."""
     check_sequence(events, user)
     mine = check_run(events, run_id)
@@ -128,7 +128,7 @@ def check_cell(events: Sequence[Event], run_id: str, user: str, place: Path, vic
     assert end["status"] == "SUCCEEDED", f"it ended so: {end}"
     _check_result(end)
     _check_stages(mine)
-    repeated = _check_calls(_calls(place), mine, victim)
+    repeated = _check_calls(calls_of(place), mine)
     starts = Counter(event.agent_name for event in mine if event.event_type == "agent_started")
     return str(end["status"]), max(starts.values()), repeated
 
@@ -155,11 +155,10 @@ def _check_stages(mine: Sequence[Event]) -> None:
         assert set(numbers) >= set(range(1, CALLS + 1)), f"events of {stage_name} are missing: {numbers}"
 
 
-def _check_calls(lines: Sequence[str], mine: Sequence[Event], victim: str) -> int:
-    """Every call's body ran, and ran again only if its result was not in the journal yet.
+def _check_calls(lines: Sequence[str], mine: Sequence[Event]) -> int:
+    """Every call's body ran, and ran again only if its result had not come to the agent.
 
-    The agent says a word after each call. A call whose word was heard is in the journal, but for the last before the
-    end of execution or agent_instance, between which its entry may have been on its way. Returns how many ran twice.
+    The agent says a word after each call. A call whose word was heard is in the journal. Returns how many ran twice.
     """
     ran: dict[tuple[str, int], list[int]] = {}
     for line in lines:
@@ -174,9 +173,7 @@ def _check_calls(lines: Sequence[str], mine: Sequence[Event], victim: str) -> in
     for (stage, number), attempts in ran.items():
         first = had[stage, number]
         late = [attempt for attempt in attempts if attempt > first]
-        last = max(other for (place, other), tried in ran.items() if place == stage and first in tried)
-        on_its_way = number == last and victim in {"execution", "agent_instance"}
-        assert not late or on_its_way, f"{stage} {number} ran again in attempt {late}, and {first} had it: {lines}"
+        assert not late, f"{stage} {number} ran again in attempt {late}, and {first} had it: {lines}"
     twice = [call for call, attempts in ran.items() if len(attempts) > 1]
     assert len(twice) <= 1, f"more than the one call that was under way ran again: {twice}: {lines}"
     return len(twice)
@@ -231,7 +228,8 @@ def _kill(stack: RunningStack, victim: str) -> None:
         stack.kill(victim)
 
 
-def _calls(place: Path) -> list[str]:
+def calls_of(place: Path) -> list[str]:
+    """The lines that the tools of a run have written."""
     path = place / "calls.txt"
     return path.read_text(encoding="ascii").splitlines() if path.exists() else []
 

@@ -96,12 +96,13 @@ def _logged(event: Event, context: UserExecutionContext) -> Logged:
 
 @dataclass
 class Attempt:
-    """Execution's side of one RunInstance stream: stores artifacts, keeps what comes up."""
+    """Execution's side of one RunInstance stream: stores artifacts, acknowledges the journal, keeps what comes up."""
 
     context: UserExecutionContext
     call: Any
     producer_id: str
     store: bool = True
+    acknowledge: bool = True
     up: list[pb.RunInstanceResponse] = field(default_factory=list)
     artifacts: dict[str, bytes] = field(default_factory=dict)
     _parts: dict[str, tuple[str, str, bytearray]] = field(default_factory=dict)
@@ -127,6 +128,8 @@ class Attempt:
         self.up.append(message)
         if message.HasField("artifact_chunk"):
             await self._chunk(message.artifact_chunk)
+        if message.HasField("journal_entry") and self.acknowledge:
+            await self.send(journal_stored=pb.JournalStored(through=message.journal_entry.number))
         assert isinstance(message, pb.RunInstanceResponse)
         return message
 

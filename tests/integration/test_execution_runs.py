@@ -13,6 +13,8 @@ import pytest
 from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import execution_pb2 as pb
 from carrel.v1.context_pb2 import ErrorDetail
+from services.execution.models import UserKey
+from services.execution.store_artifacts import LocalArtifactFolder
 from tests.conftest import Eventually
 from tests.support.execution import Attempt, Script, Up, World, answer, result, running_execution
 from tests.support.identity import service_context, session_context
@@ -367,6 +369,71 @@ async def test_journal_is_acknowledged_once_durable_and_audit_is_kept_under_the_
     assert {(record.record_id, record.user_id) for record in records} == {(f"a{n}", "alice") for n in (1, 2, 3)}
     own = await world.stub.ListAuditRecords(pb.ListAuditRecordsRequest(context=session_context("mallory")), timeout=5)
     assert not own.records
+
+
+def _entry(number: int) -> Up:
+    return Up(journal_entry=ai.JournalEntry(number=number, call_id=f"c{number}", kind="tool", name="load"))
+
+
+async def _next_stored(attempt: Attempt) -> int:
+    while (message := await attempt.messages.get()).WhichOneof("message") != "journal_stored":
+        pass
+    return message.journal_stored.through
+
+
+async def test_entries_that_come_together_share_an_acknowledgement_that_comes_when_they_are_durable(
+    world: World,
+) -> None:
+    acknowledged: list[int] = []
+    locked = sqlite3.connect(world.folder / "data" / "runs.sqlite3", isolation_level=None)
+
+    async def works(attempt: Attempt) -> AsyncIterator[Up]:
+        locked.execute("BEGIN IMMEDIATE")
+        for number in range(1, 21):
+            yield _entry(number)
+        early = asyncio.create_task(_next_stored(attempt))
+        await asyncio.wait({early}, timeout=0.3)
+        assert not early.done(), "nothing can be stored yet"
+        locked.execute("ROLLBACK")
+        acknowledged.append(await early)
+        while acknowledged[-1] < 20:
+            acknowledged.append(await _next_stored(attempt))
+        yield result({})
+
+    world.agents.scripts["data"] = works
+    run = await world.ended((await world.execute()).run.run_id)
+    locked.close()
+    assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+    assert len(acknowledged) <= 3
+    assert acknowledged == sorted(acknowledged)
+
+
+async def test_an_artifact_that_is_being_stored_holds_no_acknowledgement_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, free = LocalArtifactFolder.put, asyncio.Event()
+
+    async def slow(self: LocalArtifactFolder, user: UserKey, run_id: str, data: bytes) -> str:
+        await free.wait()
+        return await put(self, user, run_id, data)
+
+    monkeypatch.setattr(LocalArtifactFolder, "put", slow)
+    kinds: list[str | None] = []
+
+    async def works(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(artifact_chunk=ai.ArtifactChunk(upload_id="u1", name="a.txt", data=b"a", last=True))
+        yield _entry(1)
+        kinds.append((await attempt.messages.get()).WhichOneof("message"))
+        free.set()
+        kinds.append((await attempt.messages.get()).WhichOneof("message"))
+        # One that is not answered yet is stored nevertheless.
+        yield Up(artifact_chunk=ai.ArtifactChunk(upload_id="u2", name="b.txt", data=b"b", last=True))
+        yield result({})
+
+    world.agents.scripts["data"] = works
+    run = await world.ended((await world.execute()).run.run_id)
+    assert kinds == ["journal_stored", "artifact_stored"]
+    assert sorted(artifact.name for artifact in run.artifacts) == ["a.txt", "b.txt"]
 
 
 async def test_a_long_attempt_gets_a_fresh_ticket(tmp_path: Path) -> None:

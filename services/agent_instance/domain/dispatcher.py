@@ -13,7 +13,7 @@ import asyncio
 import enum
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from servicekit.telemetry.gen_ai import tool_call
 from servicekit.telemetry.tracing import NO_TRACING, Tracing, carried
 from services.agent_instance.domain.activity import ActivityClock
 from services.agent_instance.domain.calls import Asked, CallLedger, ToolCall, hash_arguments, permits
+from services.agent_instance.domain.deliveries import Deliveries, Result
 from services.agent_instance.domain.events import StageEvents
 from services.agent_instance.domain.ports import Uplink
 from services.agent_instance.domain.questions import StageQuestions, approval_question, denial
@@ -63,6 +64,9 @@ class BodyRunner(Protocol):
 
     def overdue(self, call: ToolCall, error: CarrelError) -> None:
         """Have the call stopped with this error, in a task of the runner's own (called by a timer)."""
+
+    def start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Start a task that ends with the turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +112,15 @@ class UnifiedToolDispatcher:
         self._waiting: deque[ToolCall] = deque()
         self._running = 0
         self._closed = False
+        self._deliveries = Deliveries(turn.clock, self._deliver, turn.runner.start_task)
         self._reports = ToolReports(
             turn.agent_name, turn.events, turn.uplink, turn.ledger, turn.clock, statistics or ToolStatistics()
         )
 
     @property
     def open_calls(self) -> int:
-        """Calls that have not ended: running and waiting."""
-        return len(self._calls)
+        """Calls whose callers have no answer yet: running, waiting, and ended but not stored by execution."""
+        return len(self._calls) + len(self._deliveries)
 
     async def request(self, asked: Asked) -> None:
         """A caller asks for a tool; it is answered by ``asked.reply``, at once when the call is refused.
@@ -146,7 +151,10 @@ class UnifiedToolDispatcher:
             self._waiting.append(call)
 
     async def ended(self, call_id: str, value: Any, error: CarrelError | None) -> None:
-        """A body has ended, or is to be taken for ended. Only the first end of a call counts."""
+        """A body has ended, or is to be taken for ended. Only the first end of a call counts.
+
+        Who called is told, and another call takes its place, once its journal entry is durable; that is not waited for.
+        """
         call = self._calls.pop(call_id, None)
         if call is None:
             return
@@ -155,19 +163,25 @@ class UnifiedToolDispatcher:
             call.timer.cancel()
         if call.pending is not None:
             self._turn.questions.withdraw(call.pending)
-        if call.running:
-            self._running -= not call.nested
-            self._turn.clock.tool_ended(call_id)
-            if error is not None:
-                call.span.fail(error.code)
-            call.span.end()
-            await self._turn.runner.finished(call)
-            with carried(call.span.traceparent):
-                await self._reports.completed(call, value, error)
-        else:
+        if not call.running:
             with suppress(ValueError):
                 self._waiting.remove(call)
-        await call.asked.reply(value, error)
+            await self._deliver(Result(call, value, error, None))
+            return
+        self._turn.clock.tool_ended(call_id)
+        if error is not None:
+            call.span.fail(error.code)
+        call.span.end()
+        await self._turn.runner.finished(call)
+        with carried(call.span.traceparent):
+            receipt = await self._reports.completed(call, value, error)
+        await self._deliveries.add(Result(call, value, error, receipt))
+
+    async def _deliver(self, result: Result) -> None:
+        call = result.call
+        if call.running:
+            self._running -= not call.nested
+        await call.asked.reply(result.value, result.error)
         while self._waiting and self._running < self._max_running and not self._closed:
             await self._begin(self._waiting.popleft())
         if call.work is not None:
@@ -206,6 +220,7 @@ class UnifiedToolDispatcher:
             call.span.end()
             if call.timer is not None:
                 call.timer.cancel()
+        for call in (*self._calls.values(), *self._deliveries.drop()):
             if call.work is not None:
                 self._turn.questions.end(call.work, settle=False)
         self._withdraw(self._calls.values())
@@ -217,6 +232,9 @@ class UnifiedToolDispatcher:
         """End what is open; nothing begins any more. Idempotent."""
         self._closed = True
         await self.stop_all(list(self._calls), CancelledRunError("the agent has ended, and its tool calls with it"))
+        for call in self._deliveries.drop():
+            if call.work is not None:
+                self._turn.questions.end(call.work)
 
     def _withdraw(self, calls: Iterable[ToolCall]) -> None:
         """None of these calls' questions may be the one that the attempt ends for: all end now."""
@@ -246,13 +264,13 @@ class UnifiedToolDispatcher:
                 tool_name=tool.name,
                 permission=tool.permission,
             )
-        if len(self._calls) >= self._max_open:
+        if self.open_calls >= self._max_open:
             raise LimitExceededError(
                 f"{self._max_open} tool calls are open",
                 advice="wait for some of them before calling more",
                 limit="open_tool_calls",
                 limit_value=self._max_open,
-                use=len(self._calls),
+                use=self.open_calls,
             )
         tool.check_arguments(asked.arguments)
         return tool

@@ -41,6 +41,7 @@ from services.agent_instance.domain.model_answer import ChatAnswer, SseReader, U
 from services.agent_instance.domain.model_budget import StageBudget, UserGates
 from services.agent_instance.domain.model_endpoint import ModelEndpoint, ModelPolicy
 from services.agent_instance.domain.model_request import bounded, chat_request, estimate_tokens, limit_output
+from services.agent_instance.domain.receipts import durable
 from services.agent_instance.domain.statistics import ModelStatistics
 from services.agent_instance.models import AuditEntry, AuditOutcome, BudgetUse, Caller, JournalItem
 
@@ -72,7 +73,8 @@ class ModelDoor(Protocol):
 @dataclass(slots=True)
 class Meter:
     """What a call under way has used so far. ``sent``: the endpoint has taken it, so that it counts.
-    ``error``: how the call ended, when the block does not raise it; ``said_error``: the answer itself tells one."""
+    ``error``: how the call ended, when the block does not raise it; ``said_error``: the answer itself tells one, and
+    ``said_end``: that it is whole."""
 
     input_bytes: int = 0
     output_bytes: int = 0
@@ -80,6 +82,7 @@ class Meter:
     usage: Usage | None = None
     error: CarrelError | None = None
     said_error: bool = False
+    said_end: bool = False
 
     def total(self) -> Usage:
         """What the endpoint has counted, or an estimate."""
@@ -270,7 +273,8 @@ class TurnModels:
         answer, refusal = await self._metered_answer(body, model, digest, voice)
         result = b"" if refusal is not None else orjson.dumps(answer)
         with turn.clock.stopped():
-            await turn.uplink.journal(turn.ledger.entry(journal_id, "model", model, digest, result, refusal))
+            entry = turn.ledger.entry(journal_id, "model", model, digest, result, refusal)
+            await durable(await turn.uplink.journal(entry))
         if refusal is not None:
             raise refusal
         return answer

@@ -8,8 +8,9 @@ journal's room from calls that must not be made twice.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -22,14 +23,17 @@ from services.agent_instance.domain.model_calls import Meter, TurnModels
 from services.agent_instance.domain.model_endpoint import EndpointAnswer, ModelPolicy
 from services.agent_instance.domain.model_references import refuse_references
 from services.agent_instance.domain.model_request import bounded, limit_output
+from services.agent_instance.domain.receipts import durable
 from services.agent_instance.domain.tool_reports import MAX_JOURNALED_BYTES
 from services.agent_instance.models import JournalItem
 
 __all__ = ["FORWARDED", "Forwarded", "forward"]
 
 FORWARDED: Final = ("chat/completions", "embeddings", "responses")
+_PARTING_S: Final = 0.2
 _STREAM: Final = "text/event-stream"
 _FAILED: Final = ("error", "response.failed")
+_WHOLE: Final = ("response.completed", "response.incomplete")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +58,41 @@ class _Record:
         self._keeps = path != "embeddings"
         self._id, self.earlier = self._host.ledger.recall("model", model, self._digest)
 
-    async def kept(self, answer: Forwarded, meter: Meter) -> AsyncIterator[bytes]:
-        """The chunks as they are; at their end the whole is journaled."""
+    async def kept(self, answer: Forwarded, meter: Meter, call: AsyncExitStack) -> AsyncIterator[bytes]:
+        """The chunks as they are; the whole is journaled.
+
+        What says that the answer is whole is held back until the entry is durable: its reader may act on it. ``call``,
+        the model's time and the user's place among his calls, ends before that.
+        """
         data: bytearray | None = bytearray() if self._keeps else None
+        held: list[bytes] = []
         async for chunk in answer.chunks:
             if data is not None:
                 data += chunk
                 # As text in JSON it is larger, but not by much: it is JSON already.
                 data = data if len(data) <= MAX_JOURNALED_BYTES // 2 else None
+            if data is not None and (meter.said_end or not answer.streamed):
+                held.append(chunk)
+                continue
+            for earlier in held:
+                yield earlier
+            held.clear()
             yield chunk
-        if data is None or meter.said_error:
-            return
-        told = {"content_type": answer.content_type, "streamed": answer.streamed}
-        result = orjson.dumps({**told, "text": data.decode("utf-8", "replace")})
+        if data is not None and not meter.said_error:
+            told = {"content_type": answer.content_type, "streamed": answer.streamed}
+            result = orjson.dumps({**told, "text": data.decode("utf-8", "replace")})
+            await self._store(result, call)
+        for chunk in held:
+            yield chunk
+
+    async def _store(self, result: bytes, call: AsyncExitStack) -> None:
         host = self._host
         with host.clock.stopped():
-            await host.uplink.journal(host.ledger.entry(self._id, "model", self._model, self._digest, result, None))
+            receipt = await host.uplink.journal(
+                host.ledger.entry(self._id, "model", self._model, self._digest, result, None)
+            )
+            await call.aclose()
+            await durable(receipt)
 
 
 def _again(earlier: JournalItem) -> Forwarded:
@@ -96,21 +119,19 @@ async def forward(turn: TurnModels, path: str, request: dict[str, Any]) -> Async
     if record.earlier is not None:
         yield _again(record.earlier)
         return
-    async with turn.metered(model, digest, turn.caller().context) as meter:
+    async with AsyncExitStack() as call:
+        meter = await call.enter_async_context(turn.metered(model, digest, turn.caller().context))
         if path == "chat/completions":
             limit_output(body, policy, turn.budget.left)
         elif path == "responses" and turn.budget.left is not None:
             body["max_output_tokens"] = max(1, min(body["max_output_tokens"], turn.budget.left))
         meter.input_bytes = bounded(body, policy)
-        async with turn.desk.endpoint.open(path, body) as answer:
-            meter.sent = True
-            streamed = answer.content_type == _STREAM
-            if streamed:
-                chunks = _events(answer, meter, policy, all_events=wants_usage)
-            else:
-                chunks = _whole(answer, meter, policy)
-            passed = Forwarded(answer.content_type or "application/json", streamed, chunks)
-            yield replace(passed, chunks=record.kept(passed, meter))
+        answer = await call.enter_async_context(turn.desk.endpoint.open(path, body))
+        meter.sent = True
+        streamed = answer.content_type == _STREAM
+        chunks = _events(answer, meter, policy, all_events=wants_usage) if streamed else _whole(answer, meter, policy)
+        passed = Forwarded(answer.content_type or "application/json", streamed, chunks)
+        yield replace(passed, chunks=record.kept(passed, meter, call))
 
 
 def _body(path: str, request: dict[str, Any], policy: ModelPolicy) -> tuple[dict[str, Any], bool]:
@@ -156,21 +177,38 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     """The stream as it is, but for the event that tells the usage when the client has not asked for that."""
     reader, size, rest = SseReader(), 0, b""
-    async for chunk in answer.chunks():
+    async for chunk in _ending(answer.chunks(), reader):
         size += len(chunk)
         _hold(size, policy)
         for event in reader.feed(chunk):
             meter.usage = usage_of(event) or meter.usage
             meter.output_bytes += _text_bytes(event)
             meter.said_error |= _says_error(event)
+            meter.said_end |= _says_end(event)
+        meter.said_end |= reader.done
         if all_events:
             yield chunk
-            continue
-        *blocks, rest = (rest + chunk).split(b"\n\n")
-        if kept := b"".join(block + b"\n\n" for block in blocks if not _tells_usage_only(block)):
-            yield kept
+        else:
+            *blocks, rest = (rest + chunk).split(b"\n\n")
+            if kept := b"".join(block + b"\n\n" for block in blocks if not _tells_usage_only(block)):
+                yield kept
     if rest:
         yield rest
+
+
+async def _ending(chunks: AsyncIterator[bytes], reader: SseReader) -> AsyncIterator[bytes]:
+    """The chunks; after the last event only what comes at once: its reader's end must not wait for a hang-up."""
+    while True:
+        try:
+            async with asyncio.timeout(_PARTING_S if reader.done else None):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            if reader.done:
+                return
+            raise
+        yield chunk
 
 
 def _tells_usage_only(block: bytes) -> bool:
@@ -185,6 +223,15 @@ def _tells_usage_only(block: bytes) -> bool:
 
 def _says_error(event: object) -> bool:
     return isinstance(event, dict) and bool(event.get("error") or event.get("type") in _FAILED)
+
+
+def _says_end(event: object) -> bool:
+    """Whether the answer is whole with this: a finish_reason of a chat completion, or a response's last event."""
+    if not isinstance(event, dict):
+        return False
+    choices = event.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return event.get("type") in _WHOLE or bool(isinstance(first, dict) and first.get("finish_reason"))
 
 
 def _text_bytes(event: object) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from carrel.agent_messages import CallModel, DownMessage
 from carrel.errors import CarrelError
 from carrel.tools import Tool
+from services.agent_instance.domain.receipts import Receipt
 from services.agent_instance.models import AuditEntry, BudgetUse, Caller, ChunkUp, JournalItem
 
 if TYPE_CHECKING:
@@ -41,8 +42,11 @@ class Uplink(Protocol):
     A message sent after the stream's end goes nowhere and is no error: the attempt is being killed then.
     """
 
-    async def journal(self, item: JournalItem) -> None:
-        """A completed tool or model call."""
+    async def journal(self, item: JournalItem) -> Receipt | None:
+        """A completed call; returns when it is sent. Its agent gets the result when the receipt is done.
+
+        Returns None for a call that is not kept. Entries come in the order of their numbers.
+        """
 
     async def audit(self, entry: AuditEntry) -> None:
         """A record for the audit trail."""
@@ -71,12 +75,13 @@ class BoundedJournal:
         self.chunk = uplink.chunk
         self.budget_use = uplink.budget_use
 
-    async def journal(self, item: JournalItem) -> None:
+    async def journal(self, item: JournalItem) -> Receipt | None:
         """Send it up while there is room."""
         size = _size(item)
-        if size <= self._left:
-            self._left -= size
-            await self._uplink.journal(item)
+        if size > self._left:
+            return None
+        self._left -= size
+        return await self._uplink.journal(item)
 
 
 def _size(item: JournalItem) -> int:

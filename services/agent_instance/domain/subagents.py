@@ -36,6 +36,7 @@ from services.agent_instance.domain.activity import ActivityClock
 from services.agent_instance.domain.calls import hash_arguments
 from services.agent_instance.domain.contexts import ContextTable, Scope
 from services.agent_instance.domain.questions import Work
+from services.agent_instance.domain.receipts import Receipt
 from services.agent_instance.domain.registry import AgentEntry
 from services.agent_instance.domain.roles import MAX_SUB_AGENT_DEPTH, StageTools, TurnEnd, TurnRole
 from services.agent_instance.domain.tool_reports import MAX_JOURNALED_BYTES
@@ -71,9 +72,11 @@ class _Child:
     cancelled: str | None = None
     turn: _Turn | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+    left: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     def cancel(self, reason: str, grace_s: float | None = None) -> None:
         self.cancelled = reason
+        self.left.set()
         if self.turn is not None:
             self.turn.cancel(reason, grace_s)
 
@@ -272,11 +275,24 @@ class SubAgents:
             encoded = b"" if error is not None else orjson.dumps(result)
             final = error is None or isinstance(error, AgentFailedError)
             if final and len(encoded) <= MAX_JOURNALED_BYTES:
-                await self._stage.uplink.journal(
+                receipt = await self._stage.uplink.journal(
                     role.ledger.entry(child.journal_id, "agent", name, child.arguments_hash, encoded, error)
                 )
+                await _durable_or_left(receipt, child)
         self._clock.spoke()
         return AgentReply(call_id, result or {}) if error is None else Refused(call_id, error.to_dict())
+
+
+async def _durable_or_left(receipt: Receipt | None, child: _Child) -> None:
+    """Wait until its entry is stored, or nobody waits for its answer: whoever ends may wait for its task."""
+    if receipt is None:
+        return
+    left = asyncio.create_task(child.left.wait(), name="leave of a sub-agent")
+    signals: set[asyncio.Future[Any]] = {receipt, left}
+    try:
+        await asyncio.wait(signals, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left.cancel()
 
 
 def _allowed(

@@ -15,6 +15,7 @@ from services.agent_instance.domain.activity import ActivityClock
 from services.agent_instance.domain.calls import Asked, CallLedger, ToolCall
 from services.agent_instance.domain.events import StageEvents
 from services.agent_instance.domain.ports import Uplink
+from services.agent_instance.domain.receipts import Receipt
 from services.agent_instance.domain.statistics import ToolStatistics
 from services.agent_instance.models import AuditEntry, AuditOutcome, JournalItem
 
@@ -72,8 +73,9 @@ class ToolReports:
         with self._clock.stopped():
             await self._events.emit("tool_executing", data, self._agent_name, call.scope.context)
 
-    async def completed(self, call: ToolCall, value: Any, error: CarrelError | None) -> None:
-        """The body has ended, or was stopped."""
+    async def completed(self, call: ToolCall, value: Any, error: CarrelError | None) -> Receipt | None:
+        """The body has ended, or was stopped. Its caller is told when the receipt, if there is one, is done."""
+        receipt: Receipt | None = None
         seconds = time.monotonic() - call.began
         result = b"" if error is not None else orjson.dumps(value)
         outcome = AuditOutcome.SUCCEEDED if error is None else AuditOutcome.FAILED
@@ -92,11 +94,12 @@ class ToolReports:
             await self._say_end(call, value, result, error, seconds)
             if (error is None or isinstance(error, ToolFailedError)) and len(result) <= MAX_JOURNALED_BYTES:
                 name = call.name.journal_id
-                await self._uplink.journal(
+                receipt = await self._uplink.journal(
                     self._ledger.entry(name, "tool", call.tool.name, call.arguments_hash, result, error)
                 )
             await self._uplink.audit(record)
         self._clock.spoke()
+        return receipt
 
     async def replayed(self, call: ToolCall, earlier: JournalItem) -> Any:
         """The call ended in an earlier attempt: says it again, since that one's events may not have got far, and

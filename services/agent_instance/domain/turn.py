@@ -7,6 +7,7 @@ answers, and one more for each sub-agent; what comes before and after a turn is 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -263,6 +264,10 @@ class AgentTurn:
     def overdue(self, call: ToolCall, error: CarrelError) -> None:
         """A call's time is up."""
         _ = self._tasks.start(self._dispatcher.stop(call.call_id, error), "end of an overdue tool call")
+
+    def start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Something of the dispatcher's that ends with the turn."""
+        _ = self._tasks.start(work, name)
 
     async def _release(self) -> None:
         self._asking.close()

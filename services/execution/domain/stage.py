@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import singledispatchmethod
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from carrel.errors import CancelledRunError, DrainingError, StoreUnavailableError, UnavailableError
 from services.execution.domain.budgets import Budgets
@@ -36,6 +36,8 @@ from services.execution.models import AuditEntry, JournalItem, RunRef
 __all__ = ["StageSession"]
 
 _T = TypeVar("_T")
+# Of 256 KiB: while one artifact is stored, so much may wait before what comes after it does, too.
+_CHUNKS: Final = 16
 
 
 class StageSession:
@@ -65,6 +67,8 @@ class StageSession:
         self._refresh_at = 0.0
         self._uploads = Uploads(services.store, services.folder, self._ref, self._options.artifacts, services.clock)
         self._journal = Coalescer[JournalItem](self._save_journal, services.start, "journal")
+        self._stored = Coalescer[int](self._acknowledge, services.start, "journal acknowledgements")
+        self._chunks = Coalescer[ArtifactChunk](self._take_chunks, services.start, "artifacts", _CHUNKS)
         self._audit = Coalescer[AuditEntry](self._save_audit, services.start, "audit")
         self._uses = Coalescer[BudgetUse](self._save_uses, services.start, "budget")
 
@@ -107,6 +111,7 @@ class StageSession:
             # A finished watch can't be set anew, and a cancel may come at any moment.
             self._stream = self._watch = None
         self._told(result)
+        await self._chunks.drained()
         await self._journal.drained()
         await self._audit.drained()
         await self._uses.drained()
@@ -163,9 +168,8 @@ class StageSession:
 
     @_take.register
     async def _(self, message: ArtifactChunk) -> None:
-        answer = await self._uploads.take(message)
-        if answer is not None:
-            await self._send(answer)
+        # Not waited for: an agent waits for the acknowledgement of a journal entry behind it.
+        await self._chunks.add(message)
 
     def _timing(self) -> RunClock:
         return self._services.timings.of(self._ref.user, self._ref.run_id)
@@ -184,10 +188,22 @@ class StageSession:
         if self._stream is not None:
             await self._stream.send(message)
 
+    async def _take_chunks(self, chunks: Sequence[ArtifactChunk]) -> None:
+        for chunk in chunks:
+            answer = await self._uploads.take(chunk)
+            if answer is not None:
+                await self._send(answer)
+
     async def _save_journal(self, entries: Sequence[JournalItem]) -> None:
         store, stage = self._services.store, self._start.index
         if await self._insist(lambda: store.save_journal(self._ref, stage, entries)):
-            await self._send(JournalStored(max(entry.number for entry in entries)))
+            # In a task of its own: what has come meanwhile is to be stored at once.
+            await self._stored.add(max(entry.number for entry in entries))
+        # Else the run is over or somebody newer's: whoever made it so ends this attempt, and until then its agent,
+        # which gets no acknowledgement, does not go on.
+
+    async def _acknowledge(self, numbers: Sequence[int]) -> None:
+        await self._send(JournalStored(max(numbers)))
 
     async def _save_audit(self, entries: Sequence[AuditEntry]) -> None:
         await self._insist(lambda: self._services.store.save_audit(entries))

@@ -22,6 +22,7 @@ from services.agent_instance.domain.executor import ExecutorFactory
 from services.agent_instance.domain.fallback import FallbackManager
 from services.agent_instance.domain.periodic import PeriodicUpdateManager
 from services.agent_instance.domain.pool import ResourcePool
+from services.agent_instance.domain.receipts import Receipt, Receipts
 from services.agent_instance.domain.registry import AgentClassRegistry
 from services.agent_instance.domain.stage import StageAttempt, StageServices, StageTimes
 from services.agent_instance.domain.validation import DependencyChecker
@@ -119,11 +120,16 @@ class FakeProducer:
 
 
 class FakeUplink:
-    """Execution's side: keeps what comes up, and stores artifacts unless told to refuse or to stay silent."""
+    """Execution's side: keeps what comes up, and stores artifacts unless told to refuse or to stay silent.
+
+    ``withhold``: entries of the journal are kept, but not acknowledged before ``acknowledge``.
+    """
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.journaled: list[JournalItem] = []
+        self.withhold = False
+        self.receipts = Receipts()
         self.used: list[BudgetUse] = []
         self.audited: list[AuditEntry] = []
         self.stored: dict[str, bytes] = {}
@@ -132,8 +138,15 @@ class FakeUplink:
         self.desk = ArtifactDesk(self.chunk, timeout_s=2.0)
         self._parts: dict[str, tuple[str, str, bytearray]] = {}
 
-    async def journal(self, item: JournalItem) -> None:
+    async def journal(self, item: JournalItem) -> Receipt:
+        receipt = self.receipts.expect(item.number)
         self.journaled.append(item)
+        if not self.withhold:
+            self.acknowledge()
+        return receipt
+
+    def acknowledge(self, through: int | None = None) -> None:
+        self.receipts.stored(self.journaled[-1].number if through is None else through)
 
     async def budget_use(self, use: BudgetUse) -> None:
         self.used.append(use)
