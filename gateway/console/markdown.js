@@ -4,10 +4,12 @@
  * mailto and open apart. What is no Markdown of this kind stays text.
  */
 
-import { h, html, memo } from "./dom.js"
+import { classes, h, html, memo } from "./dom.js"
 
 const MOST = 400_000
 const NEST = 6
+// A heading of so few characters stands on one line: a table that is too wide can be moved.
+const SHORT = 26
 
 /**
  * Text as elements. Text that grows at its end is cheap to draw again: blocks that are the same as before are not.
@@ -155,11 +157,13 @@ function cells(line) {
 
 function table(lines, how) {
   const sides = cells(lines[1]).map((cell) => (/^:-+:$/.test(cell) ? "centre" : /-:$/.test(cell) ? "right" : ""))
-  const row = (line, tag) => cells(line).slice(0, 40).map((cell, at) => h(tag, { class: sides[at], scope: tag === "th" ? "col" : undefined }, inline(cell, how)))
+  const head = (cell, at) => h("th", { class: classes(sides[at], cell.length <= SHORT && "short"), scope: "col" }, inline(cell, how))
+  const body = (cell, at) => h("td", { class: sides[at] }, inline(cell, how))
+  const row = (line, draw) => cells(line).slice(0, 40).map(draw)
   return html`<div class="table" tabindex="0" role="region" aria-label="Table">
     <table>
-      <thead><tr>${row(lines[0], "th")}</tr></thead>
-      <tbody>${lines.slice(2).map((line) => html`<tr>${row(line, "td")}</tr>`)}</tbody>
+      <thead><tr>${row(lines[0], head)}</tr></thead>
+      <tbody>${lines.slice(2).map((line) => html`<tr>${row(line, body)}</tr>`)}</tbody>
     </table>
   </div>`
 }

@@ -1,6 +1,6 @@
 /** What a run has made: its report with its charts, other files to look at and to save. Made by agents, so never trusted. */
 
-import { html, useEffect, useRef, useState } from "../dom.js"
+import { classes, html, useEffect, useRef, useState } from "../dom.js"
 import { bytes, pretty } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { Markdown } from "../markdown.js"
@@ -109,7 +109,8 @@ export function Picture({ session, run, artifact, alt, read = (one) => session.r
     }
   }, [])
   if (error) return html`<span class="wrong">${artifact.name} cannot be read: ${error.message}</span>`
-  return html`<figure class="picture">${address ? html`<img src=${address} alt=${alt || artifact.name} />` : html`<span class="picture-gap"><${Spinner} /></span>`}</figure>`
+  const drawn = typeOf(artifact) === "image/svg+xml"
+  return html`<figure class=${classes("picture", drawn && "drawn")}>${address ? html`<img src=${address} alt=${alt || artifact.name} />` : html`<span class="picture-gap"><${Spinner} /></span>`}</figure>`
 }
 
 function Save({ session, run, artifact }) {
