@@ -41,7 +41,8 @@ export function forgetTokens() {
 /** What the gateway is and how one may sign in: `{version, sign_in_by_name, docs}`. */
 export async function about() {
   const response = await fetch(`${BASE}/console/about.json`)
-  if (!response.ok) throw new CarrelError(`the gateway answers with status ${response.status}`, { advice: "try again shortly" })
+  if (!response.ok)
+    throw new CarrelError(`the gateway answers with status ${response.status}`, { advice: "try again shortly" })
   return response.json()
 }
 
@@ -56,7 +57,9 @@ export function offersTwo(session, facts) {
 /** A development token for a user of this name. */
 export async function tokenFor(user, operator = false) {
   const response = await fetch(`${BASE}/console/sign-in`, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ user, operator }),
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ user, operator }),
   })
   const body = await response.json().catch(() => ({}))
   if (!response.ok) throw refusal(body.error, response.status)
@@ -74,6 +77,9 @@ export async function check(token) {
 
 function refusal(error, status) {
   return new CarrelError(error?.message ?? `the gateway answers with status ${status}`, {
-    code: error?.code, advice: error?.advice, retryable: error?.retryable, details: error?.details,
+    code: error?.code,
+    advice: error?.advice,
+    retryable: error?.retryable,
+    details: error?.details,
   })
 }

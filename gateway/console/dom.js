@@ -5,7 +5,14 @@ import { Component, Fragment, h, render } from "./vendor/preact.js"
 
 export { Component, Fragment, h, render }
 export {
-  useCallback, useEffect, useErrorBoundary, useId, useLayoutEffect, useMemo, useRef, useState,
+  useCallback,
+  useEffect,
+  useErrorBoundary,
+  useId,
+  useLayoutEffect,
+  useMemo,
+  useRef,
+  useState,
 } from "./vendor/preact-hooks.js"
 
 export const html = htm.bind(h)

@@ -101,7 +101,9 @@ export function unmarked(text) {
 
 /** Text that fits: cut at a word, with an ellipsis. */
 export function shorten(text, most) {
-  const line = String(text ?? "").replace(/\s+/g, " ").trim()
+  const line = String(text ?? "")
+    .replace(/\s+/g, " ")
+    .trim()
   if (line.length <= most) return line
   const cut = line.slice(0, most)
   return `${cut.slice(0, Math.max(cut.lastIndexOf(" "), most - 12))}…`

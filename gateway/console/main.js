@@ -36,11 +36,14 @@ function App() {
     about().then(setFacts, () => setFacts({ version: "", sign_in_by_name: false, docs: false }))
     const kept = keptToken(MAIN)
     if (kept) {
-      check(kept).then(() => begin(kept), (error) => {
-        // A gateway that is away says nothing about the token.
-        if (error.status === "UNAUTHENTICATED") end(error)
-        else begin(kept)
-      })
+      check(kept).then(
+        () => begin(kept),
+        (error) => {
+          // A gateway that is away says nothing about the token.
+          if (error.status === "UNAUTHENTICATED") end(error)
+          else begin(kept)
+        },
+      )
     }
   }, [])
 
@@ -49,7 +52,8 @@ function App() {
       actions=${[{ label: "Load again", act: () => location.reload() }]} /></main>`
   }
   // How one may sign in is known before anything is shown that asks for it.
-  if (facts === undefined || looking) return html`<main class="centred" aria-busy="true"><${Spinner} /><span class="quiet">Loading</span></main>`
+  if (facts === undefined || looking)
+    return html`<main class="centred" aria-busy="true"><${Spinner} /><span class="quiet">Loading</span></main>`
   if (session) return html`<${SignedIn} session=${session} facts=${facts} end=${end} key=${session.token} />`
   return html`<${SignIn} facts=${facts} note=${note} begin=${begin} />`
 }

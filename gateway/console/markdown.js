@@ -4,10 +4,12 @@
  * mailto and open apart. What is no Markdown of this kind stays text.
  */
 
-import { h, html, memo } from "./dom.js"
+import { classes, h, html, memo } from "./dom.js"
 
 const MOST = 400_000
 const NEST = 6
+// A heading of so few characters stands on one line: a table that is too wide can be moved.
+const SHORT = 26
 
 /**
  * Text as elements. Text that grows at its end is cheap to draw again: blocks that are the same as before are not.
@@ -66,7 +68,8 @@ const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/
 const isItem = (line) => ITEM.test(line)
 const RULE = /^ {0,3}([-*_])( *\1){2,} *$/
 const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/
-const isDelimiter = (line) => line !== undefined && line.includes("-") && cells(line).every((cell) => /^:?-+:?$/.test(cell))
+const isDelimiter = (line) =>
+  line !== undefined && line.includes("-") && cells(line).every((cell) => /^:?-+:?$/.test(cell))
 
 function drawBlocks(lines, how) {
   const drawn = []
@@ -84,7 +87,13 @@ function drawBlocks(lines, how) {
       at = stop + 1
     } else if (heading) {
       // The page has its own h1 and h2 above.
-      drawn.push(h(`h${Math.min(heading[1].length + 2, 6)}`, { class: `md-h${heading[1].length}` }, inline(withoutMarks(heading[2]), how)))
+      drawn.push(
+        h(
+          `h${Math.min(heading[1].length + 2, 6)}`,
+          { class: `md-h${heading[1].length}` },
+          inline(withoutMarks(heading[2]), how),
+        ),
+      )
       at += 1
     } else if (RULE.test(line)) {
       drawn.push(html`<hr />`)
@@ -103,7 +112,11 @@ function drawBlocks(lines, how) {
       drawn.push(list(lines.slice(at, stop), how))
       at = stop
     } else {
-      const stop = until(lines, at + 1, (other) => !other.trim() || HEADING.test(other) || isItem(other) || /^ {0,3}(`{3}|~{3}|>)/.test(other))
+      const stop = until(
+        lines,
+        at + 1,
+        (other) => !other.trim() || HEADING.test(other) || isItem(other) || /^ {0,3}(`{3}|~{3}|>)/.test(other),
+      )
       drawn.push(html`<p>${inline(lines.slice(at, stop).join("\n"), how)}</p>`)
       at = stop
     }
@@ -155,28 +168,34 @@ function cells(line) {
 
 function table(lines, how) {
   const sides = cells(lines[1]).map((cell) => (/^:-+:$/.test(cell) ? "centre" : /-:$/.test(cell) ? "right" : ""))
-  const row = (line, tag) => cells(line).slice(0, 40).map((cell, at) => h(tag, { class: sides[at], scope: tag === "th" ? "col" : undefined }, inline(cell, how)))
+  const head = (cell, at) =>
+    h("th", { class: classes(sides[at], cell.length <= SHORT && "short"), scope: "col" }, inline(cell, how))
+  const body = (cell, at) => h("td", { class: sides[at] }, inline(cell, how))
+  const row = (line, draw) => cells(line).slice(0, 40).map(draw)
   return html`<div class="table" tabindex="0" role="region" aria-label="Table">
     <table>
-      <thead><tr>${row(lines[0], "th")}</tr></thead>
-      <tbody>${lines.slice(2).map((line) => html`<tr>${row(line, "td")}</tr>`)}</tbody>
+      <thead><tr>${row(lines[0], head)}</tr></thead>
+      <tbody>${lines.slice(2).map((line) => html`<tr>${row(line, body)}</tr>`)}</tbody>
     </table>
   </div>`
 }
 
 // In this order: code first, since nothing in it is anything else. Every part ends at the character that it begins with,
 // or has a bound: nobody can write a line that takes longer than its length allows.
-const INLINE = new RegExp([
-  String.raw`(?<!${"`"})(${"`"}{1,3})(?!${"`"})([^${"`"}]{1,4000})\1(?!${"`"})`,
-  String.raw`!\[([^[\]\n]{0,500})\]\(([^()\s]{1,2000})\)`,
-  String.raw`\[([^[\]\n]{1,500})\]\(([^()\s]{1,2000})\)`,
-  String.raw`(https?:\/\/[^\s<>()]{1,2000})`,
-  String.raw`\*\*([^*\n]{1,4000})\*\*`,
-  String.raw`\*([^*\s][^*\n]{0,4000})\*`,
-  String.raw`(?<!\w)_([^_\n]{1,4000})_(?!\w)`,
-  String.raw`~~([^~\n]{1,4000})~~`,
-  String.raw`\\([\\${"`"}*_{}[\]()#+.!|~-])`,
-].join("|"), "g")
+const INLINE = new RegExp(
+  [
+    String.raw`(?<!${"`"})(${"`"}{1,3})(?!${"`"})([^${"`"}]{1,4000})\1(?!${"`"})`,
+    String.raw`!\[([^[\]\n]{0,500})\]\(([^()\s]{1,2000})\)`,
+    String.raw`\[([^[\]\n]{1,500})\]\(([^()\s]{1,2000})\)`,
+    String.raw`(https?:\/\/[^\s<>()]{1,2000})`,
+    String.raw`\*\*([^*\n]{1,4000})\*\*`,
+    String.raw`\*([^*\s][^*\n]{0,4000})\*`,
+    String.raw`(?<!\w)_([^_\n]{1,4000})_(?!\w)`,
+    String.raw`~~([^~\n]{1,4000})~~`,
+    String.raw`\\([\\${"`"}*_{}[\]()#+.!|~-])`,
+  ].join("|"),
+  "g",
+)
 
 function inline(text, how, nested = 0) {
   if (nested > NEST) return text

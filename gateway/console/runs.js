@@ -10,8 +10,19 @@ import { Store } from "./stores.js"
 const ENDED = new Set(["SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"])
 // Events that say something here. Others, of later releases, are kept and pass by.
 const KINDS = new Set([
-  "run_accepted", "agent_started", "agent_thinking", "tool_executing", "tool_completed", "agent_message", "agent_completed",
-  "agent_error", "run_attempt", "input_required", "event_rejected", "log_gap", "run_completed",
+  "run_accepted",
+  "agent_started",
+  "agent_thinking",
+  "tool_executing",
+  "tool_completed",
+  "agent_message",
+  "agent_completed",
+  "agent_error",
+  "run_attempt",
+  "input_required",
+  "event_rejected",
+  "log_gap",
+  "run_completed",
 ])
 // Of the results that agents give, the field that is meant to be read.
 const TEXTS = ["answer", "message", "summary", "text"]
@@ -103,7 +114,8 @@ export class Run extends Store {
     const said = this.messages.filter((message) => message.text.trim())
     const own = resultText(this.result ?? this.told?.result)
     if (!said.length && this.said.length) return this.said
-    if (own && !said.some((message) => message.text.trim() === own.trim())) return [...said, { id: "result", text: own }]
+    if (own && !said.some((message) => message.text.trim() === own.trim()))
+      return [...said, { id: "result", text: own }]
     return said
   }
 
@@ -195,7 +207,12 @@ export class Run extends Store {
       return
     }
     this._steps.add({
-      kind: "agent", name: data.agent_name, note: data.description, depth: 0, at, event,
+      kind: "agent",
+      name: data.agent_name,
+      note: data.description,
+      depth: 0,
+      at,
+      event,
       key: `agent:${data.agent_name}`,
     })
   }
@@ -206,13 +223,27 @@ export class Run extends Store {
     const text = String(data.text ?? "")
     const left = data.shed ? `${data.shed} lines were left out` : ""
     const open = this._thoughts.get(whose(event))
-    if (open && data.delta && !left && open.messageId === data.message_id && open.step.name.length + text.length <= THOUGHT) {
+    if (
+      open &&
+      data.delta &&
+      !left &&
+      open.messageId === data.message_id &&
+      open.step.name.length + text.length <= THOUGHT
+    ) {
       this._steps.finish(open.step, { name: open.step.name + text, endedAt: at })
       this.thought = open.step.name.slice(-THOUGHT_LINE)
       return
     }
     if (text) this.thought = text
-    const step = this._steps.add({ kind: "thought", name: text || left, note: text && left, depth: this._steps.depth(event, at) + 1, at, event, done: true })
+    const step = this._steps.add({
+      kind: "thought",
+      name: text || left,
+      note: text && left,
+      depth: this._steps.depth(event, at) + 1,
+      at,
+      event,
+      done: true,
+    })
     if (data.delta) this._thoughts.set(whose(event), { step, messageId: data.message_id })
     else this._thoughts.delete(whose(event))
   }
@@ -221,8 +252,14 @@ export class Run extends Store {
     this.status = "RUNNING"
     this.tools += 1
     this._steps.add({
-      kind: "tool", name: data.tool_name, depth: this._steps.depth(event, at) + 1, at, event, key: `tool:${data.tool_call_id}`,
-      arguments: data.arguments, replayed: data.replayed,
+      kind: "tool",
+      name: data.tool_name,
+      depth: this._steps.depth(event, at) + 1,
+      at,
+      event,
+      key: `tool:${data.tool_call_id}`,
+      arguments: data.arguments,
+      replayed: data.replayed,
     })
   }
 
@@ -234,7 +271,12 @@ export class Run extends Store {
       // Refused: it was never begun.
       this.tools += 1
       step = this._steps.add({
-        kind: "tool", name: data.tool_name, depth, at, event, arguments: data.arguments,
+        kind: "tool",
+        name: data.tool_name,
+        depth,
+        at,
+        event,
+        arguments: data.arguments,
       })
     }
     this._steps.finish(step, {
@@ -259,15 +301,33 @@ export class Run extends Store {
   }
 
   _agent_completed(data, event, at) {
-    this._steps.endOf(data.agent_name, event, at, { status: "ok", result: data.result, artifact: data.artifact, duration: data.duration_ms })
+    this._steps.endOf(data.agent_name, event, at, {
+      status: "ok",
+      result: data.result,
+      artifact: data.artifact,
+      duration: data.duration_ms,
+    })
   }
 
   _agent_error(data, event, at) {
     const recovered = data.recovered || data.fallback
-    const step = this._steps.endOf(data.agent_name ?? event.agent_name, event, at, { status: recovered ? "warned" : "error", error: data })
+    const step = this._steps.endOf(data.agent_name ?? event.agent_name, event, at, {
+      status: recovered ? "warned" : "error",
+      error: data,
+    })
     // A sub-agent's is its caller's to deal with.
     if (event.parent_request_id) return
-    if (!step) this._steps.add({ kind: "note", name: data.message, error: data, depth: 0, at, event, done: true, status: "error" })
+    if (!step)
+      this._steps.add({
+        kind: "note",
+        name: data.message,
+        error: data,
+        depth: 0,
+        at,
+        event,
+        done: true,
+        status: "error",
+      })
     if (!recovered) this.error = data
   }
 
@@ -300,7 +360,16 @@ export class Run extends Store {
   }
 
   _log_gap(data, event, at) {
-    this._steps.add({ kind: "note", name: "Events were lost here", note: data.reason, depth: 0, at, event, done: true, status: "warned" })
+    this._steps.add({
+      kind: "note",
+      name: "Events were lost here",
+      note: data.reason,
+      depth: 0,
+      at,
+      event,
+      done: true,
+      status: "warned",
+    })
   }
 
   _run_completed(data, event, at) {

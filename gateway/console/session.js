@@ -34,7 +34,12 @@ export class Session extends Store {
     this.connection = { phase: "connecting", reason: "", until: 0, failures: 0 }
     this.figures = new Figures()
     this.client = new CarrelClient({
-      url: base, token, patient: true, repeat: true, backoff: BACKOFF, onState: (state) => this._turned(state),
+      url: base,
+      token,
+      patient: true,
+      repeat: true,
+      backoff: BACKOFF,
+      onState: (state) => this._turned(state),
     })
     this.rest = this.client.rest
     this.threads = new Threads(this)
@@ -48,17 +53,22 @@ export class Session extends Store {
   /** Connects, and loads what every view wants. Failures show in `connection` and `over`. */
   start() {
     this._end = this.client.listen({
-      onEvent: (event) => this._take(event), onNotice: (notice) => this._note(notice), onEnd: (error) => this._ended(error),
+      onEvent: (event) => this._take(event),
+      onNotice: (notice) => this._note(notice),
+      onEnd: (error) => this._ended(error),
     })
     this._awake = () => document.hidden || this.client.wake()
     document.addEventListener("visibilitychange", this._awake)
     // Why it failed is told at the end of `listen`, too.
     this.client.connect().catch(() => {})
     this.threads.load()
-    this.rest.agents().then(({ agents }) => {
-      this.agents = agents
-      this.changed()
-    }, () => {})
+    this.rest.agents().then(
+      ({ agents }) => {
+        this.agents = agents
+        this.changed()
+      },
+      () => {},
+    )
     return this
   }
 
@@ -102,7 +112,13 @@ export class Session extends Store {
 
   async _ask(draft) {
     const { message, agent, params, threadId, strategy } = draft.request
-    const options = { agentName: agent || undefined, params, threadId: threadId || undefined, strategy, clientRef: draft.ref }
+    const options = {
+      agentName: agent || undefined,
+      params,
+      threadId: threadId || undefined,
+      strategy,
+      clientRef: draft.ref,
+    }
     try {
       const { runId, threadId: place, status, agentName } = await this._execute(message, options)
       this._accepted(draft, runId, place)
@@ -296,7 +312,9 @@ function newRef() {
 /** What a token says, unverified: for the page's own words only. The gateway decides what it is worth. */
 export function claimsOf(token) {
   try {
-    const bytes = Uint8Array.from(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0))
+    const bytes = Uint8Array.from(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")), (c) =>
+      c.charCodeAt(0),
+    )
     const claims = JSON.parse(new TextDecoder().decode(bytes))
     return claims && typeof claims === "object" ? claims : {}
   } catch {
@@ -305,6 +323,8 @@ export function claimsOf(token) {
 }
 
 function permissionsOf({ scope, permissions }) {
-  const found = [scope, permissions].flatMap((value) => (typeof value === "string" ? value.split(/\s+/) : Array.isArray(value) ? value : []))
+  const found = [scope, permissions].flatMap((value) =>
+    typeof value === "string" ? value.split(/\s+/) : Array.isArray(value) ? value : [],
+  )
   return new Set(found.map(String).filter(Boolean))
 }

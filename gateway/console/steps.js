@@ -21,8 +21,17 @@ export class Steps {
   /** A new row, after the last one of its owner. With `key` it is open until it is closed. */
   add({ key, event, done, at, ...rest }) {
     const step = {
-      id: event.offset, status: done ? "ok" : "running", startedAt: at, endedAt: done ? at : NaN, duration: NaN,
-      agent: event.agent_name, attempt: event.attempt, requestId: event.request_id, version: 0, owner: undefined, inner: null,
+      id: event.offset,
+      status: done ? "ok" : "running",
+      startedAt: at,
+      endedAt: done ? at : NaN,
+      duration: NaN,
+      agent: event.agent_name,
+      attempt: event.attempt,
+      requestId: event.request_id,
+      version: 0,
+      owner: undefined,
+      inner: null,
       ...rest,
     }
     const owner = (step.owner = step.depth > 0 ? this._ownerOf(step, event) : undefined)
@@ -72,7 +81,8 @@ export class Steps {
       this.finish(step, { status, endedAt: at })
       this._open.delete(key)
     }
-    for (const child of this._running()) this.finish(child, { status: keepAgents ? "ok" : status, endedAt: child.lastAt })
+    for (const child of this._running())
+      this.finish(child, { status: keepAgents ? "ok" : status, endedAt: child.lastAt })
   }
 
   /** How deep an event lies. */

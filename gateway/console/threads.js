@@ -123,17 +123,20 @@ export class Threads extends Store {
       const thread = this._untitled.shift()
       thread.asked = true
       this._titling += 1
-      this._session.rest.messages(thread.threadId, { pageSize: 1 }).then(
-        ({ messages }) => {
-          thread.title ||= shorten(messages[0]?.text, TITLE)
-        },
-        () => {},
-      ).finally(() => {
-        this._titling -= 1
-        thread.changed()
-        this.changed()
-        this._titles()
-      })
+      this._session.rest
+        .messages(thread.threadId, { pageSize: 1 })
+        .then(
+          ({ messages }) => {
+            thread.title ||= shorten(messages[0]?.text, TITLE)
+          },
+          () => {},
+        )
+        .finally(() => {
+          this._titling -= 1
+          thread.changed()
+          this.changed()
+          this._titles()
+        })
     }
   }
 }
@@ -220,7 +223,11 @@ export class Thread extends Store {
       const run = this._session.run(message.run_id, this.threadId)
       this.add(run)
       if (message.role === "user") run.message = message.text
-      else answers.set(run, [...(answers.get(run) ?? []), { id: `said-${answers.get(run)?.length ?? 0}`, text: message.text }])
+      else
+        answers.set(run, [
+          ...(answers.get(run) ?? []),
+          { id: `said-${answers.get(run)?.length ?? 0}`, text: message.text },
+        ])
     }
     for (const [run, said] of answers) {
       run.said = said

@@ -47,7 +47,9 @@ function App() {
     if (loaded) return
     setWrong("")
     fetch(new URL(file, import.meta.url))
-      .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`the gateway answered ${answer.status}`))))
+      .then((answer) =>
+        answer.ok ? answer.json() : Promise.reject(new Error(`the gateway answered ${answer.status}`)),
+      )
       .then((document) => setDocuments((others) => ({ ...others, [at.name]: document })))
       .catch((error) => setWrong(error.message))
   }, [at.name, loaded])
@@ -80,9 +82,11 @@ function Top({ name }) {
     <header class="top">
       <p class="name"><img src="docs/mark.svg" alt="" width="26" height="26" /> Carrel API</p>
       <nav aria-label="Documents">
-        ${Object.entries(PAGES).map(([key, { title }]) => html`
+        ${Object.entries(PAGES).map(
+          ([key, { title }]) => html`
           <a class="tab" href=${`#/${key}`} aria-current=${key === name ? "page" : undefined}>${title}</a>
-        `)}
+        `,
+        )}
       </nav>
       <a class="raw" href=${`docs/${PAGES[name].file}`}>${PAGES[name].file}</a>
     </header>
@@ -108,14 +112,19 @@ function List({ groups, name, at }) {
           value=${wanted} onInput=${(event) => setWanted(event.target.value)} />
         ${groups.map(({ title, items }) => {
           const shown = items.filter((item) => `${item.label} ${item.mark ?? ""}`.toLowerCase().includes(text))
-          return shown.length > 0 && html`
+          return (
+            shown.length > 0 &&
+            html`
             <h2>${title}</h2>
-            <ul>${shown.map(({ id, label, mark }) => html`
+            <ul>${shown.map(
+              ({ id, label, mark }) => html`
               <li><a href=${`#/${name}/${id}`} aria-current=${id === at ? "true" : undefined}>
                 ${mark && html`<span class=${`mark-word ${mark.toLowerCase()}`}>${mark}</span>`} <span>${label}</span>
               </a></li>
-            `)}</ul>
+            `,
+            )}</ul>
           `
+          )
         })}
       </nav>
     </details>

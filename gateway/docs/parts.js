@@ -5,7 +5,9 @@ import { html } from "./dom.js"
 /** Text in which `this` is code. */
 export function Text({ children }) {
   const text = String(children ?? "")
-  return text.split(/(`[^`]+`)/).map((part) => (part.startsWith("`") && part.length > 2 ? html`<code>${part.slice(1, -1)}</code>` : part))
+  return text
+    .split(/(`[^`]+`)/)
+    .map((part) => (part.startsWith("`") && part.length > 2 ? html`<code>${part.slice(1, -1)}</code>` : part))
 }
 
 /** A part of a page that an address leads to. */
@@ -43,11 +45,14 @@ export function Type({ schema, page }) {
   if ("const" in schema) return html`<code>${JSON.stringify(schema.const)}</code>`
   if (schema.enum) return joined(schema.enum.map((one) => html`<code>${JSON.stringify(one)}</code>`))
   const types = [schema.type ?? "any JSON"].flat()
-  return joined(types.map((type) => {
-    if (type === "array") return html`array of ${html`<${Type} schema=${schema.items} page=${page} />`}`
-    if (type === "object" && schema.additionalProperties?.$ref) return html`object of ${html`<${Type} schema=${schema.additionalProperties} page=${page} />`}`
-    return type
-  }))
+  return joined(
+    types.map((type) => {
+      if (type === "array") return html`array of ${html`<${Type} schema=${schema.items} page=${page} />`}`
+      if (type === "object" && schema.additionalProperties?.$ref)
+        return html`object of ${html`<${Type} schema=${schema.additionalProperties} page=${page} />`}`
+      return type
+    }),
+  )
 }
 
 function joined(parts) {

@@ -70,8 +70,12 @@ export function Chat({ session, facts, threadId, stopper }) {
       <div class="column" role="log" aria-label="Conversation" aria-live="off">
         ${thread?.left && !hidden ? html`<p class="quiet earlier">${leftOut(thread)}</p>` : null}
         ${hidden ? html`<button type="button" class="link earlier" onClick=${() => setShown(shown + 24)}>Show ${plural(Math.min(24, hidden), "earlier message")}</button>` : null}
-        ${thread?.error ? html`<${Problem} title=${thread.gone ? "There is no such conversation." : "The conversation cannot be read."} error=${thread.error}
-          actions=${[{ label: thread.gone ? "Begin a new one" : "Try again", act: () => (thread.gone ? place.go("") : thread.reload()) }]} />` : null}
+        ${
+          thread?.error
+            ? html`<${Problem} title=${thread.gone ? "There is no such conversation." : "The conversation cannot be read."} error=${thread.error}
+          actions=${[{ label: thread.gone ? "Begin a new one" : "Try again", act: () => (thread.gone ? place.go("") : thread.reload()) }]} />`
+            : null
+        }
         ${thread?.loading && !runs.length ? html`<p class="quiet"><${Spinner} /> Reading the conversation</p>` : null}
         ${empty && !thread ? html`<${Beginning} session=${session} facts=${facts} send=${send} give=${give} />` : null}
         ${empty && thread?.loaded && !thread.error ? html`<p class="quiet">Nothing has been said here.</p>` : null}
@@ -86,7 +90,8 @@ export function Chat({ session, facts, threadId, stopper }) {
 }
 
 function leftOut({ left, more }) {
-  if (more) return `This conversation has more messages than this page reads. The newest are missing, and the first ${count(left)}.`
+  if (more)
+    return `This conversation has more messages than this page reads. The newest are missing, and the first ${count(left)}.`
   return `This conversation is longer than this page shows: its first ${plural(left, "message")} are left out.`
 }
 
@@ -103,7 +108,12 @@ export function Scroll({ children, deps }) {
       const { scrollHeight, clientHeight } = outer.current
       // An answer that is longer than the page is read from its beginning.
       const answer = inner.current.querySelector(".exchange:last-child [data-anchor]")
-      const top = answer?.getClientRects().length ? outer.current.scrollTop + answer.getBoundingClientRect().top - outer.current.getBoundingClientRect().top - ABOVE_PX : Infinity
+      const top = answer?.getClientRects().length
+        ? outer.current.scrollTop +
+          answer.getBoundingClientRect().top -
+          outer.current.getBoundingClientRect().top -
+          ABOVE_PX
+        : Infinity
       outer.current.scrollTop = last.current = Math.min(scrollHeight - clientHeight, top)
     }
     outer.current.classList.toggle("sticks", stick.current)
@@ -129,21 +139,46 @@ function Beginning({ session, facts, send, give }) {
   const names = new Map(session.agents.map((agent) => [agent.name, agent]))
   const ideas = []
   if (names.has("supervisor") && names.has("report")) {
-    ideas.push({ title: "Write a report", text: "Four agents price a trace of model requests and draw the charts. A few seconds.", act: () => send({ message: "Write a report", agent: "" }) })
+    ideas.push({
+      title: "Write a report",
+      text: "Four agents price a trace of model requests and draw the charts. A few seconds.",
+      act: () => send({ message: "Write a report", agent: "" }),
+    })
   }
   if (names.get("assistant")?.available) {
-    ideas.push({ title: "Ask the assistant", text: "A model that calculates, converts units, and asks before it keeps a note.", act: () => give("How many miles are 42 km, and what is 17 % of that?", "assistant") })
+    ideas.push({
+      title: "Ask the assistant",
+      text: "A model that calculates, converts units, and asks before it keeps a note.",
+      act: () => give("How many miles are 42 km, and what is 17 % of that?", "assistant"),
+    })
   }
   for (const agent of session.agents) {
     if (ideas.length >= 3) break
-    if (["supervisor", "assistant"].includes(agent.name) || agent.requires?.length || agent.available === false || (names.has("supervisor") && agent.name === "data")) continue
-    ideas.push({ title: `Ask ${words(agent.name)}`, text: unmarked(agent.description), act: () => give("Hello", agent.name) })
+    if (
+      ["supervisor", "assistant"].includes(agent.name) ||
+      agent.requires?.length ||
+      agent.available === false ||
+      (names.has("supervisor") && agent.name === "data")
+    )
+      continue
+    ideas.push({
+      title: `Ask ${words(agent.name)}`,
+      text: unmarked(agent.description),
+      act: () => give("Hello", agent.name),
+    })
   }
-  if (offersTwo(session, facts)) ideas.push({ title: "See two users at once", text: "Two sign-ins side by side: each sees its own runs and nothing else.", act: () => place.go("two") })
+  if (offersTwo(session, facts))
+    ideas.push({
+      title: "See two users at once",
+      text: "Two sign-ins side by side: each sees its own runs and nothing else.",
+      act: () => place.go("two"),
+    })
   return html`<section class="beginning">
     <h2>What should the agents do?</h2>
     <p class="lead">Send a message. You see each agent, tool and question as it happens, you may stop it at any time, and you may close this page: the run goes on, and everything is here when you come back.</p>
-    <ul class="ideas">${ideas.map((idea) => html`<li><button type="button" class="idea" onClick=${idea.act}>
-      <span class="idea-title">${idea.title}<${Icon} name="chevron" /></span><span class="idea-text">${idea.text}</span></button></li>`)}</ul>
+    <ul class="ideas">${ideas.map(
+      (idea) => html`<li><button type="button" class="idea" onClick=${idea.act}>
+      <span class="idea-title">${idea.title}<${Icon} name="chevron" /></span><span class="idea-text">${idea.text}</span></button></li>`,
+    )}</ul>
   </section>`
 }

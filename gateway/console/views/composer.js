@@ -72,8 +72,12 @@ export function Composer({ agents, send, stop, given, focus = false, small = fal
         <button type="submit" class="send" aria-label="Send" title="Send (Enter)" disabled=${!message.trim()}><${Icon} name="send" /></button>
       </div>
     </div>
-    ${more ? html`<label class="field params" for=${`${id}-params`}><span>Parameters, as a JSON object</span>
-      <textarea id=${`${id}-params`} rows="3" spellcheck=${false} placeholder=${'{"min_large_share": 0.2}'} value=${params} onInput=${(event) => setParams(event.target.value)}></textarea></label>` : null}
+    ${
+      more
+        ? html`<label class="field params" for=${`${id}-params`}><span>Parameters, as a JSON object</span>
+      <textarea id=${`${id}-params`} rows="3" spellcheck=${false} placeholder=${'{"min_large_share": 0.2}'} value=${params} onInput=${(event) => setParams(event.target.value)}></textarea></label>`
+        : null
+    }
     ${wrong ? html`<p class="wrong" role="alert">${wrong}</p>` : null}
   </form>`
 }

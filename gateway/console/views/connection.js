@@ -37,12 +37,21 @@ function wordsOf(session, now) {
   const { phase, reason, until } = session.connection
   if (phase === "connected") {
     const behind = session.health.behind + session.health.held
-    if (behind > 20) return { kind: "busy", word: `${count(behind)} behind`, more: "Events are on their way; each comes once and in order." }
+    if (behind > 20)
+      return {
+        kind: "busy",
+        word: `${count(behind)} behind`,
+        more: "Events are on their way; each comes once and in order.",
+      }
     return { kind: "ok", word: "Live", more: "What happens is shown as it happens." }
   }
   if (phase === "waiting") {
     const seconds = Math.max(0, Math.ceil((until - now) / 1000))
-    return { kind: "bad", word: seconds ? `Reconnecting in ${seconds} s` : "Reconnecting", more: `${capital(reason)}. Runs go on meanwhile; nothing is lost.` }
+    return {
+      kind: "bad",
+      word: seconds ? `Reconnecting in ${seconds} s` : "Reconnecting",
+      more: `${capital(reason)}. Runs go on meanwhile; nothing is lost.`,
+    }
   }
   if (phase === "closed") return { kind: "bad", word: "Closed", more: capital(reason) }
   return { kind: "busy", word: "Connecting", more: "" }

@@ -9,7 +9,13 @@ import { Problem } from "./problem.js"
 import { State } from "./run.js"
 
 const PAGE = 50
-const FILTERS = [["", "All"], ["QUEUED,RUNNING,WAITING,FINISHING", "Under way"], ["SUCCEEDED", "Done"], ["FAILED,TIMED_OUT", "Failed"], ["CANCELLED", "Stopped"]]
+const FILTERS = [
+  ["", "All"],
+  ["QUEUED,RUNNING,WAITING,FINISHING", "Under way"],
+  ["SUCCEEDED", "Done"],
+  ["FAILED,TIMED_OUT", "Failed"],
+  ["CANCELLED", "Stopped"],
+]
 
 export function History({ session }) {
   useStore(session)
@@ -18,7 +24,11 @@ export function History({ session }) {
   const load = async (token = "", before = []) => {
     setPage((now) => ({ ...now, loading: true, error: null }))
     try {
-      const answer = await session.rest.runs({ status: filter ? filter.split(",") : undefined, pageSize: PAGE, pageToken: token || undefined })
+      const answer = await session.rest.runs({
+        status: filter ? filter.split(",") : undefined,
+        pageSize: PAGE,
+        pageToken: token || undefined,
+      })
       setPage({ runs: [...before, ...answer.runs], next: answer.next_page_token ?? "", loading: false, error: null })
     } catch (error) {
       setPage((now) => ({ ...now, loading: false, error }))
@@ -30,8 +40,10 @@ export function History({ session }) {
   const { runs, next, loading, error } = page
   return html`<div class="page" tabindex="0" role="region" aria-label="Runs"><div class="page-body">
     <div class="page-head">
-      <div class="switch" role="group" aria-label="Which runs">${FILTERS.map(([value, name]) => html`
-        <button type="button" class=${filter === value ? "on" : ""} aria-pressed=${filter === value} onClick=${() => setFilter(value)}>${name}</button>`)}</div>
+      <div class="switch" role="group" aria-label="Which runs">${FILTERS.map(
+        ([value, name]) => html`
+        <button type="button" class=${filter === value ? "on" : ""} aria-pressed=${filter === value} onClick=${() => setFilter(value)}>${name}</button>`,
+      )}</div>
       <button type="button" class="button small" onClick=${() => load()}><${Icon} name="again" /> Refresh</button>
     </div>
     ${error ? html`<${Problem} title="The runs cannot be read." error=${error} actions=${[{ label: "Try again", act: () => load() }]} />` : null}
@@ -47,7 +59,8 @@ function Row({ session, told }) {
   // What came live is newer than the list.
   const live = useStore(session.runs.get(told.run_id))
   const status = live && live.count ? live.status : told.status
-  const ms = live && live.count && live.ended ? live.elapsed() : told.execution_time === null ? NaN : told.execution_time * 1000
+  const ms =
+    live && live.count && live.ended ? live.elapsed() : told.execution_time === null ? NaN : told.execution_time * 1000
   return html`<li class=${classes("run-row", open && "open")}>
     <button type="button" class="run-line" aria-expanded=${open} onClick=${() => setOpen(!open)}>
       <span class="turn"><${Icon} name="chevron" /></span>
@@ -70,11 +83,19 @@ function Detail({ session, runId }) {
   if (!told) return html`<p class="quiet run-detail"><${Spinner} /> Reading</p>`
   return html`<div class="run-detail">
     ${told.error && told.status !== "CANCELLED" ? html`<${Problem} error=${told.error} />` : null}
-    ${told.stages.length ? html`<div class="table" tabindex="0" role="region" aria-label="Stages"><table>
+    ${
+      told.stages.length
+        ? html`<div class="table" tabindex="0" role="region" aria-label="Stages"><table>
       <thead><tr><th scope="col">Stage</th><th scope="col">State</th><th scope="col" class="right">Attempts</th><th scope="col" class="right">Took</th></tr></thead>
-      <tbody>${told.stages.map((stage) => html`<tr><td>${words(stage.agent_name)}${stage.answered_by ? ` (answered by ${words(stage.answered_by)})` : ""}</td><td>${stage.status === "FAILED" && told.status === "CANCELLED" ? "not done" : words(String(stage.status).toLowerCase())}</td>
-        <td class="right">${stage.attempt || "–"}</td><td class="right">${duration(moment(stage.ended_at) - moment(stage.started_at)) || "–"}</td></tr>`)}</tbody>
-    </table></div>` : null}
+      <tbody>${told.stages.map(
+        (
+          stage,
+        ) => html`<tr><td>${words(stage.agent_name)}${stage.answered_by ? ` (answered by ${words(stage.answered_by)})` : ""}</td><td>${stage.status === "FAILED" && told.status === "CANCELLED" ? "not done" : words(String(stage.status).toLowerCase())}</td>
+        <td class="right">${stage.attempt || "–"}</td><td class="right">${duration(moment(stage.ended_at) - moment(stage.started_at)) || "–"}</td></tr>`,
+      )}</tbody>
+    </table></div>`
+        : null
+    }
     ${told.timing ? html`<${Timing} timing=${told.timing} />` : null}
     <dl class="facts wide">
       <dt>Run</dt><dd><code>${told.run_id}</code></dd>
@@ -88,10 +109,15 @@ function Detail({ session, runId }) {
 
 /** Where a run's time went: its parts, largest first. */
 function Timing({ timing }) {
-  const parts = Object.entries(timing.parts_ms).filter(([, ms]) => ms > 0).sort(([, one], [, other]) => other - one).slice(0, 8)
+  const parts = Object.entries(timing.parts_ms)
+    .filter(([, ms]) => ms > 0)
+    .sort(([, one], [, other]) => other - one)
+    .slice(0, 8)
   const total = Math.max(1, timing.total_ms)
   return html`<figure class="timing"><figcaption>Where its ${duration(timing.total_ms)} went</figcaption>
-    <ul>${parts.map(([name, ms]) => html`<li><span class="timing-name">${words(name)}</span>
+    <ul>${parts.map(
+      ([name, ms]) => html`<li><span class="timing-name">${words(name)}</span>
       <svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true"><rect class="bar-back" x="0" y="2.5" width="100" height="1" /><rect class="bar-fill" x="0" y="0" width=${Math.max(0.5, (ms / total) * 100)} height="6" /></svg>
-      <span class="timing-ms">${duration(ms)}</span></li>`)}</ul></figure>`
+      <span class="timing-ms">${duration(ms)}</span></li>`,
+    )}</ul></figure>`
 }

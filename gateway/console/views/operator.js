@@ -55,7 +55,13 @@ export function Operator({ session }) {
     </ul>
     <h2>Services</h2>
     <ul class="services">
-      <${Service} name="Gateway" address="this one" good text="Answers" facts=${[["Sent", `${count(gateway.totals.events_sent)} events`], ["Held in memory", bytes(gateway.ring_bytes)], ["Waits for clients", plural(gateway.stalled, "socket")], ["Resets", count(gateway.totals.resets)], ["Version", told.version]]} />
+      <${Service} name="Gateway" address="this one" good text="Answers" facts=${[
+        ["Sent", `${count(gateway.totals.events_sent)} events`],
+        ["Held in memory", bytes(gateway.ring_bytes)],
+        ["Waits for clients", plural(gateway.stalled, "socket")],
+        ["Resets", count(gateway.totals.resets)],
+        ["Version", told.version],
+      ]} />
       ${Object.entries(told.services).flatMap(([service, copies]) => copies.map((copy) => html`<${Copy} key=${`${service} ${copy.address}`} service=${service} copy=${copy} />`))}
     </ul>
     <h2>Runs of these processes, since their start</h2>
@@ -63,7 +69,13 @@ export function Operator({ session }) {
       <${Tile} name="Admitted" value=${count(sums.runs)} /><${Tile} name="Succeeded" value=${count(sums.ok)} /><${Tile} name="Ended otherwise" value=${count(sums.failed)} />
       <${Tile} name="Wait their turn" value=${count(sums.queued)} /><${Tile} name="Wait for a person" value=${count(sums.asking)} /><${Tile} name="95 of 100 within" value=${duration(sums.p95)} />
     </ul>
-    ${Object.keys(sums.refusals).length ? html`<p class="quiet">Refused: ${Object.entries(sums.refusals).map(([code, number]) => `${code} ${count(number)}`).join(", ")}.</p>` : null}
+    ${
+      Object.keys(sums.refusals).length
+        ? html`<p class="quiet">Refused: ${Object.entries(sums.refusals)
+            .map(([code, number]) => `${code} ${count(number)}`)
+            .join(", ")}.</p>`
+        : null
+    }
     <p class="hint">Asked every two seconds while this is seen. A service that does not answer within two seconds is shown so; the rest stays.</p>
   </div></div>`
 }
@@ -79,9 +91,27 @@ function Copy({ service, copy }) {
     return html`<${Service} name=${NAMES[service]} address=${copy.address} text=${`Does not answer: ${error.message}`} facts=${[["What to do", error.advice || "look at its log"]]} />`
   }
   const facts = {
-    execution: () => [["Engines", `${count(counts.engines_active)} now, ${count(counts.engines_created)} made`], ["Taken over", plural(counts.runs_resumed, "run")], ["Attempts lost", count(counts.attempts_lost)], ["Memory", bytes(counts.memory_bytes)], ["Contexts open", count(counts.contexts_created - counts.contexts_cleaned)]],
-    agent_instance: () => [["Workers", `${count(counts.active)} busy, ${count(counts.idle)} warm, of ${count(counts.capacity)}`], ["A worker is there after", duration(counts.creation_p95_ms)], ["Served warm", `${Math.round(counts.reuse_rate * 100)} %`], ["Killed", count(counts.killed)], ["Failed", count(counts.failed)]],
-    bridge: () => [["Events", count(counts.events_appended)], ["In commits", count(counts.commits)], ["Known already", count(counts.events_duplicate)], ["Users behind", count(counts.users_behind)], ["Recoveries", count(counts.recovery_attempts)]],
+    execution: () => [
+      ["Engines", `${count(counts.engines_active)} now, ${count(counts.engines_created)} made`],
+      ["Taken over", plural(counts.runs_resumed, "run")],
+      ["Attempts lost", count(counts.attempts_lost)],
+      ["Memory", bytes(counts.memory_bytes)],
+      ["Contexts open", count(counts.contexts_created - counts.contexts_cleaned)],
+    ],
+    agent_instance: () => [
+      ["Workers", `${count(counts.active)} busy, ${count(counts.idle)} warm, of ${count(counts.capacity)}`],
+      ["A worker is there after", duration(counts.creation_p95_ms)],
+      ["Served warm", `${Math.round(counts.reuse_rate * 100)} %`],
+      ["Killed", count(counts.killed)],
+      ["Failed", count(counts.failed)],
+    ],
+    bridge: () => [
+      ["Events", count(counts.events_appended)],
+      ["In commits", count(counts.commits)],
+      ["Known already", count(counts.events_duplicate)],
+      ["Users behind", count(counts.users_behind)],
+      ["Recoveries", count(counts.recovery_attempts)],
+    ],
   }[service]()
   return html`<${Service} name=${NAMES[service]} address=${copy.address} good=${service !== "bridge" || counts.state === "ACTIVE"} text=${service === "bridge" ? html`<${Integration} counts=${counts} />` : "Answers"} facts=${facts} />`
 }
@@ -100,7 +130,12 @@ function Service({ name, address, good, text, facts }) {
 /** The last minutes as a line. */
 function Line({ values, name }) {
   const most = Math.max(1, ...values)
-  const points = values.map((value, at) => `${(((at + KEPT - values.length) / (KEPT - 1)) * 100).toFixed(2)},${(29 - (value / most) * 27).toFixed(2)}`).join(" ")
+  const points = values
+    .map(
+      (value, at) =>
+        `${(((at + KEPT - values.length) / (KEPT - 1)) * 100).toFixed(2)},${(29 - (value / most) * 27).toFixed(2)}`,
+    )
+    .join(" ")
   return html`<svg class="line" viewBox="0 0 100 30" preserveAspectRatio="none" role="img" aria-label=${`${name}: ${count(values.at(-1))}, at most ${count(most)}`}><line x1="0" y1="29.5" x2="100" y2="29.5" /><polyline points=${points} /></svg>`
 }
 
@@ -133,13 +168,23 @@ function sumsOf({ services }) {
   const all = (service, name) => (services[service] ?? []).reduce((sum, copy) => sum + (copy.counts?.[name] ?? 0), 0)
   const refusals = {}
   for (const copy of services.execution ?? []) {
-    for (const [code, number] of Object.entries(copy.counts?.refusals ?? {})) refusals[code] = (refusals[code] ?? 0) + number
+    for (const [code, number] of Object.entries(copy.counts?.refusals ?? {}))
+      refusals[code] = (refusals[code] ?? 0) + number
   }
   return {
-    engines: all("execution", "engines_active"), engineUsers: all("execution", "total_users"), peak: all("execution", "concurrent_peak"),
-    runs: all("execution", "runs_total"), ok: all("execution", "runs_successful"), failed: all("execution", "runs_failed"),
-    queued: all("execution", "runs_queued"), asking: all("execution", "runs_waiting"), refusals,
+    engines: all("execution", "engines_active"),
+    engineUsers: all("execution", "total_users"),
+    peak: all("execution", "concurrent_peak"),
+    runs: all("execution", "runs_total"),
+    ok: all("execution", "runs_successful"),
+    failed: all("execution", "runs_failed"),
+    queued: all("execution", "runs_queued"),
+    asking: all("execution", "runs_waiting"),
+    refusals,
     p95: Math.max(0, ...(services.execution ?? []).map((copy) => copy.counts?.execution_time_p95_ms ?? 0)),
-    busy: all("agent_instance", "active"), idle: all("agent_instance", "idle"), capacity: all("agent_instance", "capacity"), waiting: all("agent_instance", "waiting"),
+    busy: all("agent_instance", "active"),
+    idle: all("agent_instance", "idle"),
+    capacity: all("agent_instance", "capacity"),
+    waiting: all("agent_instance", "waiting"),
   }
 }

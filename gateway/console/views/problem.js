@@ -5,7 +5,9 @@ import { pretty } from "../format.js"
 import { Icon } from "../icons.js"
 
 const LIMITS = {
-  max_engines_per_user: "runs at once", max_unended_runs_per_user: "runs that have not ended", max_active_runs: "runs of everybody",
+  max_engines_per_user: "runs at once",
+  max_unended_runs_per_user: "runs that have not ended",
+  max_active_runs: "runs of everybody",
 }
 
 /**
@@ -24,10 +26,20 @@ export function Problem({ error, title, actions = [] }) {
       ${details.limit ? html`<p>In use: ${String(details.use ?? "?")} of ${String(details.limit_value ?? "?")} ${LIMITS[details.limit] ?? String(details.limit).replaceAll("_", " ")}.</p>` : null}
       ${error.advice ? html`<p class="advice">${sentence(error.advice)}</p>` : null}
       ${left > 0 ? html`<p class="quiet">Worth another try in ${left} s.</p>` : null}
-      ${actions.length ? html`<div class="row">${actions.map((action) => html`
-        <button type="button" class=${action.main ? "button main" : "button"} onClick=${action.act}>${action.label}</button>`)}</div>` : null}
-      ${error.code ? html`<details class="more"><summary>Details</summary>
-        <pre tabindex="0">${pretty({ code: error.code, ...(Object.keys(details).length ? { details } : {}) }, 4000)}</pre></details>` : null}
+      ${
+        actions.length
+          ? html`<div class="row">${actions.map(
+              (action) => html`
+        <button type="button" class=${action.main ? "button main" : "button"} onClick=${action.act}>${action.label}</button>`,
+            )}</div>`
+          : null
+      }
+      ${
+        error.code
+          ? html`<details class="more"><summary>Details</summary>
+        <pre tabindex="0">${pretty({ code: error.code, ...(Object.keys(details).length ? { details } : {}) }, 4000)}</pre></details>`
+          : null
+      }
     </div>
   </section>`
 }

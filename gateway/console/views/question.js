@@ -70,10 +70,18 @@ function Answer({ schema, give, busy, label }) {
     setWrong(read.wrong ?? "")
     if (!read.wrong) give(read.value)
   }
-  const common = { value: text, required: true, "aria-labelledby": label, onInput: (event) => setText(event.target.value) }
+  const common = {
+    value: text,
+    required: true,
+    "aria-labelledby": label,
+    onInput: (event) => setText(event.target.value),
+  }
   return html`<form onSubmit=${submit}>
-    ${kind === "number" ? html`<input class="input" type="number" step=${schema.type === "integer" ? 1 : "any"} min=${schema.minimum} max=${schema.maximum} ...${common} />`
-      : html`<textarea class="input" rows=${kind === "json" ? 5 : 2} spellcheck=${kind !== "json"} maxlength=${schema.maxLength} ...${common}></textarea>`}
+    ${
+      kind === "number"
+        ? html`<input class="input" type="number" step=${schema.type === "integer" ? 1 : "any"} min=${schema.minimum} max=${schema.maximum} ...${common} />`
+        : html`<textarea class="input" rows=${kind === "json" ? 5 : 2} spellcheck=${kind !== "json"} maxlength=${schema.maxLength} ...${common}></textarea>`
+    }
     ${kind === "json" ? html`<details class="more"><summary>As JSON that fits this schema</summary><pre tabindex="0">${pretty(schema, 4000)}</pre></details>` : null}
     ${wrong ? html`<p class="wrong" role="alert">${wrong}</p>` : null}
     <div class="row"><button class="button main" disabled=${busy}>${busy ? html`<${Spinner} />` : null} Answer</button></div>
@@ -82,7 +90,8 @@ function Answer({ schema, give, busy, label }) {
 
 const READ = {
   text: (text) => ({ value: text }),
-  number: (text) => (text.trim() && Number.isFinite(Number(text)) ? { value: Number(text) } : { wrong: "Write a number." }),
+  number: (text) =>
+    text.trim() && Number.isFinite(Number(text)) ? { value: Number(text) } : { wrong: "Write a number." },
   json: (text) => {
     try {
       return { value: JSON.parse(text) }

@@ -1,6 +1,6 @@
 /** What a run has made: its report with its charts, other files to look at and to save. Made by agents, so never trusted. */
 
-import { html, useEffect, useRef, useState } from "../dom.js"
+import { classes, html, useEffect, useRef, useState } from "../dom.js"
 import { bytes, pretty } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { Markdown } from "../markdown.js"
@@ -28,7 +28,8 @@ export function Report({ session, run }) {
   useEffect(() => {
     if (artifacts === null) load()
   }, [])
-  if (error) return html`<${Problem} title="What the run has made cannot be listed." error=${error} actions=${[{ label: "Try again", act: load }]} />`
+  if (error)
+    return html`<${Problem} title="What the run has made cannot be listed." error=${error} actions=${[{ label: "Try again", act: load }]} />`
   if (!artifacts?.length) return null
   const reports = artifacts.filter((artifact) => typeOf(artifact) === "text/markdown" && artifact.size <= REPORT_MOST)
   const shown = new Set(reports.length ? artifacts.filter(isPicture).map((artifact) => artifact.name) : [])
@@ -45,7 +46,10 @@ function Document({ session, run, report, artifacts }) {
   // Each picture is asked for once, in however many places it is shown.
   const read = useRef(new Map())
   useEffect(() => {
-    session.rest.artifact(run.runId, report).then((blob) => blob.text()).then(setText, setError)
+    session.rest
+      .artifact(run.runId, report)
+      .then((blob) => blob.text())
+      .then(setText, setError)
   }, [])
   if (error) return html`<${Problem} title=${`${report.name} cannot be read.`} error=${error} />`
   const once = (artifact) => {
@@ -74,7 +78,7 @@ function File({ session, run, artifact, closed }) {
       ${can && !closed ? html`<button type="button" class="link" aria-expanded=${open} onClick=${() => setOpen(!open)} aria-label=${`${open ? "Hide" : "Show"} ${artifact.name}`}>${open ? "Hide" : "Show"}</button>` : null}
       <${Save} session=${session} run=${run} artifact=${artifact} />
     </div>
-    ${open ? isPicture(artifact) ? html`<${Picture} session=${session} run=${run} artifact=${artifact} alt=${artifact.name} />` : html`<${Text} session=${session} run=${run} artifact=${artifact} />` : null}
+    ${open ? (isPicture(artifact) ? html`<${Picture} session=${session} run=${run} artifact=${artifact} alt=${artifact.name} />` : html`<${Text} session=${session} run=${run} artifact=${artifact} />`) : null}
   </li>`
 }
 
@@ -82,7 +86,10 @@ function Text({ session, run, artifact }) {
   const [text, setText] = useState(null)
   const [error, setError] = useState(null)
   useEffect(() => {
-    session.rest.artifact(run.runId, artifact).then((blob) => blob.text()).then((read) => setText(typeOf(artifact) === "application/json" ? tidy(read) : read), setError)
+    session.rest
+      .artifact(run.runId, artifact)
+      .then((blob) => blob.text())
+      .then((read) => setText(typeOf(artifact) === "application/json" ? tidy(read) : read), setError)
   }, [])
   if (error) return html`<${Problem} error=${error} />`
   return html`<pre tabindex="0">${text === null ? "…" : text.slice(0, 200_000)}</pre>`
@@ -109,7 +116,8 @@ export function Picture({ session, run, artifact, alt, read = (one) => session.r
     }
   }, [])
   if (error) return html`<span class="wrong">${artifact.name} cannot be read: ${error.message}</span>`
-  return html`<figure class="picture">${address ? html`<img src=${address} alt=${alt || artifact.name} />` : html`<span class="picture-gap"><${Spinner} /></span>`}</figure>`
+  const drawn = typeOf(artifact) === "image/svg+xml"
+  return html`<figure class=${classes("picture", drawn && "drawn")}>${address ? html`<img src=${address} alt=${alt || artifact.name} />` : html`<span class="picture-gap"><${Spinner} /></span>`}</figure>`
 }
 
 function Save({ session, run, artifact }) {

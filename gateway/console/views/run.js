@@ -74,7 +74,8 @@ function Steps({ session, run }) {
   useEffect(() => {
     if (!run.whole) load()
   }, [])
-  if (error) return html`<${Problem} title="Its steps cannot be read." error=${error} actions=${[{ label: "Try again", act: load }]} />`
+  if (error)
+    return html`<${Problem} title="Its steps cannot be read." error=${error} actions=${[{ label: "Try again", act: load }]} />`
   if (run.loading) return html`<p class="quiet"><${Spinner} /> Reading its steps</p>`
   if (run.steps.length) {
     return html`${run.partial ? html`<p class="quiet">It has more events than this page reads back: of what was before this page looked, only the first ${count(HISTORY_MOST)} are shown.</p>` : null}
@@ -93,7 +94,9 @@ function Kept({ run }) {
 
 function Result({ run }) {
   return html`<div class="table result" tabindex="0" role="region" aria-label="Result"><table><tbody>
-    ${Object.entries(run.result).slice(0, 60).map(([name, value]) => html`<tr><th scope="row">${words(name)}</th><td>${plain(value)}</td></tr>`)}
+    ${Object.entries(run.result)
+      .slice(0, 60)
+      .map(([name, value]) => html`<tr><th scope="row">${words(name)}</th><td>${plain(value)}</td></tr>`)}
   </tbody></table></div>`
 }
 
@@ -109,7 +112,12 @@ function useSpoken(run) {
     if (before.current === run.status) return
     before.current = run.status
     const question = run.question
-    if (run.status === "WAITING") announcer.say(question?.tool_name ? `The run asks to approve ${words(question.tool_name)}.` : `The run asks: ${question?.prompt ?? "a question"}`)
+    if (run.status === "WAITING")
+      announcer.say(
+        question?.tool_name
+          ? `The run asks to approve ${words(question.tool_name)}.`
+          : `The run asks: ${question?.prompt ?? "a question"}`,
+      )
     else if (run.status === "RUNNING") announcer.say("The run works.")
     else if (run.ended) announcer.say(`${runState(run.status).word} after ${duration(run.elapsed())}.`)
   })
@@ -121,20 +129,24 @@ export function DraftCard({ session, draft, forget, edit }) {
   const { error, request } = draft
   const again = (changes) => session.again(draft, changes)
   const busy = error?.code === "THREAD_BUSY"
-  const actions = !error ? [] : busy
-    ? [
-        { label: "Send it afterwards", main: true, act: () => again({ strategy: "enqueue" }) },
-        { label: "Stop the other, run this", act: () => again({ strategy: "interrupt" }) },
-        { label: "Discard", act: () => forget(draft) },
-      ]
-    : [
-        { label: "Send again", main: true, act: () => again({}) },
-        { label: "Change it", act: () => edit(draft) },
-      ]
+  const actions = !error
+    ? []
+    : busy
+      ? [
+          { label: "Send it afterwards", main: true, act: () => again({ strategy: "enqueue" }) },
+          { label: "Stop the other, run this", act: () => again({ strategy: "interrupt" }) },
+          { label: "Discard", act: () => forget(draft) },
+        ]
+      : [
+          { label: "Send again", main: true, act: () => again({}) },
+          { label: "Change it", act: () => edit(draft) },
+        ]
   return html`<article class="exchange" aria-label=${request.message}>
     <div class="said" data-role="user"><p class="said-text">${request.message}</p></div>
-    <div class="work">${error ? html`<${Problem} error=${error} title=${busy ? "This conversation is busy with another run." : undefined} actions=${actions} />`
-      : html`<p class="quiet"><${Spinner} /> Sending${session.connection.phase === "connected" ? "" : ", as soon as the gateway is reached"}</p>`}</div>
+    <div class="work">${
+      error
+        ? html`<${Problem} error=${error} title=${busy ? "This conversation is busy with another run." : undefined} actions=${actions} />`
+        : html`<p class="quiet"><${Spinner} /> Sending${session.connection.phase === "connected" ? "" : ", as soon as the gateway is reached"}</p>`
+    }</div>
   </article>`
 }
-

@@ -88,10 +88,15 @@ export function Shell({ session, facts, signOut }) {
         <${Connection} session=${session} />
       </header>
       <main id="main" tabindex="-1">
-        ${view === "runs" ? html`<${History} session=${session} />`
-          : view === "two" ? html`<${TwoUsers} facts=${facts} />`
-          : view === "operator" ? html`<${Operator} session=${session} />`
-          : html`<${Chat} key=${session.user} session=${session} facts=${facts} threadId=${threadId} stopper=${stopper} />`}
+        ${
+          view === "runs"
+            ? html`<${History} session=${session} />`
+            : view === "two"
+              ? html`<${TwoUsers} facts=${facts} />`
+              : view === "operator"
+                ? html`<${Operator} session=${session} />`
+                : html`<${Chat} key=${session.user} session=${session} facts=${facts} threadId=${threadId} stopper=${stopper} />`
+        }
       </main>
     </div>
     ${dialog?.kind === "help" ? html`<${Help} close=${() => setDialog(null)} />` : null}
@@ -126,13 +131,15 @@ function Conversations({ session, threadId, remove }) {
     ${threads.error && !threads.list.length ? html`<${Problem} error=${threads.error} actions=${[{ label: "Try again", act: () => threads.load() }]} />` : null}
     ${!threads.loaded && !threads.error ? html`<p class="quiet side-note"><${Spinner} /> Reading</p>` : null}
     ${threads.loaded && !threads.list.length ? html`<p class="quiet side-note">None yet. They appear here as you go.</p>` : null}
-    <ul class="threads">${threads.list.map((thread) => html`<li key=${thread.threadId} class=${classes("thread", thread.threadId === threadId && "here")}>
+    <ul class="threads">${threads.list.map(
+      (thread) => html`<li key=${thread.threadId} class=${classes("thread", thread.threadId === threadId && "here")}>
       <a href=${`#/${threadPath(thread.threadId)}`} aria-current=${thread.threadId === threadId ? "page" : undefined}>
         <span class="thread-title">${thread.title || "Conversation"}</span>
         <span class="thread-when">${thread.active ? html`<span class="dot live" aria-hidden="true"></span><span class="heard">a run is under way, </span>` : null}${ago(thread.updatedAt, now)}</span>
       </a>
       <button type="button" class="icon-button thread-remove" aria-label=${`Delete the conversation ${thread.title}`} onClick=${() => remove(thread)}><${Icon} name="trash" /></button>
-    </li>`)}</ul>
+    </li>`,
+    )}</ul>
     ${threads.next ? html`<button type="button" class="link" onClick=${() => threads.more()}>Show older ones</button>` : null}
   </nav>`
 }
@@ -146,10 +153,14 @@ function Account({ session, signOut, help, facts }) {
     <button type="button" class="account-button" aria-expanded=${open} aria-haspopup="dialog" onClick=${() => setOpen(!open)}>
       <span class="face" aria-hidden="true">${session.user.slice(0, 1).toUpperCase()}</span><span class="account-name">${session.user}</span><${Icon} name="chevron" />
     </button>
-    ${open ? html`<div class="popover up" role="dialog" aria-label="Account">
+    ${
+      open
+        ? html`<div class="popover up" role="dialog" aria-label="Account">
       <p class="quiet">Signed in as <strong>${session.user}</strong>${Number.isFinite(session.expiresAt) ? `, until ${exact(session.expiresAt)}` : ""}.</p>
-      <fieldset class="switch"><legend>Colours</legend>${["system", "light", "dark"].map((value) => html`<label class=${theme.value === value ? "on" : ""}>
-        <input type="radio" name="theme" value=${value} checked=${theme.value === value} onChange=${() => theme.set(value)} />${value[0].toUpperCase() + value.slice(1)}</label>`)}</fieldset>
+      <fieldset class="switch"><legend>Colours</legend>${["system", "light", "dark"].map(
+        (value) => html`<label class=${theme.value === value ? "on" : ""}>
+        <input type="radio" name="theme" value=${value} checked=${theme.value === value} onChange=${() => theme.set(value)} />${value[0].toUpperCase() + value.slice(1)}</label>`,
+      )}</fieldset>
       <button type="button" class="menu-item" onClick=${() => {
         setOpen(false)
         help()
@@ -157,7 +168,9 @@ function Account({ session, signOut, help, facts }) {
       ${facts.docs ? html`<a class="menu-item" href=${`${BASE}/docs`} target="_blank" rel="noopener"><${Icon} name="file" /> About the API</a>` : null}
       <button type="button" class="menu-item" onClick=${signOut}><${Icon} name="out" /> Sign out</button>
       <p class="quiet">${facts.version ? `Carrel ${facts.version}` : ""}</p>
-    </div>` : null}
+    </div>`
+        : null
+    }
   </div>`
 }
 

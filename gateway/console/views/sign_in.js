@@ -55,8 +55,12 @@ export function SignInForm({ facts, begin, name = "", compact = false, focus = f
       <input ref=${field} id=${`${id}-user`} name="user" autocomplete="username" spellcheck=${false} required maxlength="128"
         pattern="[!-.0-~]+" title="Letters, digits and signs; no spaces and no slash" placeholder="alice" value=${user} onInput=${(event) => setUser(event.target.value)} />
     </label>
-    ${compact ? null : html`<label class="tick"><input type="checkbox" checked=${operator} onChange=${(event) => setOperator(event.target.checked)} />
-      <span>Also show the operator's view</span></label>`}`
+    ${
+      compact
+        ? null
+        : html`<label class="tick"><input type="checkbox" checked=${operator} onChange=${(event) => setOperator(event.target.checked)} />
+      <span>Also show the operator's view</span></label>`
+    }`
   const byToken = html`
     <label class="field" for=${`${id}-token`}><span>Token</span>
       <textarea ref=${field} id=${`${id}-token`} name="token" rows=${compact ? 2 : 4} required spellcheck=${false} autocomplete="off" placeholder="eyJhbGciOi…"
@@ -68,8 +72,12 @@ export function SignInForm({ facts, begin, name = "", compact = false, focus = f
     ${way === "name" ? byName : byToken}
     ${error ? html`<${Problem} error=${error} />` : null}
     <button class="button main wide" type="submit" disabled=${busy}>${busy ? html`<${Spinner} /> Signing in` : "Sign in"}</button>
-    ${facts.sign_in_by_name ? html`<button type="button" class="link" onClick=${() => setWay(way === "name" ? "token" : "name")}>
-      ${way === "name" ? "Paste a token instead" : "Sign in by a name instead"}</button>` : null}
+    ${
+      facts.sign_in_by_name
+        ? html`<button type="button" class="link" onClick=${() => setWay(way === "name" ? "token" : "name")}>
+      ${way === "name" ? "Paste a token instead" : "Sign in by a name instead"}</button>`
+        : null
+    }
     ${way === "name" && !compact ? html`<p class="hint">This is a development stack: any name will do, and needs no password.</p>` : null}
   </form>`
 }

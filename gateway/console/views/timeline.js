@@ -33,14 +33,21 @@ const Step = memo(({ step, from, scale }) => {
     <span class="step-sign"><${Icon} name=${SIGNS[step.kind]} /></span>
     <span class="step-name">${name}${step.note && step.kind !== "thought" ? html` <span class="step-note">${unmarked(step.note)}</span>` : null}</span>
     ${step.replayed ? html`<span class="tag" title="Taken from the journal of the attempt before; nothing was done again">from journal</span>` : null}
-    ${step.kind === "thought" || step.kind === "note" || step.kind === "question" ? null : html`
+    ${
+      step.kind === "thought" || step.kind === "note" || step.kind === "question"
+        ? null
+        : html`
       <span class="step-time">${duration(step.duration)}</span>
       <${Bar} step=${step} from=${from} scale=${scale} />
       <span class="step-state" title=${state.word}>${state.sign ? html`<${Icon} name=${state.sign} />` : html`<${Spinner} />`}
-        <span class="heard">${state.word}</span></span>`}`
+        <span class="heard">${state.word}</span></span>`
+    }`
   return html`<li class=${classes("step", `is-${step.kind}`, `st-${state.look}`, `depth-${Math.min(step.depth, 4)}`)}>
-    ${facts ? html`<button type="button" class="step-line" aria-expanded=${open} onClick=${() => setOpen(!open)}>${line}<span class="turn"><${Icon} name="chevron" /></span></button>`
-      : html`<div class="step-line">${line}</div>`}
+    ${
+      facts
+        ? html`<button type="button" class="step-line" aria-expanded=${open} onClick=${() => setOpen(!open)}>${line}<span class="turn"><${Icon} name="chevron" /></span></button>`
+        : html`<div class="step-line">${line}</div>`
+    }
     ${open ? html`<${Facts} step=${step} />` : null}
   </li>`
 })

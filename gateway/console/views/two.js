@@ -35,10 +35,13 @@ export function TwoUsers({ facts }) {
     for (const side of SIDES) {
       const token = keptToken(side)
       if (!token) continue
-      check(token).then(() => {
-        if (gone) return
-        put(side, start(token))
-      }, () => keepToken(side, ""))
+      check(token).then(
+        () => {
+          if (gone) return
+          put(side, start(token))
+        },
+        () => keepToken(side, ""),
+      )
     }
     // Both connections end with this view; what they began goes on.
     return () => {
@@ -53,12 +56,16 @@ export function TwoUsers({ facts }) {
       <p class="lead">Two sign-ins, two connections, two logs. Let both work at once: nothing of one ever reaches the other, and asking for the other's run finds nothing.</p>
       ${left && right ? html`<${Together} left=${left} right=${right} />` : html`<p class="quiet">Sign in on both sides${facts.sign_in_by_name ? "" : ", with a token each"}.</p>`}
     </section>
-    <div class="two-sides">${SIDES.map((side) => html`<${Side} key=${side} side=${side} facts=${facts} session=${pair[side]} other=${pair[side === "left" ? "right" : "left"]}
+    <div class="two-sides">${SIDES.map(
+      (
+        side,
+      ) => html`<${Side} key=${side} side=${side} facts=${facts} session=${pair[side]} other=${pair[side === "left" ? "right" : "left"]}
       begin=${(token) => begin(side, token)} end=${() => {
         keepToken(side, "")
         pair[side]?.close()
         put(side, null)
-      }} />`)}</div>
+      }} />`,
+    )}</div>
   </div>`
 }
 
