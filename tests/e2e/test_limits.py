@@ -177,7 +177,7 @@ async def test_a_third_engine_is_refused_whatever_holds_the_first_two(
     async def room() -> Any:
         return len(await caller.engines()) == 1
 
-    await eventually(room, within=5, what="the cancelled run's engine is free")
+    await eventually(room, what="the cancelled run's engine is free")
     assert isinstance(await caller.execute(), execution_pb2.ExecutePipelineResponse)
     await _end(caller)
 

@@ -70,7 +70,7 @@ async def test_the_status_is_terminal_only_once_the_log_has_the_terminal_event(s
                     break
         # A reader who begins only now finds it: it was there before the status said so.
         async with slow_stack.client("dave", resume=Position()) as late:
-            logged = await until_end(late, run.run_id, within=5)
+            logged = await until_end(late, run.run_id, within=15)
     assert logged[-1].data["status"] == found["status"] == "SUCCEEDED"
 
 

@@ -19,6 +19,7 @@ from tests.faults.evidence import clock_is_off
 from tests.faults.load import Load
 from tests.faults.oracle import read_log
 from tests.faults.stores import Servers
+from tests.support.awake import Awake
 from tests.support.stack import SERVICES, RunningStack
 from tests.support.tcp_proxy import BOTH, DOWN, UP, Direction, Mode
 
@@ -353,10 +354,10 @@ async def _hints_are_swallowed(scene: Scene) -> None:
     edge = "bridge-redis"
     before, slowest, deadline = scene.net.sieved(edge), 0.0, time.monotonic() + _SWALLOWED_S
     seen: dict[str, float] = {}
-    with scene.net.during(edge, Mode.sieve(_HINT)):
+    with scene.net.during(edge, Mode.sieve(_HINT)), Awake() as clock:
         while time.monotonic() < deadline or slowest < _LATE_S:
             assert time.monotonic() < deadline + _SWALLOWED_S, f"no event was late: {slowest:.1f} s at most"
-            late = await _longest_wait(scene, seen)
+            late = await _longest_wait(scene, seen, clock)
             assert late <= _FOUND_S, f"an event that is in the log has not come for {late:.1f} s"
             slowest = max(slowest, late)
             await asyncio.sleep(0.1)
@@ -365,10 +366,10 @@ async def _hints_are_swallowed(scene: Scene) -> None:
     scene.said.append(f"{swallowed} hints swallowed, the slowest event came {slowest:.1f} s late")
 
 
-async def _longest_wait(scene: Scene, seen: dict[str, float]) -> float:
+async def _longest_wait(scene: Scene, seen: dict[str, float], clock: Awake) -> float:
     """How long an event has been in a log without having come; ``seen`` keeps since when each is known to be there."""
     logs = await asyncio.gather(*(read_log(scene.stack, user.name) for user in scene.load.users))
-    now, longest = time.monotonic(), 0.0
+    now, longest = clock.seconds, 0.0
     for user, log in zip(scene.load.users, logs, strict=True):
         got = {event.event_id for event in user.received.events}
         since = [seen.setdefault(entry.event_id, now) for entry in log.entries if entry.event_id not in got]

@@ -21,7 +21,8 @@ from tests.support.awake import Awake
 from tests.support.execution import Attempt, LogEmitter, ScriptedAgents, Up, World, answer, neighbours, result, stuck
 from tests.support.identity import identity, session_context
 
-pytestmark = pytest.mark.slow
+# Processes take long to start on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 ROOT = Path(__file__).parents[2]
 
 
@@ -76,7 +77,7 @@ async def process(
     assert child.stderr is not None
     drained = asyncio.create_task(child.stderr.read())
     try:
-        await eventually(lambda: ready.exists() or child.returncode is not None, within=20)
+        await eventually(lambda: ready.exists() or child.returncode is not None, within=60)
         assert child.returncode is None, (await drained).decode()
         address = ready.read_text().strip()
         async with open_channel(address) as channel:

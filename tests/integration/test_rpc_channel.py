@@ -176,7 +176,7 @@ async def test_server_that_is_not_there_is_unavailable() -> None:
     async with open_channel("127.0.0.1:1") as channel:
         stub = execution_pb2_grpc.ExecutionServiceStub(channel)
         with pytest.raises(UnavailableError) as caught:
-            await stub.CreateEngine(execution_pb2.CreateEngineRequest(context=session_context()), timeout=3)
+            await stub.CreateEngine(execution_pb2.CreateEngineRequest(context=session_context()), timeout=20)
         assert caught.value.retryable
         bridge = bridge_pb2_grpc.BridgeServiceStub(channel)
         with pytest.raises(UnavailableError):

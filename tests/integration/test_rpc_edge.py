@@ -113,10 +113,10 @@ async def test_handler_sees_its_verified_caller_and_the_time_left() -> None:
     servicer, services = bridge()
     async with serving(services) as rpc:
         stub = bridge_pb2_grpc.BridgeServiceStub(rpc.channel)
-        assert (await stub.ResolveRun(resolve(), timeout=3)).run_id == "run-1"
+        assert (await stub.ResolveRun(resolve(), timeout=30)).run_id == "run-1"
     ((principal, remaining),) = servicer.seen
     assert principal.user_id == "alice"
-    assert remaining == pytest.approx(3, abs=0.5)
+    assert remaining == pytest.approx(30, abs=5)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_plain_grpc_clients_get_status_and_details() -> None:
     _, services = bridge(raising(UnknownRunError("no such run")))
     async with serving(services) as rpc, aio.insecure_channel(rpc.address) as plain:
         with pytest.raises(aio.AioRpcError) as caught:
-            await bridge_pb2_grpc.BridgeServiceStub(plain).ResolveRun(resolve(), timeout=3)
+            await bridge_pb2_grpc.BridgeServiceStub(plain).ResolveRun(resolve(), timeout=15)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert caught.value.details() == "no such run"
     assert "grpc-status-details-bin" in dict(caught.value.trailing_metadata())
@@ -481,7 +481,7 @@ async def test_principal_of_a_service_reaches_the_handler() -> None:
 async def health(channel: aio.Channel, name: str = "readiness") -> str:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=3)
+    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=15)
     status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     return status
 
@@ -493,5 +493,5 @@ async def reflected(channel: aio.Channel) -> list[str]:
     )
 
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(once(request), timeout=3)
+    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(once(request), timeout=15)
     return [s.name for answer in [a async for a in call] for s in answer.list_services_response.service]

@@ -25,7 +25,7 @@ async def rpc() -> AsyncIterator[Rpc]:
 
 async def state(rpc: Rpc, name: str = "readiness") -> Any:
     stub = health_pb2_grpc.HealthStub(rpc.channel)
-    return (await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=3)).status
+    return (await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=15)).status
 
 
 def watch(rpc: Rpc, name: str = "readiness") -> Any:

@@ -138,7 +138,7 @@ async def test_a_certificate_of_our_ca_that_names_no_service_may_call_nothing(tm
             assert server.callers.refused == {("unknown", "/carrel.v1.BridgeService/GetState"): 1}
             # Health is open to whoever has a certificate.
             health: Any = health_pb2_grpc.HealthStub(channel)
-            assert (await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS), timeout=3)).status
+            assert (await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS), timeout=15)).status
         assert bridge.calls == 0
 
 
@@ -254,7 +254,7 @@ async def test_probes_without_tls_get_health_and_nothing_else(tmp_path: Path, fr
         async with aio.insecure_channel(probes) as channel:
             health: Any = health_pb2_grpc.HealthStub(channel)
             for name in (LIVENESS, READINESS):
-                answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=3)
+                answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=15)
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
             with pytest.raises(aio.AioRpcError) as refused:
                 await ask(channel)

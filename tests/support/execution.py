@@ -245,7 +245,7 @@ class World:
         thread: str = "",
         pipeline: Sequence[str] = ("data",),
         limits: Mapping[str, int] | None = None,
-        timeout: float = 5.0,
+        timeout: float = 20.0,
         message: str = "hello",
         **fields: Any,
     ) -> pb.ExecutePipelineResponse:
@@ -264,27 +264,27 @@ class World:
 
     async def run(self, run_id: str, user: str = "alice") -> pb.Run:
         """The run as it is now."""
-        response = await self.stub.GetRun(pb.GetRunRequest(context=session_context(user), run_id=run_id), timeout=5.0)
+        response = await self.stub.GetRun(pb.GetRunRequest(context=session_context(user), run_id=run_id), timeout=20.0)
         run: pb.Run = response.run
         return run
 
-    async def watched(self, run_id: str, user: str = "alice", within: float = 10.0) -> list[pb.Run]:
+    async def watched(self, run_id: str, user: str = "alice", within: float = 20.0) -> list[pb.Run]:
         """Every state that WatchRun tells, to the last."""
         call = self.stub.WatchRun(pb.WatchRunRequest(context=session_context(user), run_id=run_id), timeout=within)
         return [response.run async for response in call]
 
-    async def ended(self, run_id: str, user: str = "alice", within: float = 10.0) -> pb.Run:
+    async def ended(self, run_id: str, user: str = "alice", within: float = 20.0) -> pb.Run:
         """The run once it is terminal."""
         return (await self.watched(run_id, user, within))[-1]
 
     async def cancel(self, run_id: str, user: str = "alice", reason: str = "") -> pb.Run:
         """Ask for a run's end."""
         request = pb.CancelRunRequest(context=session_context(user), run_id=run_id, reason=reason)
-        run: pb.Run = (await self.stub.CancelRun(request, timeout=5.0)).run
+        run: pb.Run = (await self.stub.CancelRun(request, timeout=20.0)).run
         return run
 
     async def reaches(
-        self, run_id: str, state: pb.RunState.ValueType, user: str = "alice", within: float = 10.0
+        self, run_id: str, state: pb.RunState.ValueType, user: str = "alice", within: float = 20.0
     ) -> pb.Run:
         """The run once it is in this state."""
         request = pb.WatchRunRequest(context=session_context(user), run_id=run_id)
@@ -303,7 +303,7 @@ class World:
         request = pb.ProvideInputRequest(
             context=session_context(user), run_id=run_id, input_id=input_id, value_json=orjson.dumps(value)
         )
-        run: pb.Run = (await self.stub.ProvideInput(request, timeout=5.0)).run
+        run: pb.Run = (await self.stub.ProvideInput(request, timeout=20.0)).run
         return run
 
     def keep(self, run_id: str, user: str = "alice", *, alive: bool = True) -> Any:
@@ -314,7 +314,7 @@ class World:
     async def metrics(self) -> pb.GetFactoryMetricsResponse:
         """The factory's counts."""
         request = pb.GetFactoryMetricsRequest(context=service_context())
-        response: pb.GetFactoryMetricsResponse = await self.stub.GetFactoryMetrics(request, timeout=5.0)
+        response: pb.GetFactoryMetricsResponse = await self.stub.GetFactoryMetrics(request, timeout=20.0)
         return response
 
 

@@ -180,6 +180,7 @@ async def test_admission_has_the_services_limits(chain: Chain) -> None:
 
 async def test_a_run_that_does_not_end_in_time_says_what_it_told(chain: Chain) -> None:
     run = await chain.start("go", agent="slow")
+    await run.told("agent_thinking")
     with pytest.raises(AssertionError, match=r"did not end within 0.2 s: it is RUNNING. It told:(.|\n)*waiting"):
         await run.ended(timeout_s=0.2)
 

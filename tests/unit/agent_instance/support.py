@@ -135,7 +135,7 @@ class FakeUplink:
         self.stored: dict[str, bytes] = {}
         self.refuse: CarrelError | None = None
         self.silent = False
-        self.desk = ArtifactDesk(self.chunk, timeout_s=2.0)
+        self.desk = ArtifactDesk(self.chunk, timeout_s=20.0)
         self._parts: dict[str, tuple[str, str, bytearray]] = {}
 
     async def journal(self, item: JournalItem) -> Receipt:

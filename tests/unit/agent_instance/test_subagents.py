@@ -313,7 +313,7 @@ async def test_a_sub_agent_at_work_is_activity_of_its_parent_and_its_own_idlenes
 async def test_nobody_speaks_for_an_agent_whose_sub_agent_speaks() -> None:
     stage = await Bench(Patient, Chatty, periodic_s=1.0).run("patient")
     assert not [event for event in stage.of("agent_thinking") if event.data.get("heartbeat")]
-    silent = await Bench(Patient, Silent, periodic_s=0.1, idle_s=0.4).run("patient")
+    silent = await Bench(Patient, Silent, periodic_s=0.1, idle_s=1.0).run("patient")
     assert {event.agent for event in silent.of("agent_thinking") if event.data.get("heartbeat")} == {"patient"}
 
 

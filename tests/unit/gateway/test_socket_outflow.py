@@ -78,7 +78,7 @@ class Writer:
 
 
 async def test_a_full_transport_is_written_to_again_when_it_has_room(eventually: Eventually) -> None:
-    one = Writer()
+    one = Writer(Flow(stall_s=30))
     one.feed.extend("e", entries(1, 2))
     await eventually(lambda: one.transport.offsets() == [1, 2])
     one.fill(5000)
@@ -92,10 +92,10 @@ async def test_a_full_transport_is_written_to_again_when_it_has_room(eventually:
 
 
 async def test_one_that_takes_nothing_is_slow_and_one_that_takes_little_is_not(eventually: Eventually) -> None:
-    one = Writer()
+    one = Writer(Flow(stall_s=1.2))
     one.fill(1000)
     for left in range(900, 400, -50):
-        await asyncio.sleep(0.08)
+        await asyncio.sleep(0.15)
         one.transport.stuck = left
     assert one.ends == []
     await eventually(lambda: one.ends == [CloseCode.SLOW])
@@ -103,10 +103,10 @@ async def test_one_that_takes_nothing_is_slow_and_one_that_takes_little_is_not(e
 
 
 async def test_a_full_window_times_out_unless_it_is_acknowledged_now_and_then(eventually: Eventually) -> None:
-    one = Writer(window=Window(4, 1 << 20))
+    one = Writer(Flow(ack_s=1.2), window=Window(4, 1 << 20))
     one.feed.extend("e", entries(1, 50))
     for offset in range(1, 9):
-        await asyncio.sleep(0.08)
+        await asyncio.sleep(0.18)
         one.out.acknowledge(offset)
     await eventually(lambda: one.transport.offsets() == list(range(1, 13)))
     assert (one.ends, one.out.unacknowledged, one.out.window_full) == ([], 4, True)
