@@ -64,10 +64,8 @@ class AgUiHandlers:
                 span.set(of_run(login.user_id, run.run_id))
             translation = Translation(asked.names(run.run_id))
             beyond = passed is not None and await self._beyond(login, passed)
-            replayed = partial(self._parts.replays.took, login.user_id)
-            outflow = partial(
-                AgUiOutflow, translation=translation, passed=passed, beyond=beyond, replayed=lambda n: replayed(n / 2)
-            )
+            replayed = partial(self._parts.replays.translated, login.user_id)
+            outflow = partial(AgUiOutflow, translation=translation, passed=passed, beyond=beyond, replayed=replayed)
             return await self._events.stream(request, login, StreamOf(run=run, outflow=outflow, log=self._log))
 
     async def _started(self, login: Login, asked: Asked, pipeline: tuple[str, ...]) -> execution_pb2.Run:

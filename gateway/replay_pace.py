@@ -23,7 +23,7 @@ __all__ = ["PacedLog", "ReplayPace"]
 _BURST_S: Final = 10.0
 # Who would have to wait longer for the first piece is asked to come back.
 _LONGEST_WAIT_S: Final = 5.0
-# Reading an entry costs about half of what going through it does; what is large costs more.
+# Of what going through an entry costs, reading it is about half; what is large costs more.
 _READ: Final = 0.5
 _ENTRY_BYTES: Final = 8192
 _FEW: Final = 1024
@@ -54,6 +54,10 @@ class ReplayPace:
         if len(self._whole_at) >= self._sweep_at:
             self._whole_at = {user: at for user, at in self._whole_at.items() if at > now}
             self._sweep_at = max(_FEW, 2 * len(self._whole_at))
+
+    def translated(self, user_id: str, entries: int) -> None:
+        """One of the user's streams has made something of so many that were read."""
+        self.took(user_id, (1 - _READ) * entries)
 
     def wait_s(self, user_id: str) -> float:
         """How long the user's streams have to wait now."""
