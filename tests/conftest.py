@@ -16,6 +16,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from tests.support.at_once import FailuresAtOnce
 from tests.support.order import Scheduler, first_the_long_ones
 from tests.support.postgres import PostgresServer, postgres_server
 
@@ -31,6 +32,14 @@ settings.load_profile("carrel")
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler | None:
     """Ours, where tests are distributed by file."""
     return Scheduler(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Where xdist distributes many tests, a failure is told when it is known, not after the last test."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and config.getvalue("dist") != "no" and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailuresAtOnce(reporter))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
