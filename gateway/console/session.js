@@ -3,7 +3,8 @@
  * share nothing. What is drawn of it is the views' matter; how the connection lives is the client library's.
  */
 
-import { CarrelClient, Notice, Reset, RunStatus } from "./client/index.js"
+import { CarrelClient, Reset, RunStatus } from "./client/index.js"
+import { readPast } from "./past.js"
 import { Run } from "./runs.js"
 import { Store } from "./stores.js"
 import { Threads } from "./threads.js"
@@ -192,30 +193,10 @@ export class Session extends Store {
   }
 
   async _history(run) {
-    run.loading = true
-    run.changed()
-    const ahead = run.firstOffset
-    const events = []
-    const controller = new AbortController()
-    try {
-      for await (const event of this.rest.runEvents(run.runId, { signal: controller.signal })) {
-        if (event instanceof Notice) continue
-        // From here on they have come live.
-        if (event.offset >= ahead) break
-        if (events.length >= HISTORY_MOST) {
-          run.partial = true
-          break
-        }
-        events.push(event)
-        if (event.event_type === "run_completed") break
-      }
-      run.whole = true
-      run.merge(events)
-    } finally {
-      controller.abort()
-      run.loading = false
-      run.changed()
-    }
+    const open = (signal) => this.rest.runEvents(run.runId, { signal })
+    await readPast(run, open, { most: HISTORY_MOST })
+    // One came live while it ended.
+    if (!run.whole && run.liveFrom < Infinity) await readPast(run, open, { most: HISTORY_MOST })
   }
 
   // What comes.
@@ -239,7 +220,7 @@ export class Session extends Store {
       this.threads.moved(run, event)
       this.changed()
     }
-    if (fresh && !run.whole) this.history(run).catch(() => {})
+    if (!run.whole && (fresh || run.watched)) this.history(run).catch(() => {})
     if (fresh) this._forget()
   }
 
@@ -266,7 +247,13 @@ export class Session extends Store {
 
   _turned(state) {
     this.connection = { ...state, until: Date.now() + (state.retryMs || 0) }
+    if (state.phase === "connected") this._again()
     this.changed()
+  }
+
+  /** What could not be read while the gateway was away. */
+  _again() {
+    for (const run of this.runs.values()) if (!run.whole && !run.ended && run.watched) this.history(run).catch(() => {})
   }
 
   _ended(error) {

@@ -91,10 +91,13 @@ async def test_a_gateway_that_dies_in_the_middle_loses_and_repeats_nothing(
 async def test_a_page_that_is_loaded_in_the_middle_has_the_whole_run(browser: Browser, stack: RunningStack) -> None:
     async with console_user(browser, stack, "cora") as cora:
         await cora.open()
-        run = await cora.send("count", "count", {"mark": "line", "steps": 70, "pause": 0.03})
-        await expect(run.get_by_text("line 15", exact=True)).to_be_visible()
+        run = await cora.send("count", "count", {"mark": "line", "steps": 70, "pause": 0.12})
+        await expect(run.get_by_text("line 9", exact=True)).to_be_visible()
         await cora.page.reload()
         run = cora.page.locator("[data-run]")
+        # What it did is there while it works, not only after its end.
+        await expect(run.get_by_text("line 9", exact=True)).to_be_visible()
+        await expect(run.locator("[data-state=RUNNING]")).to_be_visible()
         await cora.state(run, "SUCCEEDED")
         assert await cora.thoughts(run) == [f"line {number}" for number in range(1, 71)]
         await expect(run.locator("[data-role=user]")).to_have_text("count")
@@ -160,6 +163,10 @@ async def test_a_call_is_approved_and_a_question_answered_where_they_are_asked(
         # Said once.
         await expect(question.locator(".quiet")).to_have_text("Sends a mail.")
         assert "Allow send_mail" not in await question.inner_text()
+        # Its steps so far are there after a reload, too, and so is its question, while it waits.
+        await eve.page.reload()
+        await expect(run.locator(".is-question")).to_contain_text("Asks to approve send mail")
+        await expect(run.locator(".is-agent")).to_have_count(1)
         await expect(question.locator("pre")).to_contain_text("bob@example.com")
         await question.get_by_role("button", name="Allow once").click()
         await expect(run.get_by_text("Which colour was it?").last).to_be_visible(timeout=20_000)
@@ -167,7 +174,7 @@ async def test_a_call_is_approved_and_a_question_answered_where_they_are_asked(
         await eve.state(run, "SUCCEEDED")
         await expect(run.locator("[data-role=answer]")).to_have_text("mailed bob@example.com in green")
         # A refusal, with its reason, ends the run as the agent has it.
-        run = await eve.send("mail bob again")
+        run = await eve.send("mail bob again", "mail")
         await eve.state(run, "WAITING")
         await run.get_by_label("Reason").fill("not today")
         await run.get_by_role("button", name="Refuse").click()
@@ -269,6 +276,10 @@ async def test_the_report_comes_with_its_charts(browser: Browser, stack: Running
         tool = run.locator(".is-tool").first
         await tool.get_by_role("button").click()
         await expect(tool.locator(".step-facts")).to_contain_text("synthetic_trace.csv")
+        # And when the page is loaded again.
+        await hal.page.reload()
+        await hal.state(run, "SUCCEEDED")
+        await expect(charts).to_have_count(3)
 
 
 async def test_two_users_side_by_side_and_what_one_may_not_see(browser: Browser, stack: RunningStack) -> None:

@@ -76,12 +76,13 @@ function Steps({ session, run }) {
   }, [])
   if (error)
     return html`<${Problem} title="Its steps cannot be read." error=${error} actions=${[{ label: "Try again", act: load }]} />`
-  if (run.loading) return html`<p class="quiet"><${Spinner} /> Reading its steps</p>`
+  if (run.loading && !run.steps.length) return html`<p class="quiet"><${Spinner} /> Reading its steps</p>`
   if (run.steps.length) {
     return html`${run.partial ? html`<p class="quiet">It has more events than this page reads back: of what was before this page looked, only the first ${count(HISTORY_MOST)} are shown.</p>` : null}
       <${Timeline} run=${run} />`
   }
-  if (run.ended) return html`<${Kept} run=${run} />`
+  // Before it waits it has always begun.
+  if (run.ended || run.status === "WAITING") return html`<${Kept} run=${run} />`
   return html`<p class="quiet"><${Spinner} /> ${run.status === "QUEUED" ? "It begins as soon as there is room." : "It is about to begin."}</p>`
 }
 
