@@ -32,6 +32,10 @@ export class Session extends Store {
     this.agents = []
     this.runs = new Map()
     this.drafts = new Map()
+    /** What was begun in the field for the next message and not sent, by conversation; "" is a new one. */
+    this.begun = new Map()
+    /** The agent that was asked last. */
+    this.asked = ""
     this.connection = { phase: "connecting", reason: "", until: 0, failures: 0 }
     this.figures = new Figures()
     this.client = new CarrelClient({
@@ -60,21 +64,32 @@ export class Session extends Store {
     })
     this._awake = () => document.hidden || this.client.wake()
     document.addEventListener("visibilitychange", this._awake)
+    // Whoever comes back from an editor may have written an agent there.
+    this._back = () => this._readAgents()
+    addEventListener("focus", this._back)
     // Why it failed is told at the end of `listen`, too.
     this.client.connect().catch(() => {})
     this.threads.load()
+    this._readAgents()
+    return this
+  }
+
+  /** Which agents there are. Those that are known stay while nobody says. */
+  _readAgents() {
+    this._agentsDue = true
     this.rest.agents().then(
       ({ agents }) => {
+        this._agentsDue = false
         this.agents = agents
         this.changed()
       },
       () => {},
     )
-    return this
   }
 
   close() {
     document.removeEventListener("visibilitychange", this._awake)
+    removeEventListener("focus", this._back)
     this._end?.()
     this.client.close()
   }
@@ -92,6 +107,7 @@ export class Session extends Store {
    */
   send(request) {
     const draft = new Draft(request)
+    this.asked = request.agent ?? ""
     this.drafts.set(draft.ref, draft)
     this.threads.begin(draft)
     this._ask(draft)
@@ -251,8 +267,11 @@ export class Session extends Store {
     this.changed()
   }
 
-  /** What could not be read while the gateway was away. */
+  /** What could not be read while the gateway was away, and what another release may have changed. */
   _again() {
+    if (this._agentsDue || this._seen) this._readAgents()
+    if (this.threads.error) this.threads.load()
+    this._seen = true
     for (const run of this.runs.values()) if (!run.whole && !run.ended && run.watched) this.history(run).catch(() => {})
   }
 

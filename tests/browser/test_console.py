@@ -182,6 +182,43 @@ async def test_a_call_is_approved_and_a_question_answered_where_they_are_asked(
         await expect(run.locator(".problem").last).to_be_visible()
 
 
+async def test_what_is_begun_is_kept_and_an_answer_goes_to_who_was_asked(browser: Browser, stack: RunningStack) -> None:
+    async with console_user(browser, stack, "ned") as ned:
+        page, field, chooser = ned.page, ned.page.locator("[data-message]"), ned.page.locator(".chooser")
+        await ned.open()
+        run = await ned.send("first", "words")
+        await ned.state(run, "SUCCEEDED")
+        await field.fill("half a sent")
+        await page.get_by_role("link", name="Runs").click()
+        await expect(page.locator(".run-row")).to_have_count(1)
+        await page.go_back()
+        await expect(field).to_have_value("half a sent")
+        # Each conversation has its own, and a new one has none.
+        await page.get_by_role("link", name="New conversation", exact=True).click()
+        await expect(field).to_have_value("")
+        await field.fill("another")
+        await page.get_by_role("link", name=re.compile("^first")).click()
+        await expect(field).to_have_value("half a sent")
+        # Who is spoken to is not forgotten, either.
+        await page.reload()
+        await expect(chooser).to_have_value("words")
+        run = await ned.send("second")
+        await expect(run.locator(".who")).to_have_text("words")
+        await ned.state(run, "SUCCEEDED")
+
+
+async def test_agents_that_were_not_there_at_first_are_offered_later(browser: Browser, stack: RunningStack) -> None:
+    async with console_user(browser, stack, "olga", allowed="503") as olga:
+        page, offered = olga.page, olga.page.locator(".chooser option")
+        await page.route("**/api/agents", lambda route: route.fulfill(status=503, body="{}"))
+        await olga.open()
+        await expect(offered).to_have_text(["Default agent"])
+        await page.unroute("**/api/agents")
+        # As when somebody comes back from another window.
+        await page.evaluate("dispatchEvent(new Event('focus'))")
+        await expect(offered.filter(has_text="words")).to_have_count(1)
+
+
 async def test_a_refused_message_is_changed_with_all_that_belongs_to_it(browser: Browser, stack: RunningStack) -> None:
     async with console_user(browser, stack, "eva") as eva:
         page = eva.page
