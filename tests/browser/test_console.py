@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from carrel.cli.tokens import DEFAULT_PERMISSIONS
 from servicekit.identity.principals import OPERATOR_READ
@@ -217,6 +217,8 @@ async def test_agents_that_were_not_there_at_first_are_offered_later(browser: Br
         # As when somebody comes back from another window.
         await page.evaluate("dispatchEvent(new Event('focus'))")
         await expect(offered.filter(has_text="words")).to_have_count(1)
+        await page.get_by_role("link", name="Runs").click()
+        await expect(page.get_by_text("No runs yet.")).to_be_visible()
 
 
 async def test_a_refused_message_is_changed_with_all_that_belongs_to_it(browser: Browser, stack: RunningStack) -> None:
@@ -473,6 +475,24 @@ async def test_all_runs_by_their_state_and_page_by_page(browser: Browser, stack:
             if not count:
                 await expect(page.get_by_text("No such runs.")).to_be_visible()
             await expect(states).to_have_text([name] * count)
+        # An answer that is late does not stand in the place of what was asked after it.
+        late, given = asyncio.Event(), asyncio.Event()
+
+        async def hold(route: Route) -> None:
+            answer = await route.fetch()
+            await late.wait()
+            await route.fulfill(response=answer)
+            given.set()
+
+        await page.route(re.compile(r"/api/runs\?.*status=FAILED"), hold)
+        await page.get_by_role("button", name="Failed", exact=True).click()
+        await page.get_by_role("button", name="Stopped", exact=True).click()
+        await expect(states).to_have_text(["Stopped"])
+        late.set()
+        async with asyncio.timeout(10):
+            await given.wait()
+        await page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+        assert await states.all_inner_texts() == ["Stopped"]
 
 
 async def test_what_is_left_out_of_a_very_long_run_is_said(browser: Browser, stack: RunningStack) -> None:

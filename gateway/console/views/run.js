@@ -146,7 +146,8 @@ export function DraftCard({ session, draft, forget, edit }) {
     <div class="said" data-role="user"><p class="said-text">${request.message}</p></div>
     <div class="work">${
       error
-        ? html`<${Problem} error=${error} title=${busy ? "This conversation is busy with another run." : undefined} actions=${actions} />`
+        ? html`<${Problem} error=${busy ? { code: error.code, message: "It has not been sent yet. What shall become of it?", details: error.details } : error}
+          title=${busy ? "This conversation is busy with another run." : undefined} actions=${actions} />`
         : html`<p class="quiet"><${Spinner} /> Sending${session.connection.phase === "connected" ? "" : ", as soon as the gateway is reached"}</p>`
     }</div>
   </article>`
