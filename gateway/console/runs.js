@@ -57,6 +57,10 @@ export class Run extends Store {
     this.whole = false
     /** Whether some of those were too many to be read. */
     this.partial = false
+    /** Where what came live begins: from there on nothing is missing. */
+    this.liveFrom = Infinity
+    // The last that came live, and which it was when REST told how the run stands.
+    this._live = this._toldAt = 0
     this._events = []
     this._clear()
   }
@@ -97,11 +101,6 @@ export class Run extends Store {
     return this._events.length
   }
 
-  /** Where what is here begins. */
-  get firstOffset() {
-    return this._events[0]?.offset ?? Infinity
-  }
-
   /** Milliseconds from the first event to the last, or to now. */
   elapsed(now = Date.now()) {
     const began = Number.isFinite(this.startedAt) ? this.startedAt : moment(this.told?.created_at)
@@ -121,8 +120,11 @@ export class Run extends Store {
 
   /** The next event of the log, or one from before. */
   take(event) {
+    const news = event.offset > this._live
+    this.liveFrom = Math.min(this.liveFrom, event.offset)
+    this._live = Math.max(this._live, event.offset)
     if (event.offset <= this._last) {
-      this.merge([event])
+      this.merge([event], news)
       return
     }
     this._events.push(event)
@@ -131,10 +133,10 @@ export class Run extends Store {
   }
 
   /** Events from before, in any order; those that are here already are passed over. */
-  merge(events) {
+  merge(events, anew = false) {
     const byOffset = new Map(this._events.map((event) => [event.offset, event]))
     for (const event of events) if (!byOffset.has(event.offset)) byOffset.set(event.offset, event)
-    if (byOffset.size === this._events.length) return
+    if (byOffset.size === this._events.length && !anew) return
     this._events = [...byOffset.values()].sort((one, other) => one.offset - other.offset)
     this._again()
   }
@@ -142,6 +144,8 @@ export class Run extends Store {
   /** The log lost its end: what came after this offset has not happened. */
   dropAfter(offset) {
     this._events = this._events.filter((event) => event.offset <= offset)
+    if (this.liveFrom > offset) this.liveFrom = Infinity
+    this._live = Math.min(this._live, offset)
     this._again()
   }
 
@@ -150,6 +154,7 @@ export class Run extends Store {
     this.said = this.texts
     const { status, agent, error, result, endedAt, startedAt } = this
     this._events = []
+    this.liveFrom = Infinity
     this.whole = this.partial = false
     this._clear()
     Object.assign(this, { status, agent, error, result, endedAt, startedAt })
@@ -158,15 +163,17 @@ export class Run extends Store {
   _again() {
     this._clear()
     for (const event of this._events) this._apply(event)
-    if (this.told) this._stand(this.told)
+    // What has come live since is newer.
+    if (this.told && (hasEnded(this.told.status) || this._live <= this._toldAt)) this._stand(this.told)
     this.changed()
   }
 
   /** How it stands, as REST or the gateway tells it: for runs whose events are not all here. */
   tell(told) {
     this.told = { ...this.told, ...told }
-    // Before its end more may come.
-    if (hasEnded(told.status) && told.artifacts) this.artifacts = told.artifacts
+    this._toldAt = this._live
+    // Before its end more may come; and lists leave them out.
+    if (hasEnded(told.status) && told.artifacts?.length) this.artifacts = told.artifacts
     this._stand(told)
     this.changed()
   }
@@ -342,7 +349,8 @@ export class Run extends Store {
     // What the attempt before left open was cut off; where it waited, its agents go on.
     this._steps.close("cancelled", at, answered)
     this._steps.turn("running")
-    const name = answered ? "Answer received, going on" : `Attempt ${data.attempt}: ${reasonOf(data.reason)}`
+    const reason = String(data.reason || "once more").replaceAll("_", " ")
+    const name = answered ? "Answer received, going on" : `Attempt ${data.attempt}: ${reason}`
     this._steps.add({ kind: "note", name, depth: 0, at, event, done: true, status: answered ? "ok" : "warned" })
   }
 
@@ -389,8 +397,4 @@ export function resultText(result) {
   if (!result || typeof result !== "object") return ""
   for (const name of TEXTS) if (typeof result[name] === "string" && result[name].trim()) return result[name].trim()
   return ""
-}
-
-function reasonOf(reason) {
-  return reason ? String(reason).replaceAll("_", " ") : "once more"
 }

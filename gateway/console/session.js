@@ -3,7 +3,8 @@
  * share nothing. What is drawn of it is the views' matter; how the connection lives is the client library's.
  */
 
-import { CarrelClient, Notice, Reset, RunStatus } from "./client/index.js"
+import { CarrelClient, Reset, RunStatus } from "./client/index.js"
+import { readPast } from "./past.js"
 import { Run } from "./runs.js"
 import { Store } from "./stores.js"
 import { Threads } from "./threads.js"
@@ -31,6 +32,10 @@ export class Session extends Store {
     this.agents = []
     this.runs = new Map()
     this.drafts = new Map()
+    /** What was begun in the field for the next message and not sent, by conversation; "" is a new one. */
+    this.begun = new Map()
+    /** The agent that was asked last. */
+    this.asked = ""
     this.connection = { phase: "connecting", reason: "", until: 0, failures: 0 }
     this.figures = new Figures()
     this.client = new CarrelClient({
@@ -59,21 +64,32 @@ export class Session extends Store {
     })
     this._awake = () => document.hidden || this.client.wake()
     document.addEventListener("visibilitychange", this._awake)
+    // Whoever comes back from an editor may have written an agent there.
+    this._back = () => this._readAgents()
+    addEventListener("focus", this._back)
     // Why it failed is told at the end of `listen`, too.
     this.client.connect().catch(() => {})
     this.threads.load()
+    this._readAgents()
+    return this
+  }
+
+  /** Which agents there are. Those that are known stay while nobody says. */
+  _readAgents() {
+    this._agentsDue = true
     this.rest.agents().then(
       ({ agents }) => {
+        this._agentsDue = false
         this.agents = agents
         this.changed()
       },
       () => {},
     )
-    return this
   }
 
   close() {
     document.removeEventListener("visibilitychange", this._awake)
+    removeEventListener("focus", this._back)
     this._end?.()
     this.client.close()
   }
@@ -91,6 +107,7 @@ export class Session extends Store {
    */
   send(request) {
     const draft = new Draft(request)
+    this.asked = request.agent ?? ""
     this.drafts.set(draft.ref, draft)
     this.threads.begin(draft)
     this._ask(draft)
@@ -192,30 +209,10 @@ export class Session extends Store {
   }
 
   async _history(run) {
-    run.loading = true
-    run.changed()
-    const ahead = run.firstOffset
-    const events = []
-    const controller = new AbortController()
-    try {
-      for await (const event of this.rest.runEvents(run.runId, { signal: controller.signal })) {
-        if (event instanceof Notice) continue
-        // From here on they have come live.
-        if (event.offset >= ahead) break
-        if (events.length >= HISTORY_MOST) {
-          run.partial = true
-          break
-        }
-        events.push(event)
-        if (event.event_type === "run_completed") break
-      }
-      run.whole = true
-      run.merge(events)
-    } finally {
-      controller.abort()
-      run.loading = false
-      run.changed()
-    }
+    const open = (signal) => this.rest.runEvents(run.runId, { signal })
+    await readPast(run, open, { most: HISTORY_MOST })
+    // One came live while it ended.
+    if (!run.whole && run.liveFrom < Infinity) await readPast(run, open, { most: HISTORY_MOST })
   }
 
   // What comes.
@@ -239,7 +236,7 @@ export class Session extends Store {
       this.threads.moved(run, event)
       this.changed()
     }
-    if (fresh && !run.whole) this.history(run).catch(() => {})
+    if (!run.whole && (fresh || run.watched)) this.history(run).catch(() => {})
     if (fresh) this._forget()
   }
 
@@ -266,7 +263,16 @@ export class Session extends Store {
 
   _turned(state) {
     this.connection = { ...state, until: Date.now() + (state.retryMs || 0) }
+    if (state.phase === "connected") this._again()
     this.changed()
+  }
+
+  /** What could not be read while the gateway was away, and what another release may have changed. */
+  _again() {
+    if (this._agentsDue || this._seen) this._readAgents()
+    if (this.threads.error) this.threads.load()
+    this._seen = true
+    for (const run of this.runs.values()) if (!run.whole && !run.ended && run.watched) this.history(run).catch(() => {})
   }
 
   _ended(error) {

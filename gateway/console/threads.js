@@ -222,7 +222,9 @@ export class Thread extends Store {
       if (!message.run_id) continue
       const run = this._session.run(message.run_id, this.threadId)
       this.add(run)
+      const result = message.role === "user" ? null : resultOf(message.text)
       if (message.role === "user") run.message = message.text
+      else if (result) run.result ??= result
       else
         answers.set(run, [
           ...(answers.get(run) ?? []),
@@ -234,6 +236,16 @@ export class Thread extends Store {
       run.changed()
     }
     this.title ||= shorten(messages.find((message) => message.role === "user")?.text, TITLE)
+  }
+}
+
+/** A result without words, which a thread keeps as its JSON; null for words. */
+function resultOf(text) {
+  if (!text.startsWith("{")) return null
+  try {
+    return JSON.parse(text)
+  } catch {
+    return null
   }
 }
 

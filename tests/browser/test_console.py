@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from carrel.cli.tokens import DEFAULT_PERMISSIONS
 from servicekit.identity.principals import OPERATOR_READ
@@ -91,10 +91,13 @@ async def test_a_gateway_that_dies_in_the_middle_loses_and_repeats_nothing(
 async def test_a_page_that_is_loaded_in_the_middle_has_the_whole_run(browser: Browser, stack: RunningStack) -> None:
     async with console_user(browser, stack, "cora") as cora:
         await cora.open()
-        run = await cora.send("count", "count", {"mark": "line", "steps": 70, "pause": 0.03})
-        await expect(run.get_by_text("line 15", exact=True)).to_be_visible()
+        run = await cora.send("count", "count", {"mark": "line", "steps": 70, "pause": 0.12})
+        await expect(run.get_by_text("line 9", exact=True)).to_be_visible()
         await cora.page.reload()
         run = cora.page.locator("[data-run]")
+        # What it did is there while it works, not only after its end.
+        await expect(run.get_by_text("line 9", exact=True)).to_be_visible()
+        await expect(run.locator("[data-state=RUNNING]")).to_be_visible()
         await cora.state(run, "SUCCEEDED")
         assert await cora.thoughts(run) == [f"line {number}" for number in range(1, 71)]
         await expect(run.locator("[data-role=user]")).to_have_text("count")
@@ -160,6 +163,10 @@ async def test_a_call_is_approved_and_a_question_answered_where_they_are_asked(
         # Said once.
         await expect(question.locator(".quiet")).to_have_text("Sends a mail.")
         assert "Allow send_mail" not in await question.inner_text()
+        # Its steps so far are there after a reload, too, and so is its question, while it waits.
+        await eve.page.reload()
+        await expect(run.locator(".is-question")).to_contain_text("Asks to approve send mail")
+        await expect(run.locator(".is-agent")).to_have_count(1)
         await expect(question.locator("pre")).to_contain_text("bob@example.com")
         await question.get_by_role("button", name="Allow once").click()
         await expect(run.get_by_text("Which colour was it?").last).to_be_visible(timeout=20_000)
@@ -167,12 +174,51 @@ async def test_a_call_is_approved_and_a_question_answered_where_they_are_asked(
         await eve.state(run, "SUCCEEDED")
         await expect(run.locator("[data-role=answer]")).to_have_text("mailed bob@example.com in green")
         # A refusal, with its reason, ends the run as the agent has it.
-        run = await eve.send("mail bob again")
+        run = await eve.send("mail bob again", "mail")
         await eve.state(run, "WAITING")
         await run.get_by_label("Reason").fill("not today")
         await run.get_by_role("button", name="Refuse").click()
         await eve.state(run, "FAILED")
         await expect(run.locator(".problem").last).to_be_visible()
+
+
+async def test_what_is_begun_is_kept_and_an_answer_goes_to_who_was_asked(browser: Browser, stack: RunningStack) -> None:
+    async with console_user(browser, stack, "ned") as ned:
+        page, field, chooser = ned.page, ned.page.locator("[data-message]"), ned.page.locator(".chooser")
+        await ned.open()
+        run = await ned.send("first", "words")
+        await ned.state(run, "SUCCEEDED")
+        await field.fill("half a sent")
+        await page.get_by_role("link", name="Runs").click()
+        await expect(page.locator(".run-row")).to_have_count(1)
+        await page.go_back()
+        await expect(field).to_have_value("half a sent")
+        # Each conversation has its own, and a new one has none.
+        await page.get_by_role("link", name="New conversation", exact=True).click()
+        await expect(field).to_have_value("")
+        await field.fill("another")
+        await page.get_by_role("link", name=re.compile("^first")).click()
+        await expect(field).to_have_value("half a sent")
+        # Who is spoken to is not forgotten, either.
+        await page.reload()
+        await expect(chooser).to_have_value("words")
+        run = await ned.send("second")
+        await expect(run.locator(".who")).to_have_text("words")
+        await ned.state(run, "SUCCEEDED")
+
+
+async def test_agents_that_were_not_there_at_first_are_offered_later(browser: Browser, stack: RunningStack) -> None:
+    async with console_user(browser, stack, "olga", allowed="503") as olga:
+        page, offered = olga.page, olga.page.locator(".chooser option")
+        await page.route("**/api/agents", lambda route: route.fulfill(status=503, body="{}"))
+        await olga.open()
+        await expect(offered).to_have_text(["Default agent"])
+        await page.unroute("**/api/agents")
+        # As when somebody comes back from another window.
+        await page.evaluate("dispatchEvent(new Event('focus'))")
+        await expect(offered.filter(has_text="words")).to_have_count(1)
+        await page.get_by_role("link", name="Runs").click()
+        await expect(page.get_by_text("No runs yet.")).to_be_visible()
 
 
 async def test_a_refused_message_is_changed_with_all_that_belongs_to_it(browser: Browser, stack: RunningStack) -> None:
@@ -269,6 +315,10 @@ async def test_the_report_comes_with_its_charts(browser: Browser, stack: Running
         tool = run.locator(".is-tool").first
         await tool.get_by_role("button").click()
         await expect(tool.locator(".step-facts")).to_contain_text("synthetic_trace.csv")
+        # And when the page is loaded again.
+        await hal.page.reload()
+        await hal.state(run, "SUCCEEDED")
+        await expect(charts).to_have_count(3)
 
 
 async def test_two_users_side_by_side_and_what_one_may_not_see(browser: Browser, stack: RunningStack) -> None:
@@ -418,6 +468,24 @@ async def test_all_runs_by_their_state_and_page_by_page(browser: Browser, stack:
             if not count:
                 await expect(page.get_by_text("No such runs.")).to_be_visible()
             await expect(states).to_have_text([name] * count)
+        # An answer that is late does not stand in the place of what was asked after it.
+        late, given = asyncio.Event(), asyncio.Event()
+
+        async def hold(route: Route) -> None:
+            answer = await route.fetch()
+            await late.wait()
+            await route.fulfill(response=answer)
+            given.set()
+
+        await page.route(re.compile(r"/api/runs\?.*status=FAILED"), hold)
+        await page.get_by_role("button", name="Failed", exact=True).click()
+        await page.get_by_role("button", name="Stopped", exact=True).click()
+        await expect(states).to_have_text(["Stopped"])
+        late.set()
+        async with asyncio.timeout(10):
+            await given.wait()
+        await page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+        assert await states.all_inner_texts() == ["Stopped"]
 
 
 async def test_what_is_left_out_of_a_very_long_run_is_said(browser: Browser, stack: RunningStack) -> None:

@@ -1,4 +1,4 @@
-"""The agents that the snippets of docs/javascript.md ask."""
+"""The agents that the snippets of docs/javascript.md and docs/howto/chat-page.md ask."""
 
 from __future__ import annotations
 
@@ -47,4 +47,16 @@ class WritingAgent(Agent):
         return {"note": reference.name}
 
 
-agents = (QuickAgent, AskingAgent, WritingAgent)
+class PlainAgent(Agent):
+    """Answers by its result, and writes nothing on its way; fails when told to."""
+
+    name = "plain"
+
+    async def run(self, ctx: AgentContext, request: Request) -> dict[str, str]:
+        """Say what was heard."""
+        if request.message == "fail":
+            raise ValueError("told to")
+        return {"answer": f"heard {request.message}"}
+
+
+agents = (QuickAgent, AskingAgent, WritingAgent, PlainAgent)

@@ -1,17 +1,18 @@
-"""docs/javascript.md is true: its snippets run against a whole stack, in Node and in a page; a killed gateway, too."""
+"""docs/javascript.md and the chat page are true: their snippets run against a whole stack, in Node and in a page."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 from aiohttp import web
-from playwright.async_api import async_playwright
+from playwright.async_api import Page, async_playwright
 
 from tests.js.test_in_browser import arguments
 from tests.support.needs import chromium, node
@@ -19,6 +20,7 @@ from tests.support.stack import ROOT, RunningStack, running_stack
 
 CLIENT: Final = ROOT / "clients" / "js"
 DOCS: Final = (ROOT / "docs" / "javascript.md").read_text()
+CHAT_PAGE: Final = (ROOT / "docs" / "howto" / "chat-page.md").read_text()
 SNIPPETS: Final = re.findall(r"^## (.+?)$|^```js\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
 
 # What snippets print, by the heading that they stand under, one expression for each.
@@ -41,7 +43,9 @@ PRINTED: Final = {
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Five processes."""
     agents = [str(Path(__file__).with_name("docs_agents.py"))]
-    with running_stack(tmp_path_factory.mktemp("docs"), agents=agents) as running:
+    # The chat page names no agent.
+    settings = {"CARREL_EXECUTION_DEFAULT_AGENT": "plain"}
+    with running_stack(tmp_path_factory.mktemp("docs"), agents=agents, environment=settings) as running:
         yield running
 
 
@@ -144,15 +148,13 @@ async def test_gateway_killed_in_the_middle_loses_and_repeats_nothing(stack: Run
     assert count > 2000
 
 
-@pytest.mark.browser
-async def test_page_of_another_origin_runs(stack: RunningStack) -> None:
-    html = re.search(r"^```html\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
-    assert html is not None
-    values = f"<script>const url = {stack.url!r}, token = {stack.token('dora')!r}</script>"
+@asynccontextmanager
+async def page_of(html: str) -> AsyncIterator[Page]:
+    """A browser at a page of another origin, with the client below carrel/."""
     app = web.Application()
 
     async def page(request: web.Request) -> web.Response:
-        return web.Response(text=f"<!doctype html><title>…</title>{values}{html[1]}", content_type="text/html")
+        return web.Response(text=f"<!doctype html><title>…</title>{html}", content_type="text/html")
 
     app.router.add_get("/", page)
     app.router.add_static("/carrel", CLIENT / "src")
@@ -164,8 +166,35 @@ async def test_page_of_another_origin_runs(stack: RunningStack) -> None:
             browser = await driver.chromium.launch(executable_path=chromium(), args=arguments())
             opened = await browser.new_page()
             await opened.goto(f"http://127.0.0.1:{runner.addresses[0][1]}/")
-            await opened.wait_for_function("document.title === 'SUCCEEDED'", timeout=30_000)
-            assert await opened.locator("#answer").text_content() == "line 0\nline 1\nline 2\n"
+            yield opened
             await browser.close()
     finally:
         await runner.cleanup()
+
+
+@pytest.mark.browser
+async def test_page_of_another_origin_runs(stack: RunningStack) -> None:
+    html = re.search(r"^```html\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    assert html is not None
+    values = f"<script>const url = {stack.url!r}, token = {stack.token('dora')!r}</script>"
+    async with page_of(values + html[1]) as opened:
+        await opened.wait_for_function("document.title === 'SUCCEEDED'", timeout=30_000)
+        assert await opened.locator("#answer").text_content() == "line 0\nline 1\nline 2\n"
+
+
+@pytest.mark.browser
+async def test_the_chat_page_shows_an_answer_whichever_way_it_comes_and_a_failure(stack: RunningStack) -> None:
+    html = re.search(r"^```html\n(.*?)^```$", CHAT_PAGE, re.MULTILINE | re.DOTALL)
+    assert html is not None
+    values = f"<script>const freshToken = async () => {stack.token('erin')!r}, threadId = 'my-chat'</script>"
+    # As somebody does who copies it: the gateway's own address, a form around it.
+    code = html[1].replace("https://carrel.example", stack.url).replace("</script>", "window.send = send\n</script>")
+    said = """async (text) => {
+      const box = document.createElement("p")
+      await send(text, box)
+      return box.textContent
+    }"""
+    async with page_of(values + code) as opened:
+        await opened.wait_for_function("window.send !== undefined", timeout=30_000)
+        assert await opened.evaluate(said, "you") == "heard you"
+        assert (await opened.evaluate(said, "fail")).startswith("agent plain failed")

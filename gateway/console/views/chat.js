@@ -32,6 +32,9 @@ export function Chat({ session, facts, threadId, stopper }) {
   useEffect(() => {
     if (draft?.threadId && !threadId) {
       setDraft(null)
+      // What has been begun meanwhile goes along.
+      session.begun.set(draft.threadId, { ...session.begun.get("") })
+      session.begun.delete("")
       place.go(threadPath(draft.threadId), { replace: true })
     }
   }, [draft?.threadId])
@@ -46,7 +49,7 @@ export function Chat({ session, facts, threadId, stopper }) {
     const sent = session.send({ message, agent, params, threadId })
     if (!threadId) setDraft(sent)
   }
-  const give = (message, agent = "", params = undefined) => setGiven({ message, agent, params, at: Date.now() })
+  const give = (message, agent = undefined, params = undefined) => setGiven({ message, agent, params, at: Date.now() })
   const forget = (gone) => {
     session.drafts.delete(gone.ref)
     if (thread) {
@@ -60,7 +63,7 @@ export function Chat({ session, facts, threadId, stopper }) {
     give(old.request.message, old.request.agent, old.request.params ?? null)
   }
   // Where it was asked elsewhere, with what parameters is not known: then it is put into the field.
-  const again = (run) => (run.request ? send(run.request) : give(run.message))
+  const again = (run) => (run.request ? send(run.request) : give(run.message, run.agent))
   const drafts = [...(thread?.drafts ?? []), ...(draft && !draft.threadId ? [draft] : [])]
   const hidden = Math.max(0, runs.length - shown)
   const empty = !runs.length && !drafts.length
@@ -84,9 +87,17 @@ export function Chat({ session, facts, threadId, stopper }) {
       </div>
     <//>
     <div class="dock"><div class="column">
-      <${Composer} agents=${session.agents} send=${send} given=${given} focus stop=${stopper.current ?? undefined} />
+      <${Composer} agents=${session.agents} send=${send} given=${given} focus stop=${stopper.current ?? undefined}
+        begun=${session.begun} place=${threadId} usual=${threadId ? usualOf(runs) : session.asked} />
     </div></div>
   </div>`
+}
+
+/** Who is spoken to in a conversation: the agent of its last run, where one was asked for by name. */
+function usualOf(runs) {
+  const last = runs.at(-1)
+  if (!last) return ""
+  return last.request ? (last.request.agent ?? "") : last.agent
 }
 
 function leftOut({ left, more }) {

@@ -1,29 +1,49 @@
 /** Where a message is written: the text, the agent that is to have it, parameters for those who want them. */
 
-import { html, useEffect, useId, useRef, useState } from "../dom.js"
+import { html, useEffect, useId, useLayoutEffect, useRef, useState } from "../dom.js"
 import { unmarked, words } from "../format.js"
 import { Icon } from "../icons.js"
 
+const EMPTY = { message: "", agent: null, params: "", more: false }
+
 /**
  * @param {{agents: any[], send: (request: {message: string, agent: string, params?: object}) => void, stop?: () => void,
- *   given?: {message: string, agent?: string, params?: object | null, at: number}, focus?: boolean, small?: boolean}} props
- *   `stop` ends the run that is under way; `given` is put into the fields, null for no parameters.
+ *   given?: {message: string, agent?: string, params?: object | null, at: number}, focus?: boolean, small?: boolean,
+ *   begun?: Map<string, any>, place?: string, usual?: string}} props
+ *   `stop` ends the run that is under way; `given` is put into the fields, null for no parameters; `begun` keeps what was
+ *   begun in each place and not sent; `usual` is the agent of whoever has chosen none.
  */
-export function Composer({ agents, send, stop, given, focus = false, small = false }) {
-  const [message, setMessage] = useState("")
-  const [agent, setAgent] = useState("")
-  const [params, setParams] = useState("")
-  const [more, setMore] = useState(false)
+export function Composer({ agents, send, stop, given, focus = false, small = false, begun, place = "", usual = "" }) {
+  const kept = begun?.get(place)
+  const [message, setMessage] = useState(kept?.message ?? "")
+  const [chosen, setAgent] = useState(kept?.agent ?? null)
+  const [params, setParams] = useState(kept?.params ?? "")
+  const [more, setMore] = useState(kept?.more ?? false)
+  const agent = chosen ?? (agents.some((known) => known.name === usual && known.available !== false) ? usual : "")
   const [wrong, setWrong] = useState("")
   const field = useRef(null)
   const id = useId()
   useEffect(() => {
     if (focus) field.current?.focus()
   }, [])
+  const at = useRef(place)
+  useLayoutEffect(() => {
+    if (at.current === place) {
+      begun?.set(place, { message, agent: chosen, params, more })
+      return
+    }
+    at.current = place
+    const found = begun?.get(place) ?? EMPTY
+    setMessage(found.message)
+    setAgent(found.agent)
+    setParams(found.params)
+    setMore(found.more)
+    setWrong("")
+  }, [place, message, chosen, params, more])
   useEffect(() => {
     if (!given) return
     setMessage(given.message)
-    setAgent(given.agent ?? "")
+    setAgent(given.agent ?? null)
     if (given.params !== undefined) {
       setParams(given.params ? JSON.stringify(given.params, null, 2) : "")
       setMore(Boolean(given.params))

@@ -1,6 +1,6 @@
 /** All of the user's runs, newest first: when, which agent, how it ended, how long it took; and of each where its time went. */
 
-import { classes, html, useEffect, useState } from "../dom.js"
+import { classes, html, useEffect, useRef, useState } from "../dom.js"
 import { duration, exact, moment, words } from "../format.js"
 import { Icon, Spinner } from "../icons.js"
 import { place, threadPath } from "../page.js"
@@ -21,7 +21,12 @@ export function History({ session }) {
   useStore(session)
   const [filter, setFilter] = useState("")
   const [page, setPage] = useState({ runs: [], next: "", loading: true, error: null })
+  // Only the latest question counts: an earlier one may be answered after it.
+  const asked = useRef(0)
   const load = async (token = "", before = []) => {
+    asked.current += 1
+    const mine = asked.current
+    const show = (next) => mine === asked.current && setPage(next)
     setPage((now) => ({ ...now, loading: true, error: null }))
     try {
       const answer = await session.rest.runs({
@@ -29,9 +34,9 @@ export function History({ session }) {
         pageSize: PAGE,
         pageToken: token || undefined,
       })
-      setPage({ runs: [...before, ...answer.runs], next: answer.next_page_token ?? "", loading: false, error: null })
+      show({ runs: [...before, ...answer.runs], next: answer.next_page_token ?? "", loading: false, error: null })
     } catch (error) {
-      setPage((now) => ({ ...now, loading: false, error }))
+      show((now) => ({ ...now, loading: false, error }))
     }
   }
   useEffect(() => {
@@ -47,7 +52,7 @@ export function History({ session }) {
       <button type="button" class="button small" onClick=${() => load()}><${Icon} name="again" /> Refresh</button>
     </div>
     ${error ? html`<${Problem} title="The runs cannot be read." error=${error} actions=${[{ label: "Try again", act: () => load() }]} />` : null}
-    ${!loading && !error && !runs.length ? html`<p class="quiet">No such runs.</p>` : null}
+    ${!loading && !error && !runs.length ? html`<p class="quiet">${filter ? "No such runs." : "No runs yet. They appear here once you have sent a message."}</p>` : null}
     ${runs.length ? html`<ul class="runs" aria-label="Runs">${runs.map((told) => html`<${Row} key=${told.run_id} session=${session} told=${told} />`)}</ul>` : null}
     ${loading ? html`<p class="quiet"><${Spinner} /> Reading</p>` : null}
     ${next && !loading ? html`<button type="button" class="button" onClick=${() => load(next, runs)}>Show older ones</button>` : null}

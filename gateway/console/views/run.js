@@ -76,12 +76,13 @@ function Steps({ session, run }) {
   }, [])
   if (error)
     return html`<${Problem} title="Its steps cannot be read." error=${error} actions=${[{ label: "Try again", act: load }]} />`
-  if (run.loading) return html`<p class="quiet"><${Spinner} /> Reading its steps</p>`
+  if (run.loading && !run.steps.length) return html`<p class="quiet"><${Spinner} /> Reading its steps</p>`
   if (run.steps.length) {
     return html`${run.partial ? html`<p class="quiet">It has more events than this page reads back: of what was before this page looked, only the first ${count(HISTORY_MOST)} are shown.</p>` : null}
       <${Timeline} run=${run} />`
   }
-  if (run.ended) return html`<${Kept} run=${run} />`
+  // Before it waits it has always begun.
+  if (run.ended || run.status === "WAITING") return html`<${Kept} run=${run} />`
   return html`<p class="quiet"><${Spinner} /> ${run.status === "QUEUED" ? "It begins as soon as there is room." : "It is about to begin."}</p>`
 }
 
@@ -145,7 +146,8 @@ export function DraftCard({ session, draft, forget, edit }) {
     <div class="said" data-role="user"><p class="said-text">${request.message}</p></div>
     <div class="work">${
       error
-        ? html`<${Problem} error=${error} title=${busy ? "This conversation is busy with another run." : undefined} actions=${actions} />`
+        ? html`<${Problem} error=${busy ? { code: error.code, message: "It has not been sent yet. What shall become of it?", details: error.details } : error}
+          title=${busy ? "This conversation is busy with another run." : undefined} actions=${actions} />`
         : html`<p class="quiet"><${Spinner} /> Sending${session.connection.phase === "connected" ? "" : ", as soon as the gateway is reached"}</p>`
     }</div>
   </article>`

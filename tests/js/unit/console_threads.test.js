@@ -73,3 +73,23 @@ test("every run of a long conversation has its state, and none is read again", a
   assert.deepEqual(read, [])
   assert.deepEqual(thread.runs[COUNT - 1].texts.map(({ text }) => text), [`answer ${idOf(COUNT - 1)}`])
 })
+
+test("after a reload a run is as it was: its result in a table, its files to be asked for", async () => {
+  const messages = [
+    { run_id: "r1", role: "user", text: "look" },
+    { run_id: "r1", role: "assistant", text: '{"found": 3}' },
+    { run_id: "r2", role: "user", text: "say" },
+    { run_id: "r2", role: "assistant", text: "{curly} words" },
+    { run_id: "r3", role: "user", text: "nothing" },
+    { run_id: "r3", role: "assistant", text: "{}" },
+  ]
+  // As lists of runs are: without results and artifacts.
+  const runs = ["r3", "r2", "r1"].map((run_id) => ({ run_id, thread_id: "t", status: "SUCCEEDED", agent_name: "a", result: null, artifacts: [] }))
+  const session = sessionOf(messages, runs)
+  const thread = new Threads(session).thread("t")
+  await thread.open()
+  const [one, two, three] = thread.runs
+  assert.deepEqual([one.result, one.texts, one.artifacts], [{ found: 3 }, [], null])
+  assert.deepEqual(two.texts.map(({ text }) => text), ["{curly} words"])
+  assert.deepEqual([three.result, three.texts], [{}, []])
+})
