@@ -43,6 +43,11 @@ class Coalescer(Generic[_T]):
         if self._writer is None or self._writer.done():
             self._writer = self._start(self._write(), self._name)
 
+    def check(self) -> None:
+        """Raise what ended the writing, if something has: who waits for what was added would wait for ever."""
+        if self._writer is not None and self._writer.done():
+            self._writer.result()
+
     async def drained(self) -> None:
         """Wait until everything has been written."""
         if self._writer is not None:
