@@ -88,6 +88,23 @@ async def test_an_attempt_ends_when_what_its_agent_waits_for_cannot_be_kept(
     assert (run.state, run.error.code) == (pb.RUN_STATE_FAILED, "QUEUE_FULL")
 
 
+async def test_a_journal_too_large_for_the_next_attempt_ends_the_run(world: World) -> None:
+    async def much(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(accepted=ai.StageAccepted())
+        for number in range(1, 6):
+            entry = ai.JournalEntry(number=number, call_id=f"c{number}", kind="tool", name="count")
+            entry.result_json = b'"' + b"y" * 1_000_000 + b'"'
+            yield Up(journal_entry=entry)
+        while (message := await attempt.messages.get()).journal_stored.through < 5:
+            assert message.WhichOneof("message") == "journal_stored"
+        yield _lost()
+
+    world.agents.scripts["data"] = much
+    run = await world.ended((await world.execute()).run.run_id)
+    assert (run.state, run.error.code) == (pb.RUN_STATE_FAILED, "TOO_LARGE")
+    assert len(world.agents.attempts) == 1
+
+
 async def test_stage_whose_worker_died_is_tried_again_over_its_journal(world: World) -> None:
     world.agents.scripts["data"] = in_turn(loses_its_worker, answer({"rows": 3}))
     run = await world.ended((await world.execute()).run.run_id)

@@ -24,7 +24,6 @@ from carrel.errors import (
     ProtocolError,
     WorkerLimitError,
     WorkerLostError,
-    from_dict,
 )
 from carrel.llm import MODEL_VARIABLE
 from servicekit.logs import get_logger
@@ -39,6 +38,7 @@ from services.agent_instance.domain.messages import MessageHandler
 from services.agent_instance.domain.roles import StageTools, TurnEnd, TurnRole
 from services.agent_instance.domain.routes import Asking, ModelRoute, Routes
 from services.agent_instance.domain.subagents import SubAgents
+from services.agent_instance.domain.told_errors import told_error
 from services.agent_instance.models import Question
 
 __all__ = ["AgentTurn"]
@@ -310,7 +310,7 @@ class AgentTurn:
             except CarrelError as wrong:
                 return replace(end, error=wrong)
         assert ended.message is not None
-        return replace(end, error=_agents_own(from_dict(ended.message.error)))
+        return replace(end, error=_agents_own(told_error(ended.message.error)))
 
     @property
     def _remembers(self) -> bool:
