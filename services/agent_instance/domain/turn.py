@@ -11,6 +11,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import orjson
+
 from carrel.agent_codec import decode, encode
 from carrel.agent_memory import MAX_MEMORY_BYTES
 from carrel.agent_messages import Cancel, CancelToolBody, DownMessage, Failure, Result, RunToolBody, Start
@@ -21,6 +23,7 @@ from carrel.errors import (
     CarrelError,
     InternalError,
     InvalidResultError,
+    PlanError,
     ProtocolError,
     WorkerLimitError,
     WorkerLostError,
@@ -45,6 +48,8 @@ __all__ = ["AgentTurn"]
 
 _log: Final = get_logger("agent_instance.turn")
 _WORKER: Final = 0
+# It travels with the stage's end, and its params with the start of every stage after it.
+_MAX_PLAN_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +332,14 @@ class AgentTurn:
             return None
         if not self._entry.plans:
             raise InvalidResultError(f"agent {self._entry.name} returned a plan, but is no agent that plans")
+        if (size := len(orjson.dumps(message.result))) > _MAX_PLAN_BYTES:
+            raise PlanError(
+                f"the plan of agent {self._entry.name} has {size} bytes; {_MAX_PLAN_BYTES} can be passed on",
+                advice="put large values into artifacts, and their names into the plan",
+                limit="plan_bytes",
+                limit_value=_MAX_PLAN_BYTES,
+                use=size,
+            )
         return Plan.from_dict(message.result)
 
 
