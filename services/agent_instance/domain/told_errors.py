@@ -27,8 +27,9 @@ def error_bytes(error: CarrelError) -> int:
 
 def bounded_error(error: _E) -> _E:
     """The same error; its details are left out, and that is said in their place, when it is over the bound."""
-    if (size := error_bytes(error)) > MAX_ERROR_BYTES:
+    if len(error.code) > _MAX_CODE:
         error.code = error.code[:_MAX_CODE]
+    if (size := error_bytes(error)) > MAX_ERROR_BYTES:
         error.details = {"left_out": f"details of {size} bytes; {MAX_ERROR_BYTES} can be passed on"}
     return error
 

@@ -12,7 +12,7 @@ from carrel import Agent, AgentContext, Request, tool
 from carrel.errors import CarrelError, ProtocolError, ToolError, ToolFailedError, WorkerLimitError
 from services.agent_instance.domain.calls import CallLedger, hash_arguments
 from services.agent_instance.domain.ports import BoundedJournal
-from services.agent_instance.domain.told_errors import MAX_ERROR_BYTES
+from services.agent_instance.domain.told_errors import MAX_ERROR_BYTES, told_error
 from services.agent_instance.models import JournalItem
 from tests.unit.agent_instance.support import Bench, FakeUplink, Stage, call_id
 from tests.unit.agent_instance.test_hostile_worker import Scripted
@@ -217,6 +217,11 @@ async def test_an_error_too_large_to_be_passed_on_loses_its_details(host: bool) 
     assert stage.outcome.error.message.endswith("too loud")
     told = [stage.outcome.error, stage.uplink.journaled[0].error]
     assert [list(error.details) for error in told if error is not None] == [["left_out"], ["left_out"]]
+
+
+def test_a_code_without_end_is_cut() -> None:
+    assert told_error({"code": "X" * 100_000, "message": "no"}).code == "X" * 64
+    assert told_error({"code": "TOOL_FAILED", "message": "no"}).code == "TOOL_FAILED"
 
 
 async def lost(why: CarrelError | None = None, *, printed: bytes = b"", **options: Any) -> Stage:
