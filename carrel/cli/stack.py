@@ -261,8 +261,7 @@ async def open_stack(
         stack = Stack(options, state, addresses, supervisor)
         status = StatusFile(state, stack.facts, log_line)
         supervisor.on_change = status.write
-        # Commands that find it from now on wait for the stack.
-        status.write()
+        status.write()  # commands wait for a stack that they find
         try:
             await supervisor.start(_START_S + _START_OF_COPY_S * (len(specs) - len(_MODULES)))
             stack.ready_s = time.perf_counter() - began

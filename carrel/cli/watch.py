@@ -19,7 +19,7 @@ from carrel.client import Event, Notice, Position, RunState, SocketClient
 from carrel.client.http import GatewayHttp
 from carrel.errors import CarrelError, InvalidPositionError
 
-__all__ = ["OLDEST", "PositionFile", "Watched", "watch_events"]
+__all__ = ["OLDEST", "PositionFile", "Watched", "save_place", "watch_events"]
 
 OLDEST: Final = "oldest"
 # A process that is killed shows again what came in this time.
@@ -135,18 +135,19 @@ async def _watch(socket: SocketClient, run_id: str, status: str, show: Show, fil
     if not run_id:
         async for item in socket.items():
             show.item(item)
-            await _save(file, item, show)
+            await save_place(file, item, show)
         return
     ended = [run_id] if status in RunState.__members__ and RunState(status).terminal else []
     async for item in socket.run_items(run_id, known_ended=ended):
         show.item(item)
-        await _save(file, item, show)
+        await save_place(file, item, show)
         if isinstance(item, Event) and item.terminal:
             return
     show_lost_end(socket, run_id, show, status)
 
 
-async def _save(file: PositionFile | None, item: Event | Notice, show: Show) -> None:
-    # What is held back has not been shown: a process that is killed now must show it the next time.
+async def save_place(file: PositionFile | None, item: Event | Notice, show: Show) -> None:
+    """Keep the place after an item, unless something up to it is held back: a process that is killed now must show
+    that the next time."""
     if file is not None and isinstance(item, Event) and not show.holds:
         await file.save(item.position)

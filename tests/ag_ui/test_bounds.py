@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.ag_ui_ids import LATEST
 from gateway.ag_ui_mapping import Translation
 from gateway.ag_ui_subagents import MOST_OPEN
-from tests.ag_ui.reader import Stream, body, opened, publish, read
+from gateway.replay_pace import ReplayPace
+from tests.ag_ui.reader import body, opened, publish, read
 from tests.ag_ui.rules import Rules, texts
 from tests.ag_ui.test_mapping import NAMES, Entry, entry, logs
 from tests.conftest import Eventually
@@ -142,42 +144,69 @@ def test_requests_that_are_above_each_other_do_not_hold_anybody_up() -> None:
     assert len(told(log)) == 7
 
 
-def _published(g: Gateway) -> str:
-    return next(run_id for _, run_id in g.execution.runs)
+@dataclass
+class Pace:
+    """The pace of a gateway in a test's hands: how long alice is to wait, and what everybody's streams took."""
+
+    wait_s: float = 0.0
+    took: dict[str, float] = field(default_factory=dict)
+
+    def put(self, monkeypatch: pytest.MonkeyPatch) -> Pace:
+        """Take the real one's place."""
+        take = ReplayPace.took
+
+        def took(pace: ReplayPace, user_id: str, entries: float) -> None:
+            self.took[user_id] = self.took.get(user_id, 0) + entries
+            take(pace, user_id, entries)
+
+        monkeypatch.setattr(ReplayPace, "took", took)
+        monkeypatch.setattr(ReplayPace, "wait_s", lambda _, user_id: self.wait_s if user_id == "alice" else 0.0)
+        return self
 
 
-async def test_streams_that_come_back_again_and_again_wait_and_other_users_do_not(
-    tmp_path: Path, eventually: Eventually
+async def run_of(g: Gateway, user: str, eventually: Eventually) -> str:
+    """A run of theirs, which has ended and of which 298 entries are in the log."""
+    async with opened(g, body(), user):
+        await eventually(lambda: any(owner == user for owner, _ in g.execution.runs))
+    run_id = next(run_id for owner, run_id in g.execution.runs if owner == user)
+    for _ in range(3):
+        await publish(g, user, run_id, [("agent_thinking", {"text": f"thought {at}"}) for at in range(99)])
+    await publish(g, user, run_id, [("run_completed", {"status": "SUCCEEDED", "result": {}})])
+    return run_id
+
+
+async def test_streams_wait_for_their_users_pace_and_no_other(
+    tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with gateway(tmp_path, limits={"replay_per_second": 100}) as g:
-        async with opened(g, body()):
-            await eventually(lambda: bool(g.execution.runs))
-        log: list[tuple[str, dict[str, Any]]] = [("agent_thinking", {"text": f"thought {at}"}) for at in range(99)]
-        for _ in range(3):
-            await publish(g, "alice", _published(g), log)
-        await publish(g, "alice", _published(g), [("run_completed", {"status": "SUCCEEDED", "result": {}})])
-        # 1,000 entries at once: the first is told the 298 without waiting; of those that come together each takes a
-        # piece, and then waits for the next.
-        after = (await read(g, body())).blocks[-2].id or ""
-        waiting = [asyncio.ensure_future(_asked(g, body(), after)) for _ in range(14)]
-        await eventually(lambda: sum(task.done() for task in waiting) >= 8)
-        async with await _asked(g, body(), after) as refused:
-            assert refused.status == 429
+    pace = Pace().put(monkeypatch)
+    async with gateway(tmp_path) as g:
+        for user in ("alice", "bob"):
+            _ = await run_of(g, user, eventually)
+        pace.took.clear()
+        whole = await read(g, body())
+        # Each entry once, whether it was read or made something of, and a little for their bytes.
+        assert 298 <= pace.took["alice"] <= 330
+        pace.wait_s = 0.05
+        again = asyncio.ensure_future(read(g, body(), after=whole.blocks[-2].id or ""))
+        assert (await read(g, body(), "bob")).kinds == whole.kinds
+        assert not again.done()
+        pace.wait_s = 0.0
+        assert (await again).blocks == whole.blocks[-1:]
+        assert pace.took["alice"] >= 2 * 298
+
+
+async def test_who_would_wait_long_is_told_when_to_come_back(
+    tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = Pace().put(monkeypatch)
+    async with gateway(tmp_path) as g:
+        for user in ("alice", "bob"):
+            _ = await run_of(g, user, eventually)
+        pace.wait_s = 6.2
+        headers = {"Authorization": f"Bearer {token('alice')}"}
+        async with g.http.post(f"{g.url}/ag-ui/data", json=body(), headers=headers) as refused:
+            assert (refused.status, refused.headers["Retry-After"]) == (429, "7")
             error = (await refused.json())["error"]
         assert (error["code"], error["details"]["limit"]) == ("RATE_LIMIT", "replay_per_second")
-        assert int(refused.headers["Retry-After"]) >= 5
-        async with opened(g, body("another", "thread-bob"), "bob") as reader:
-            await eventually(lambda: len(g.execution.runs) == 2)
-            bobs = next(run_id for user, run_id in g.execution.runs if user == "bob")
-            await publish(g, "bob", bobs, log)
-            assert Stream([await reader.next()]).kinds == ["RUN_STARTED"]
-        for task in waiting:
-            _ = task.cancel()
-        for response in await asyncio.gather(*waiting, return_exceptions=True):
-            if isinstance(response, aiohttp.ClientResponse):
-                response.close()
-
-
-async def _asked(g: Gateway, asked: dict[str, Any], after: str) -> aiohttp.ClientResponse:
-    headers = {"Authorization": f"Bearer {token('alice')}", "Last-Event-ID": after}
-    return await g.http.post(f"{g.url}/ag-ui/data", json=asked, headers=headers, timeout=aiohttp.ClientTimeout(10))
+        assert error["advice"]
+        assert (await read(g, body(), "bob")).last["type"] == "RUN_FINISHED"

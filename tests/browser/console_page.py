@@ -76,10 +76,13 @@ class ConsoleUser:
 
 
 class Gate:
-    """Between a page and the gateway's socket: holds up what the gateway sends, and says so as a gateway does."""
+    """Between a page and the gateway's socket: holds up what the gateway sends, and says so as a gateway does.
+
+    ``ended`` is set once the end of a run has come this far.
+    """
 
     def __init__(self) -> None:
-        self.holds = False
+        self.holds = self.ended = False
         self._held: list[str | bytes] = []
         self._page: WebSocketRoute | None = None
         self._epoch = ""
@@ -115,6 +118,7 @@ class Gate:
         assert self._page is not None
         text = _text(frame)
         if '"event_type"' in text:
+            self.ended = self.ended or "run_completed" in text
             self._came = max(int(offset) for offset in re.findall(r'"offset": ?(\d+)', text))
         elif epoch := re.search(r'"epoch": ?"(\w+)"', text):
             self._epoch = epoch[1]

@@ -109,7 +109,7 @@ async def test_a_server_killed_in_the_middle_fails_its_calls_typed_and_comes_bac
 
 
 async def test_a_server_that_dies_of_every_call_waits_longer_each_time() -> None:
-    async with opened({"notes": stdio(backoff=0.5)}) as servers:
+    async with opened({"notes": stdio(backoff=0.5, backoff_max=2.0)}) as servers:
         call = Caller(servers, "notes")
         pauses = []
         for _ in range(2):

@@ -300,6 +300,11 @@ async def test_run_instance_runs_for_a_good_ticket(forge: Forge, channels: dict[
         answers = []
         async for answer in running:
             answers.append(answer.WhichOneof("message"))
+            if answers[-1] == "journal_entry":
+                stored = agent_instance_pb2.JournalStored(through=answer.journal_entry.number)
+                await running.write(
+                    agent_instance_pb2.RunInstanceRequest(context=forge.good(who), journal_stored=stored)
+                )
             if answers[-1] == "result":
                 await running.done_writing()
         assert await running.code() is grpc.StatusCode.OK

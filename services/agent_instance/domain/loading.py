@@ -232,7 +232,9 @@ def _classes(value: Any, source: str) -> list[LoadedClass]:
         raise _SourceError(source, f"it gives a {type(value).__name__}", "give an Agent class or a list of them")
     loaded = [_loaded(item, source) for item in candidates]
     if not loaded:
-        raise _SourceError(source, "it defines no Agent class with a name", "add `class MyAgent(Agent): name = '…'`")
+        raise _SourceError(
+            source, "it defines no Agent class with a name", "add `class MyAgent(Agent): name = 'my_agent'`"
+        )
     return loaded
 
 

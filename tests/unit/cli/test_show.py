@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from carrel.cli.result import result_text
 from carrel.cli.run import Wish, run_message
 from carrel.cli.show import Show
 from carrel.cli.target import Target
-from carrel.cli.watch import PositionFile, Watched, watch_events
+from carrel.cli.watch import PositionFile, Watched, save_place, watch_events
 from carrel.client import ConnectionState, Event, Phase, Position, SocketClient
 from carrel.client.notices import notice_of
 from carrel.errors import CarrelError, InvalidPositionError, UnavailableError
@@ -178,6 +179,17 @@ async def test_watch_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Cap
         assert shown(capsys) == [6, 7]
         await watch_until(gateway, tmp_path, Watched(start="oldest"), 7)
         assert shown(capsys) == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_a_place_is_not_kept_while_its_text_is_held_back(tmp_path: Path) -> None:
+    file, show = tmp_path / "place", Show(as_json=False)
+    piece = replace(make_event("agent_message", message_id="m", delta="half a"), epoch="e1")
+    show.item(piece)
+    await save_place(PositionFile(file), piece, show)
+    assert not file.exists()
+    show.flush()
+    await save_place(PositionFile(file), piece, show)
+    assert file.read_text() == "e1:1:ev-1\n"
 
 
 async def test_wrong_positions_are_told_with_what_to_write(tmp_path: Path) -> None:
