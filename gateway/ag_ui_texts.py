@@ -11,7 +11,8 @@ that was forgotten and comes again must not be appended to the first one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any, Final
 
 from gateway.ag_ui_ids import LATEST, short_id
@@ -29,13 +30,15 @@ _MOST_OPEN: Final = 256
 class _Message:
     """One message: what was told of it, and how far the present attempt has got with it.
 
-    ``told`` is None when it was too long to keep. ``version`` counts the messages that attempts made of it, from 0, or
-    from one that no message that is forgotten has had.
+    ``told`` is None when it was too long to keep; ``length`` are its characters. ``version`` counts the messages that
+    attempts made of it, from 0, or from one that no message that is forgotten has had.
     """
 
     request_id: str
     attempt: int
-    told: str | None = ""
+    # Not a str: each piece would cost a copy of all that was told before it.
+    told: StringIO | None = field(default_factory=StringIO)
+    length: int = 0
     at: int = 0
     version: int = 0
     opened: bool = False
@@ -91,13 +94,16 @@ class Texts:
                 self._again(own_id, message)
             new = piece
         else:
-            known = told[message.at : message.at + len(piece)]
+            told.seek(message.at)
+            known = told.read(len(piece))
             if piece.startswith(known):
                 new = piece[len(known) :]
             else:
                 self._again(own_id, message)
-                self._kept -= len(told)
-                new, message.told = told[: message.at] + piece, ""
+                told.seek(0)
+                new = told.read(message.at) + piece
+                self._forget_text(message)
+                message.told = StringIO()
         message.at += len(piece)
         if new:
             self._tell(own_id, message, new, opening)
@@ -108,8 +114,12 @@ class Texts:
         own_id = next(iter(self._closed))
         del self._closed[own_id]
         message = self._messages.pop(own_id)
-        self._kept -= len(message.told or "")
+        self._forget_text(message)
         self._version = max(self._version, message.version + 1)
+
+    def _forget_text(self, message: _Message) -> None:
+        self._kept -= message.length
+        message.told, message.length = None, 0
 
     def _again(self, own_id: str, message: _Message) -> None:
         self._close(own_id)
@@ -131,11 +141,11 @@ class Texts:
         self._say("TEXT_MESSAGE_CONTENT", messageId=shown, delta=text)
         if message.told is not None:
             if self._kept + len(text) > _KEPT_CHARS:
-                self._kept -= len(message.told)
-                message.told = None
+                self._forget_text(message)
             else:
                 self._kept += len(text)
-                message.told += text
+                message.told.seek(message.length)
+                message.length += message.told.write(text)
 
     def _close(self, own_id: str) -> None:
         if (shown := self._open.pop(own_id, None)) is not None:

@@ -11,10 +11,11 @@ from typing import Final
 import grpc
 from grpc import aio
 
-from carrel.errors import CarrelError, UnavailableError, WorkerLostError, WorkersBusyError
+from carrel.errors import CarrelError, TooLargeError, UnavailableError, WorkerLostError, WorkersBusyError
 from carrel.rpc_errors import from_rpc_error
 from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import agent_instance_pb2_grpc as ai_grpc
+from servicekit.rpc.channel import MAX_MESSAGE_BYTES
 from servicekit.rpc.copies import Copies, Copy
 from servicekit.tasks import TaskOwner
 from services.execution.client_contexts import RunContext, RunContexts
@@ -147,11 +148,21 @@ class _Stream:
         self._writing = asyncio.Lock()
 
     async def begin(self, start: StageStart) -> None:
-        """Send the first message. Raises ``CarrelError`` when there is nobody to hear it."""
+        """Send the first message. Raises ``CarrelError`` when it is too large, or there is nobody to hear it."""
         context = self._context()
         self._ticket = context.ticket
+        request = ai.RunInstanceRequest(context=context, start=start_to_proto(start))
+        if (size := request.ByteSize()) > MAX_MESSAGE_BYTES:
+            # gRPC would neither send it nor say so, and each further try would end the same.
+            raise TooLargeError(
+                f"what the attempt would begin with has {size} bytes; {MAX_MESSAGE_BYTES} can be sent",
+                advice="let agents give, ask for and be asked less in one run: large values are for artifacts",
+                limit="max_message_bytes",
+                limit_value=MAX_MESSAGE_BYTES,
+                use=size,
+            )
         try:
-            await self._call.write(ai.RunInstanceRequest(context=context, start=start_to_proto(start)))
+            await self._call.write(request)
         except aio.AioRpcError as error:
             raise _broken_off(error) from None
         except asyncio.InvalidStateError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -82,6 +83,27 @@ def test_messages_without_end_are_told_and_forgotten_oldest_first() -> None:
     found = texts([event for events in told([*log, *again]) for event in events])
     assert len(found) == LATEST + 6
     assert found["run-1:m0"] == found["run-1:m0~1"] == "text 0"
+
+
+def test_a_piece_of_a_long_message_costs_no_more_than_one_of_a_short_message() -> None:
+    def cheapest(translation: Translation, at: int) -> float:
+        """Seconds of the cheapest of some batches of pieces."""
+        found = []
+        for batch in range(10):
+            pieces = [
+                entry("agent_message", {"message_id": "m", "delta": "\U0001f600"}, at + 20 * batch + number)
+                for number in range(20)
+            ]
+            began = time.thread_time()
+            for piece in pieces:
+                translation.feed(piece)
+            found.append(time.thread_time() - began)
+        return min(found)
+
+    short, long = Translation(NAMES), Translation(NAMES)
+    for number in range(26):
+        long.feed(entry("agent_message", {"message_id": "m", "delta": "\U0001f600" * 10_000}, number))
+    assert cheapest(long, 1000) < 10 * cheapest(short, 1000)
 
 
 def test_ids_of_any_length_are_kept_short() -> None:

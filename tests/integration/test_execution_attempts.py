@@ -1,15 +1,24 @@
 """Attempts that are lost, refused or never begun, and what the next one is given."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import orjson
 import pytest
 
-from carrel.errors import CarrelError, DownstreamUnavailableError, DrainingError, WorkerLostError, WorkersBusyError
+from carrel.errors import (
+    CarrelError,
+    DownstreamUnavailableError,
+    DrainingError,
+    QueueFullError,
+    WorkerLostError,
+    WorkersBusyError,
+)
 from carrel.v1 import agent_instance_pb2 as ai
 from carrel.v1 import execution_pb2 as pb
 from carrel.wire import error_to_proto
+from services.execution.store_sql import SqlRunStore
 from tests.conftest import Eventually
 from tests.support.execution import Attempt, Script, Up, World, answer, result, running_execution
 from tests.support.identity import service_context
@@ -57,6 +66,43 @@ async def loses_its_worker(attempt: Attempt) -> AsyncIterator[Up]:
     while (await attempt.messages.get()).WhichOneof("message") != "journal_stored":
         pass
     yield _lost()
+
+
+async def test_an_attempt_ends_when_what_its_agent_waits_for_cannot_be_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> bool:
+        raise QueueFullError("too many writes wait for the run store")
+
+    monkeypatch.setattr(SqlRunStore, "save_journal", full)
+
+    async def waits(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(accepted=ai.StageAccepted())
+        yield Up(journal_entry=ai.JournalEntry(number=1, call_id="c1", kind="tool", name="count"))
+        while attempt.messages.empty():
+            await asyncio.sleep(0.02)
+            yield Up(heartbeat=ai.Heartbeat())
+
+    world.agents.scripts["data"] = waits
+    run = await world.ended((await world.execute()).run.run_id)
+    assert (run.state, run.error.code) == (pb.RUN_STATE_FAILED, "QUEUE_FULL")
+
+
+async def test_a_journal_too_large_for_the_next_attempt_ends_the_run(world: World) -> None:
+    async def much(attempt: Attempt) -> AsyncIterator[Up]:
+        yield Up(accepted=ai.StageAccepted())
+        for number in range(1, 6):
+            entry = ai.JournalEntry(number=number, call_id=f"c{number}", kind="tool", name="count")
+            entry.result_json = b'"' + b"y" * 1_000_000 + b'"'
+            yield Up(journal_entry=entry)
+        while (message := await attempt.messages.get()).journal_stored.through < 5:
+            assert message.WhichOneof("message") == "journal_stored"
+        yield _lost()
+
+    world.agents.scripts["data"] = much
+    run = await world.ended((await world.execute()).run.run_id)
+    assert (run.state, run.error.code) == (pb.RUN_STATE_FAILED, "TOO_LARGE")
+    assert len(world.agents.attempts) == 1
 
 
 async def test_stage_whose_worker_died_is_tried_again_over_its_journal(world: World) -> None:

@@ -202,7 +202,8 @@ export class NodeWebSocket {
   _part(kind, last, payload) {
     if (kind > BINARY || (kind === 0) !== this._kind > 0) throw new Fault(1002)
     this._kind ||= kind
-    this._parts.push(payload)
+    // A piece of a message is copied: it would hold the whole of what it came in, however little of that it is.
+    this._parts.push(last && !this._parts.length ? payload : Buffer.from(payload))
     this._partsSize += payload.length
     if (this._partsSize > MOST || this._parts.length > MOST_PARTS) throw new Fault(1009)
     if (!last) return

@@ -22,6 +22,7 @@ from carrel.tools import Tool
 from servicekit.logs import get_logger
 from services.agent_instance.domain.calls import ToolCall
 from services.agent_instance.domain.contexts import Scope
+from services.agent_instance.domain.told_errors import bounded_error
 
 __all__ = ["HostBodies", "Reply", "end_task"]
 
@@ -145,7 +146,7 @@ class HostBodies:
             raise
         # The edge between a tool's code and ours; SystemExit too, since a tool must not end the service.
         except (Exception, SystemExit) as raised:  # noqa: BLE001
-            error = _tool_error(call.tool.name, raised)
+            error = bounded_error(_tool_error(call.tool.name, raised))
         calls.abandon()
         await self._ended(call.call_id, value, error)
 

@@ -36,7 +36,6 @@ from carrel.errors import (
     ProtocolError,
     TooLargeError,
     ToolFailedError,
-    from_dict,
 )
 from carrel.events import validate_event
 from servicekit.tasks import TaskOwner
@@ -45,6 +44,7 @@ from services.agent_instance.domain.calls import Asked
 from services.agent_instance.domain.contexts import ContextTable, Scope
 from services.agent_instance.domain.dispatcher import TurnTools, UnifiedToolDispatcher
 from services.agent_instance.domain.routes import Routes
+from services.agent_instance.domain.told_errors import told_error
 
 __all__ = ["MessageHandler"]
 
@@ -202,7 +202,7 @@ class MessageHandler:
     async def _body_ended(self, message: ToolBodyResult) -> None:
         # One that was not expected is late: its call has been stopped meanwhile.
         if self.forget_body(message.tool_call_id):
-            error = None if message.error is None else from_dict(message.error)
+            error = None if message.error is None else told_error(message.error)
             await self._dispatcher.ended(message.tool_call_id, message.result, error)
 
     async def _piece(self, message: PutArtifact, source: int, reply: Reply) -> None:

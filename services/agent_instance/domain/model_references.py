@@ -25,7 +25,7 @@ def refuse_references(path: str, request: dict[str, Any]) -> None:
     Raises:
         ModelRefusedError: It names something that the endpoint keeps.
     """
-    names = _of_responses(request) if path == "responses" else _ids(request.get("messages"), _IDS)
+    names = _of_responses(request) if path == "responses" else _of_chat(request)
     named = next(names, "")
     if named:
         raise ModelRefusedError(
@@ -34,11 +34,24 @@ def refuse_references(path: str, request: dict[str, Any]) -> None:
         )
 
 
+def _of_chat(request: dict[str, Any]) -> Iterator[str]:
+    messages = request.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        # An earlier answer's speech, by its id.
+        if isinstance(message, dict) and isinstance(message.get("audio"), dict) and message["audio"].get("id"):
+            yield "audio.id"
+    yield from _ids(messages, _IDS)
+
+
 def _of_responses(request: dict[str, Any]) -> Iterator[str]:
     yield from (name for name in _FIELDS if request.get(name))
     items = request.get("input")
     if isinstance(items, list) and any(_is_reference(item) for item in items):
         yield "item_reference"
+    for item in items if isinstance(items, list) else ():
+        # One with its picture is whole; without, it is the one that the endpoint has.
+        if isinstance(item, dict) and item.get("type") == "image_generation_call" and not item.get("result"):
+            yield "image_generation_call"
     yield from _ids(items, _IDS)
     tools = request.get("tools")
     for tool in tools if isinstance(tools, list) else ():

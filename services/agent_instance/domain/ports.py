@@ -12,6 +12,7 @@ from carrel.agent_messages import CallModel, DownMessage
 from carrel.errors import CarrelError
 from carrel.tools import Tool
 from services.agent_instance.domain.receipts import Receipt
+from services.agent_instance.domain.told_errors import error_bytes
 from services.agent_instance.models import AuditEntry, BudgetUse, Caller, ChunkUp, JournalItem
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class BoundedJournal:
 
 
 def _size(item: JournalItem) -> int:
-    return _ENTRY_BYTES + len(item.result)
+    return _ENTRY_BYTES + len(item.result) + (0 if item.error is None else error_bytes(item.error))
 
 
 class ModelCalls(Protocol):

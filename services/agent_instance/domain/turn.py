@@ -11,6 +11,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import orjson
+
 from carrel.agent_codec import decode, encode
 from carrel.agent_memory import MAX_MEMORY_BYTES
 from carrel.agent_messages import Cancel, CancelToolBody, DownMessage, Failure, Result, RunToolBody, Start
@@ -21,10 +23,10 @@ from carrel.errors import (
     CarrelError,
     InternalError,
     InvalidResultError,
+    PlanError,
     ProtocolError,
     WorkerLimitError,
     WorkerLostError,
-    from_dict,
 )
 from carrel.llm import MODEL_VARIABLE
 from servicekit.logs import get_logger
@@ -39,12 +41,15 @@ from services.agent_instance.domain.messages import MessageHandler
 from services.agent_instance.domain.roles import StageTools, TurnEnd, TurnRole
 from services.agent_instance.domain.routes import Asking, ModelRoute, Routes
 from services.agent_instance.domain.subagents import SubAgents
+from services.agent_instance.domain.told_errors import told_error
 from services.agent_instance.models import Question
 
 __all__ = ["AgentTurn"]
 
 _log: Final = get_logger("agent_instance.turn")
 _WORKER: Final = 0
+# It travels with the stage's end, and its params with the start of every stage after it.
+_MAX_PLAN_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +315,7 @@ class AgentTurn:
             except CarrelError as wrong:
                 return replace(end, error=wrong)
         assert ended.message is not None
-        return replace(end, error=_agents_own(from_dict(ended.message.error)))
+        return replace(end, error=_agents_own(told_error(ended.message.error)))
 
     @property
     def _remembers(self) -> bool:
@@ -327,6 +332,14 @@ class AgentTurn:
             return None
         if not self._entry.plans:
             raise InvalidResultError(f"agent {self._entry.name} returned a plan, but is no agent that plans")
+        if (size := len(orjson.dumps(message.result))) > _MAX_PLAN_BYTES:
+            raise PlanError(
+                f"the plan of agent {self._entry.name} has {size} bytes; {_MAX_PLAN_BYTES} can be passed on",
+                advice="put large values into artifacts, and their names into the plan",
+                limit="plan_bytes",
+                limit_value=_MAX_PLAN_BYTES,
+                use=size,
+            )
         return Plan.from_dict(message.result)
 
 

@@ -43,6 +43,12 @@ class Coalescer(Generic[_T]):
         if self._writer is None or self._writer.done():
             self._writer = self._start(self._write(), self._name)
 
+    def check(self) -> None:
+        """Raise what made the writing fail, if something has: who waits for what was added would wait for ever."""
+        writer = self._writer
+        if writer is not None and writer.done() and not writer.cancelled():  # cancelled: the process ends
+            writer.result()
+
     async def drained(self) -> None:
         """Wait until everything has been written."""
         if self._writer is not None:

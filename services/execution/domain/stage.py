@@ -78,7 +78,7 @@ class StageSession:
         Raises:
             AgentInstanceLostError: It broke off, or gave no sign of life for ``silence_s``; or, drained, gave it back.
             DrainingError: agent_instance is ending and has not begun it.
-            CarrelError: agent_instance refused it.
+            CarrelError: agent_instance refused it, or the store what it has to keep.
         """
         loop = asyncio.get_running_loop()
         self._timing().enter(Part.AGENT_INSTANCE)
@@ -134,8 +134,14 @@ class StageSession:
             if isinstance(message, StageResult):
                 return message
             self._watch.heard()
+            self._check_kept()
             await self._take(message)
         raise AgentInstanceLostError("agent_instance ended the attempt without a result")
+
+    def _check_kept(self) -> None:
+        """End an attempt of which something cannot be kept: its agent may wait for that, and says nothing more."""
+        for kept in (self._journal, self._stored, self._chunks, self._audit, self._uses):
+            kept.check()
 
     @singledispatchmethod
     async def _take(self, message: Uplink) -> None:

@@ -242,6 +242,17 @@ test("a large frame in small pieces costs what it holds", async () => {
   assert.ok(performance.now() - began < 4000)
 })
 
+test("a message in pieces holds its pieces, and nothing that came beside them", () => {
+  const ws = new NodeWebSocket("ws://127.0.0.1:1/ws", "carrel.v1")
+  ws.readyState = 1
+  const beside = Buffer.concat(Array(500).fill(frame(10, "x".repeat(125))))
+  for (let n = 0; n < 100; n += 1) ws._data(Buffer.concat([frame(n ? 0 : 1, "x", { last: false }), beside]))
+  const held = [...new Set(ws._parts.map((part) => part.buffer))].reduce((sum, buffer) => sum + buffer.byteLength, 0)
+  assert.equal(ws._parts.length, 100)
+  assert.ok(held < 256 * 1024, String(held))
+  ws.terminate()
+})
+
 test("why a connection was refused", async () => {
   const http = (status, more = "") => `HTTP/1.1 ${status}\r\n${more}Content-Length: 2\r\n\r\n{}`
   const nothing = () => undefined

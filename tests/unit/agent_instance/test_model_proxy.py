@@ -151,6 +151,8 @@ CITED = {"type": "output_text", "text": "as", "annotations": [{"type": "file_cit
         ("conversation", {"input": "words", "conversation": {"id": "conv_1"}}),
         ("item_reference", {"input": [{"type": "item_reference", "id": "msg_1"}]}),
         ("item_reference", {"input": [{"role": "user", "content": "words"}, {"id": "msg_1", "type": None}]}),
+        ("image_generation_call", {"input": [{"type": "image_generation_call", "id": "ig_1"}]}),
+        ("audio.id", {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}, {"role": "user"}]}),
         ("file_id", {"input": [{"role": "user", "content": [FILE]}]}),
         ("file_id", {"input": [{"type": "function_call_output", "call_id": "c", "output": [FILE]}]}),
         ("file_id", {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]}),

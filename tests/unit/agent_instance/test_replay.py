@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from carrel import Agent, AgentContext, Request, tool
-from carrel.errors import CarrelError, ProtocolError, ToolError, WorkerLimitError
+from carrel.errors import CarrelError, ProtocolError, ToolError, ToolFailedError, WorkerLimitError
 from services.agent_instance.domain.calls import CallLedger, hash_arguments
 from services.agent_instance.domain.ports import BoundedJournal
+from services.agent_instance.domain.told_errors import MAX_ERROR_BYTES, told_error
 from services.agent_instance.models import JournalItem
 from tests.unit.agent_instance.support import Bench, FakeUplink, Stage, call_id
 from tests.unit.agent_instance.test_hostile_worker import Scripted
@@ -180,6 +181,47 @@ async def test_a_stages_journal_is_bounded_over_its_attempts() -> None:
     for item in items[2:]:
         await journal.journal(item)
     assert uplink.journaled == [items[2]]
+
+
+async def test_failures_of_calls_take_room_in_the_journal_too() -> None:
+    uplink = FakeUplink("run-1")
+    ledger = CallLedger(0)
+    errors = [ToolFailedError("no", blob="y" * 1000) for _ in range(4)]
+    journal = BoundedJournal(uplink, max_bytes=5000)
+    receipts = [
+        await journal.journal(ledger.entry(f"tool:x:{n}", "tool", "x", "h", b"", error))
+        for n, error in enumerate(errors)
+    ]
+    assert [item.error for item in uplink.journaled] == errors[:2]
+    assert [receipt is None for receipt in receipts] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("host", [False, True])
+async def test_an_error_too_large_to_be_passed_on_loses_its_details(host: bool) -> None:
+    @tool(host=host)
+    async def shout() -> None:
+        raise ToolFailedError("too loud", blob="y" * MAX_ERROR_BYTES)
+
+    class Shouting(Agent):
+        name = "shouting"
+        tools = (shout,)
+
+        async def run(self, ctx: AgentContext, request: Request) -> dict[str, Any]:
+            with pytest.raises(ToolFailedError) as heard:
+                await ctx.call_tool("shout")
+            raise ToolFailedError(heard.value.message, blob="y" * MAX_ERROR_BYTES, said=heard.value.details)
+
+    stage = await Bench(Shouting).run("shouting")
+    assert stage.outcome is not None
+    assert stage.outcome.error is not None
+    assert stage.outcome.error.message.endswith("too loud")
+    told = [stage.outcome.error, stage.uplink.journaled[0].error]
+    assert [list(error.details) for error in told if error is not None] == [["left_out"], ["left_out"]]
+
+
+def test_a_code_without_end_is_cut() -> None:
+    assert told_error({"code": "X" * 100_000, "message": "no"}).code == "X" * 64
+    assert told_error({"code": "TOOL_FAILED", "message": "no"}).code == "TOOL_FAILED"
 
 
 async def lost(why: CarrelError | None = None, *, printed: bytes = b"", **options: Any) -> Stage:

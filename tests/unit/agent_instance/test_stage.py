@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from carrel import Agent, AgentContext, Plan, Request, tool
-from carrel.errors import CancelledRunError, SealedLogError, StaleFenceError, StoreUnavailableError
+from carrel.errors import CancelledRunError, PlanError, SealedLogError, StaleFenceError, StoreUnavailableError
 from services.agent_instance.models import Caller
 from tests.conftest import Eventually
 from tests.unit.agent_instance.support import Bench, root_context
@@ -106,6 +106,21 @@ async def test_a_planners_plan_travels_as_a_plan() -> None:
     assert stage.outcome.plan == Plan(("data", "report"), {"depth": 2}, "as asked")
     assert stage.outcome.result is None
     assert stage.events[-1].data["result"]["stages"] == ["data", "report"]
+
+
+async def test_a_plan_too_large_to_travel_says_so() -> None:
+    class Verbose(Agent):
+        name = "verbose"
+        plans = True
+
+        async def run(self, ctx: AgentContext, request: Request) -> Plan:
+            return Plan(("data",), {"text": "y" * 256 * 1024})
+
+    stage = await Bench(Verbose).run("verbose")
+    assert stage.outcome is not None
+    assert stage.outcome.plan is None
+    assert isinstance(stage.outcome.error, PlanError)
+    assert stage.outcome.error.details["limit"] == "plan_bytes"
 
 
 async def test_the_result_waits_for_the_log_and_the_wait_is_not_the_agents_time(eventually: Eventually) -> None:
