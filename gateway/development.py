@@ -21,7 +21,7 @@ from carrel.errors import CarrelError, InvalidRequestError, PermissionDeniedErro
 from carrel.ids import check_id
 from gateway.fields import ID, Rule, check_fields
 from gateway.headers import single_header
-from gateway.login import ACT_AS, Login
+from gateway.login import ACT_AS, PERMISSION, Login
 from gateway.parts import Parts
 from gateway.rest.http import json_body, json_response
 from servicekit.identity.principals import OPERATOR_READ
@@ -98,6 +98,12 @@ class DevelopmentSignIn:
         fields = check_fields(await json_body(request), _RULES, "the request")
         user = check_id(fields["user"], "user")
         wanted = fields.get("permissions")
+        if wanted is not None and not all(isinstance(name, str) and PERMISSION.fullmatch(name) for name in wanted):
+            raise InvalidRequestError(
+                "a permission is plain text without spaces, at most 128 characters",
+                advice="name them as the agents' tools do",
+                fields={"permissions": "must be a list of such texts"},
+            )
         permissions = set(await self._of_tools(user) if wanted is None else wanted)
         if reserved := {name for name in permissions if name in _RESERVED or name.startswith("operator:")}:
             raise InvalidRequestError(

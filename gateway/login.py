@@ -22,7 +22,16 @@ from carrel.ids import check_id
 from gateway.login_keys import KeySource, LoginKey
 from servicekit.identity.jwt_parts import PartError, read_part
 
-__all__ = ["ACT_AS", "LEEWAY_S", "LONGEST_LEEWAY_S", "ClaimNames", "Login", "LoginVerifier", "bearer_token"]
+__all__ = [
+    "ACT_AS",
+    "LEEWAY_S",
+    "LONGEST_LEEWAY_S",
+    "PERMISSION",
+    "ClaimNames",
+    "Login",
+    "LoginVerifier",
+    "bearer_token",
+]
 
 ACT_AS: Final = "act_as"
 LEEWAY_S: Final = 5.0
@@ -32,7 +41,8 @@ MAX_TOKEN_BYTES: Final = 16 * 1024
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]{2,4096}\.[A-Za-z0-9_-]{2,12288}\.[A-Za-z0-9_-]{16,2048}")
 _TYPES: Final = frozenset({"", "jwt", "at+jwt", "application/at+jwt", "application/jwt"})
 _MAX_PERMISSIONS: Final = 200
-_PERMISSION: Final = re.compile(r"[!#-\[\]-~]{1,128}")
+# What a permission looks like.
+PERMISSION: Final = re.compile(r"[!#-\[\]-~]{1,128}")
 _BEARER: Final = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([^ ,]+) *")
 _NO_LIMITS: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -228,7 +238,7 @@ def _permissions(scope: object, listed: object) -> frozenset[str]:
             raise _bad("has permissions that are neither a string nor a list")
     if len(found) > _MAX_PERMISSIONS:
         raise _bad(f"has more than {_MAX_PERMISSIONS} permissions")
-    if not all(isinstance(item, str) and _PERMISSION.fullmatch(item) for item in found):
+    if not all(isinstance(item, str) and PERMISSION.fullmatch(item) for item in found):
         raise _bad("has a permission that is no plain text")
     return frozenset(found)
 

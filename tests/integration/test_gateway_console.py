@@ -159,6 +159,9 @@ async def test_a_wrong_sign_in_is_told_what_is_wrong(tmp_path: Path) -> None:
         {"user": "alice", "permissions": ["act_as"]},
         {"user": "alice", "permissions": ["carrel:doctor"]},
         {"user": "alice", "permissions": [OPERATOR_READ]},
+        {"user": "alice", "permissions": ["x" * 129]},
+        {"user": "alice", "permissions": ["two words"]},
+        {"user": "alice", "permissions": [1]},
     ]
     async with gateway(tmp_path) as g:
         for body in wrong:
