@@ -99,6 +99,7 @@ class RunSession:
         self._cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._runner: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         self._runner = self._tasks.start(self._run(), "attempt of a stage")
@@ -159,6 +160,7 @@ class RunSession:
         async with self._journaling:
             receipt = self._receipts.expect(item.number)
             await self._up.put(pb.RunInstanceResponse(journal_entry=convert.journal_entry(item)))
+        self._check_open()
         return receipt
 
     async def audit(self, entry: AuditEntry) -> None:
@@ -257,6 +259,16 @@ class RunSession:
         except CarrelError as error:
             if not self._failure.done():
                 self._failure.set_result(error)
+        else:
+            self._closed = True
+            self._check_open()
+
+    def _check_open(self) -> None:
+        # Nothing will come down any more, so whoever waits for an acknowledgement would wait until the deadline.
+        if self._closed and self._receipts.open:
+            message = "the stream was closed before the journal was acknowledged"
+            advice = "send JournalStored for each entry, and close the stream after the result"
+            self._failed("the journal", InvalidRequestError(message, advice=advice))
 
     def _down(self, request: pb.RunInstanceRequest, caller: Caller) -> None:
         first, now = self._caller.context, caller.context

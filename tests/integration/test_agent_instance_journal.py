@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from grpc import aio
 
 from carrel import Agent, AgentContext, Request, tool
 from carrel.v1 import agent_instance_pb2 as pb
@@ -61,6 +63,12 @@ async def beats(attempt: Attempt, count: int) -> None:
         assert await attempt.read() is not None
 
 
+async def to_the_end(attempt: Attempt) -> None:
+    """Read all that comes."""
+    while await attempt.read() is not None:
+        pass
+
+
 async def test_the_next_call_begins_after_the_acknowledgement_of_the_one_before(here: Deployment) -> None:
     attempt = await held(here)
     for number in (1, 2, 3):
@@ -96,6 +104,20 @@ async def test_the_end_of_the_runs_time_ends_an_attempt_that_waits(here: Deploym
     deadline = Timestamp(nanos=int((time.time() + 1.0) * 1e9) % 10**9, seconds=int(time.time() + 1.0))
     attempt = await held(here, deadline=deadline)
     assert (await asyncio.wait_for(attempt.finish(), 10)).error.code == "ENGINE_TIMEOUT"
+    await eventually(lambda: here.services.core.active == 0)
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("entries", [0, 1])
+async def test_a_stream_closed_before_the_acknowledgement_ends_the_attempt(
+    here: Deployment, entries: int, eventually: Eventually
+) -> None:
+    attempt = await held(here, entries)
+    await attempt.call.done_writing()
+    with pytest.raises(aio.AioRpcError) as ended:
+        await asyncio.wait_for(to_the_end(attempt), 10)
+    assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "closed before the journal was acknowledged" in (ended.value.details() or "")
     await eventually(lambda: here.services.core.active == 0)
     assert ran == [1]
 

@@ -30,6 +30,7 @@ from tests.support.stack import RunningStack
 _FAULTS: Final = ("unexpected error", "could not be judged", "Traceback", "Exception in callback")
 _FAULTY: Final = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
 _LONGEST_S: Final = 3.0
+_RUN_INSTANCE: Final = "carrel.v1.AgentInstanceService.RunInstance"
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +207,15 @@ def _requests(name: str, way: tuple[FieldDescriptor, ...], value: bytes, forge: 
     return [first, filled(request(context=context), way, value)]
 
 
+async def _as_execution(running: Any, first: Any, answer: Any) -> None:
+    """What execution does with a message: acknowledge the journal, close the stream after the result."""
+    if answer.HasField("journal_entry"):
+        stored = agent_instance_pb2.JournalStored(through=answer.journal_entry.number)
+        await running.write(agent_instance_pb2.RunInstanceRequest(context=first.context, journal_stored=stored))
+    elif answer.HasField("result") or answer.HasField("input_required"):
+        await running.done_writing()
+
+
 async def _outcome(channel: aio.Channel, name: str, requests: list[Message]) -> tuple[grpc.StatusCode, list[Any]]:
     method = methods()[name]
     response: Any = message_factory.GetMessageClass(method.output_type)
@@ -216,9 +226,15 @@ async def _outcome(channel: aio.Channel, name: str, requests: list[Message]) -> 
             open_stream: Any = channel.stream_stream(
                 path, request_serializer=type(requests[0]).SerializeToString, response_deserializer=response.FromString
             )
-            running = open_stream(iter(requests), timeout=10)
+            running = open_stream(timeout=10)
+            for request in requests:
+                await running.write(request)
+            if name != _RUN_INSTANCE:
+                await running.done_writing()
             async for answer in running:
                 answers += [answer]
+                if name == _RUN_INSTANCE:
+                    await _as_execution(running, requests[0], answer)
         else:
             call: Any = channel.unary_unary(
                 path, request_serializer=type(requests[0]).SerializeToString, response_deserializer=response.FromString
