@@ -250,6 +250,50 @@ async def test_a_refused_message_is_changed_with_all_that_belongs_to_it(browser:
         await eva.state(page.locator("[data-run]"), "SUCCEEDED")
 
 
+async def test_a_second_message_waits_for_the_first_to_begin_its_conversation(
+    browser: Browser, stack: RunningStack
+) -> None:
+    async with console_user(browser, stack, "ivy") as ivy:
+        page, field = ivy.page, ivy.page.locator("[data-message]")
+        gate = Gate()
+        await page.route_web_socket(re.compile("/ws"), gate.opened)
+        await ivy.open()
+        await page.locator(".chooser").select_option("words")
+        gate.holds = True
+        await field.fill("first")
+        await field.press("Enter")
+        await expect(page.get_by_text("Sending")).to_be_visible()
+        await field.fill("second")
+        await field.press("Enter")
+        await expect(field).to_have_value("second")
+        await expect(page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
+        gate.let()
+        await ivy.state(page.locator("[data-run]"), "SUCCEEDED")
+        await field.press("Enter")
+        await ivy.state(page.locator("[data-run]").nth(1), "SUCCEEDED")
+        await expect(page.locator(".thread")).to_have_count(1)
+
+
+async def test_a_message_to_a_busy_conversation_is_sent_when_the_other_run_has_ended(
+    browser: Browser, stack: RunningStack
+) -> None:
+    async with console_user(browser, stack, "jo") as jo:
+        page = jo.page
+        await jo.open()
+        first = await jo.send("count", "count", {"steps": 400, "pause": 0.05})
+        await page.locator("[data-message]").fill("and then")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Stop the other, run this")).to_be_visible()
+        await page.locator("[data-stop]").click()
+        await jo.state(first, "CANCELLED")
+        await expect(page.get_by_role("button", name="Stop the other, run this")).to_have_count(0)
+        await page.get_by_role("button", name="Send it now").click()
+        second = page.locator("[data-run]").nth(1)
+        await jo.state(second, "RUNNING")
+        await page.locator("[data-stop]").click()
+        await jo.state(second, "CANCELLED")
+
+
 async def _a_thousand_events(browser: Browser, stack: RunningStack, kept: Path, script: str = "") -> Smoothness:
     """The page's record of a run of a thousand events, after it was seen to have all of them."""
     async with console_user(browser, stack, "fay") as fay:

@@ -476,6 +476,22 @@ async function wakes(stage) {
   whole(await got, events)
 }
 
+async function probed(stage) {
+  const events = log(4)
+  await stage.script({ log: events, plans: [{ cut: { after: 3, how: "silence" } }] })
+  const client = await stage.client().connect()
+  const got = collect(client, 4)
+  await until(() => client.position.offset === 2, "what came before the silence")
+  client.wake()
+  client.wake()
+  whole(await got, events)
+  same(client.reconnects, 1, "reconnects")
+  const heard = performance.now()
+  client.wake()
+  await until(() => client.health.lastHeardMs < performance.now() - heard, "an answer")
+  same(client.reconnects, 1, "reconnects of a line that holds")
+}
+
 // Filters, runs, positions.
 
 async function filtered(stage) {
@@ -629,6 +645,7 @@ export function scenarios(recorded) {
     ["closed while it waits", closesWhileWaiting],
     ["gives up in the end", givesUp],
     ["woken while it waits", wakes],
+    ["woken on a dead line", probed],
     ["one thread", filtered],
     ["one run of several", runs],
     ["a run whose last event is lost", lostEnd],

@@ -113,6 +113,7 @@ class _Line:
         self._request = request
         self._number = number
         self._frames = 0
+        self._silent = False
         self._at = self._acked = self._window = 0
         self._options: Frame = {}
         self._expires = asyncio.Event()
@@ -230,6 +231,7 @@ class _Line:
         if cut.get("after") != self._frames:
             return
         if cut["how"] == "silence":
+            self._silent = True
             await asyncio.sleep(3600)
         if cut["how"] == "bye":
             await self._end(cut["bye"])
@@ -275,7 +277,8 @@ class _Line:
                 lasts = self._script.expires_ms / 1000 or 3600
                 await self._ws.send_json({"type": "refreshed", "expires_at": time.time() + lasts})
             elif kind == "ping":
-                await self._ws.send_json({"type": "pong", **_ref(frame)})
+                if not self._silent:
+                    await self._ws.send_json({"type": "pong", **_ref(frame)})
             else:
                 await self._answer(frame)
 

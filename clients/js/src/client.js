@@ -264,9 +264,10 @@ export class CarrelClient {
     return this._statuses.get(runId)
   }
 
-  /** Try to connect now, if the client waits for its next attempt: for a page that has become visible, or online. */
+  /** Try now, if the client waits for its next attempt; else see whether the line holds: for a page that is looked at again. */
   wake() {
     this._wake.set()
+    this._link?.probe()
   }
 
   /** @param {{ms?: number, signal?: AbortSignal}} options */
@@ -325,14 +326,14 @@ export class CarrelClient {
 
   async _live() {
     const wake = () => this.wake()
-    globalThis.addEventListener?.("online", wake)
+    for (const change of ["online", "offline"]) globalThis.addEventListener?.(change, wake)
     try {
       this._options.WebSocket = await webSocketClass(/** @type {any} */ (this._given))
       await this._connections(this._life.signal)
     } catch (error) {
       this._end(error instanceof Error ? error : new CarrelError(String(error)))
     } finally {
-      globalThis.removeEventListener?.("online", wake)
+      for (const change of ["online", "offline"]) globalThis.removeEventListener?.(change, wake)
     }
   }
 

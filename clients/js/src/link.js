@@ -18,6 +18,8 @@ const SILENCES = 2.5
 // How long an acknowledgement may wait for more to go with it.
 const ACK_MS = 50
 const AGAIN_MS = 1000
+// What the answer to a question may take before the line counts as dead.
+const PROBE_MS = 5000
 const FRAME_CODES = new Set(["FRAME", "UNKNOWN_FRAME"])
 
 /**
@@ -55,6 +57,7 @@ export class Link {
     this._beside = new AbortController()
     /** @type {(error: unknown) => void} */
     this._fail = () => {}
+    this._probing = false
     this.connectionId = ""
     /** Events that the gateway sends at most without an acknowledgement; 0 when it does not count. */
     this.window = 0
@@ -78,6 +81,24 @@ export class Link {
    */
   send(text) {
     this._socket?.send(text)
+  }
+
+  /**
+   * Find out whether the gateway is still there, sooner than by its silence: after a sleep, or another network. Nothing
+   * is taken for an answer but what comes.
+   */
+  probe() {
+    if (!this.open || this._probing) return
+    this._probing = true
+    this._start(this._probe(this._beside.signal).finally(() => (this._probing = false)))
+  }
+
+  /** @param {AbortSignal} signal */
+  async _probe(signal) {
+    const before = this.lastHeardAt
+    this.send(JSON.stringify({ type: "ping" }))
+    await sleep(PROBE_MS, signal)
+    if (this.lastHeardAt === before) throw new LostError("the gateway did not answer when it was asked")
   }
 
   /**

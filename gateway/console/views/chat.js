@@ -88,7 +88,8 @@ export function Chat({ session, facts, threadId, stopper }) {
     <//>
     <div class="dock"><div class="column">
       <${Composer} agents=${session.agents} send=${send} given=${given} focus stop=${stopper.current ?? undefined}
-        begun=${session.begun} place=${threadId} usual=${threadId ? usualOf(runs) : session.asked} />
+        begun=${session.begun} place=${threadId} usual=${threadId ? usualOf(runs) : session.asked}
+        waits=${Boolean(draft && !draft.threadId && !draft.error)} />
     </div></div>
   </div>`
 }

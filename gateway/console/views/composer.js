@@ -9,11 +9,23 @@ const EMPTY = { message: "", agent: null, params: "", more: false }
 /**
  * @param {{agents: any[], send: (request: {message: string, agent: string, params?: object}) => void, stop?: () => void,
  *   given?: {message: string, agent?: string, params?: object | null, at: number}, focus?: boolean, small?: boolean,
- *   begun?: Map<string, any>, place?: string, usual?: string}} props
+ *   begun?: Map<string, any>, place?: string, usual?: string, waits?: boolean}} props
  *   `stop` ends the run that is under way; `given` is put into the fields, null for no parameters; `begun` keeps what was
- *   begun in each place and not sent; `usual` is the agent of whoever has chosen none.
+ *   begun in each place and not sent; `usual` is the agent of whoever has chosen none; `waits` keeps what is written
+ *   until the message before it has begun its conversation.
  */
-export function Composer({ agents, send, stop, given, focus = false, small = false, begun, place = "", usual = "" }) {
+export function Composer({
+  agents,
+  send,
+  stop,
+  given,
+  focus = false,
+  small = false,
+  begun,
+  place = "",
+  usual = "",
+  waits = false,
+}) {
   const kept = begun?.get(place)
   const [message, setMessage] = useState(kept?.message ?? "")
   const [chosen, setAgent] = useState(kept?.agent ?? null)
@@ -62,7 +74,7 @@ export function Composer({ agents, send, stop, given, focus = false, small = fal
   const submit = (event) => {
     event?.preventDefault()
     const text = message.trim()
-    if (!text) {
+    if (!text || waits) {
       field.current?.focus()
       return
     }
@@ -89,7 +101,7 @@ export function Composer({ agents, send, stop, given, focus = false, small = fal
         ${small ? null : html`<button type="button" class="icon-button" aria-expanded=${more} aria-label="Parameters" title="Parameters (JSON)" onClick=${() => setMore(!more)}><${Icon} name="braces" /></button>`}
         <span class="grow"></span>
         ${stop ? html`<button type="button" class="button small" onClick=${stop} data-stop><${Icon} name="stop" /> Stop</button>` : null}
-        <button type="submit" class="send" aria-label="Send" title="Send (Enter)" disabled=${!message.trim()}><${Icon} name="send" /></button>
+        <button type="submit" class="send" aria-label="Send" title="Send (Enter)" disabled=${!message.trim() || waits}><${Icon} name="send" /></button>
       </div>
     </div>
     ${

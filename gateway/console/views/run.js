@@ -126,28 +126,37 @@ function useSpoken(run) {
 
 /** A message that has not become a run. */
 export function DraftCard({ session, draft, forget, edit }) {
+  const thread = draft.threadId ? session.threads.thread(draft.threadId) : null
   useStore(draft)
+  useStore(thread)
   const { error, request } = draft
   const again = (changes) => session.again(draft, changes)
   const busy = error?.code === "THREAD_BUSY"
+  // The other may have ended since.
+  const free = busy && !thread?.runs.some((run) => !run.ended)
   const actions = !error
     ? []
-    : busy
+    : free
       ? [
-          { label: "Send it afterwards", main: true, act: () => again({ strategy: "enqueue" }) },
-          { label: "Stop the other, run this", act: () => again({ strategy: "interrupt" }) },
+          { label: "Send it now", main: true, act: () => again({}) },
           { label: "Discard", act: () => forget(draft) },
         ]
-      : [
-          { label: "Send again", main: true, act: () => again({}) },
-          { label: "Change it", act: () => edit(draft) },
-        ]
+      : busy
+        ? [
+            { label: "Send it afterwards", main: true, act: () => again({ strategy: "enqueue" }) },
+            { label: "Stop the other, run this", act: () => again({ strategy: "interrupt" }) },
+            { label: "Discard", act: () => forget(draft) },
+          ]
+        : [
+            { label: "Send again", main: true, act: () => again({}) },
+            { label: "Change it", act: () => edit(draft) },
+          ]
   return html`<article class="exchange" aria-label=${request.message}>
     <div class="said" data-role="user"><p class="said-text">${request.message}</p></div>
     <div class="work">${
       error
         ? html`<${Problem} error=${busy ? { code: error.code, message: "It has not been sent yet. What shall become of it?", details: error.details } : error}
-          title=${busy ? "This conversation is busy with another run." : undefined} actions=${actions} />`
+          title=${free ? "The conversation was busy with a run that has ended." : busy ? "This conversation is busy with another run." : undefined} actions=${actions} />`
         : html`<p class="quiet"><${Spinner} /> Sending${session.connection.phase === "connected" ? "" : ", as soon as the gateway is reached"}</p>`
     }</div>
   </article>`
