@@ -185,8 +185,9 @@ def carrel_command(*arguments: str, program: str = "carrel.cli") -> list[str]:
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without settings of the developer's shell."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CARREL_", "LLM_COSTS_"))}
+    """The environment without settings of the developer's shell, and without what a `make` around it hands on."""
+    foreign = ("CARREL_", "LLM_COSTS_", "MAKE", "MFLAGS", "ARGS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "NO_COLOR": "1", **(extra or {})}
 
 
