@@ -8,26 +8,25 @@ export const MOST_JSON = 128 * 1024 * 1024
 export const MOST_ERROR = 1024 * 1024
 
 /**
- * @param {Response} response
+ * All that a stream has.
+ * @param {ReadableStream<Uint8Array>} stream
  * @param {number} most Bytes.
+ * @param {() => Error} beyond Makes what is thrown when there is more. It is not read on then.
  * @returns {Promise<Uint8Array<ArrayBuffer>>}
- * @throws {ProtocolError} There is more.
  */
-export async function bytesOf(response, most) {
-  const body = response.body?.getReader()
-  if (body === undefined) return new Uint8Array()
+export async function gather(stream, most, beyond) {
+  const reader = stream.getReader()
   /** @type {Uint8Array[]} */
   const pieces = []
   let size = 0
   try {
-    // What was said of the length may be wrong, and is of the packed form where a body is packed.
-    for (let piece = await body.read(); !piece.done; piece = await body.read()) {
+    for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
       size += piece.value.length
-      if (size > most) throw new ProtocolError(`the gateway answered with more than ${most} bytes`)
+      if (size > most) throw beyond()
       pieces.push(piece.value)
     }
   } catch (error) {
-    body.cancel().catch(() => undefined)
+    reader.cancel().catch(() => undefined)
     throw error
   }
   const whole = new Uint8Array(size)
@@ -37,6 +36,18 @@ export async function bytesOf(response, most) {
     at += piece.length
   }
   return whole
+}
+
+/**
+ * @param {Response} response
+ * @param {number} most Bytes.
+ * @returns {Promise<Uint8Array<ArrayBuffer>>}
+ * @throws {ProtocolError} There is more.
+ */
+export async function bytesOf(response, most) {
+  if (!response.body) return new Uint8Array()
+  // What was said of the length may be wrong, and is of the packed form where a body is packed.
+  return gather(response.body, most, () => new ProtocolError(`the gateway answered with more than ${most} bytes`))
 }
 
 /**

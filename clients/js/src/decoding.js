@@ -3,6 +3,7 @@
  * What they mean to a reader is `reading.js`'s. Whatever is malformed is a `ProtocolError` that says what.
  */
 
+import { gather } from "./bodies.js"
 import { isObject, ProtocolError } from "./errors.js"
 
 /** What a message may have at most, in UTF-16 units, and a compressed batch grow to, in bytes. */
@@ -80,27 +81,12 @@ function fromHex(text) {
  * @param {Uint8Array<ArrayBuffer>} bytes
  */
 async function unpacked(bytes) {
-  const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")).getReader()
-  const parts = []
-  let length = 0
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))
+  const tooLarge = () => new ProtocolError("the gateway sent a compressed event_batch that is far too large")
   try {
-    for (let step = await reader.read(); !step.done; step = await reader.read()) {
-      parts.push(step.value)
-      length += step.value.length
-      if (length > MAX_BATCH_BYTES) break
-    }
-  } catch {
+    return await gather(stream, MAX_BATCH_BYTES, tooLarge)
+  } catch (error) {
+    if (error instanceof ProtocolError) throw error
     throw new ProtocolError("the gateway sent a compressed event_batch that cannot be unpacked")
   }
-  if (length > MAX_BATCH_BYTES) {
-    await reader.cancel().catch(() => undefined)
-    throw new ProtocolError("the gateway sent a compressed event_batch that is far too large")
-  }
-  const data = new Uint8Array(length)
-  let at = 0
-  for (const part of parts) {
-    data.set(part, at)
-    at += part.length
-  }
-  return data
 }
