@@ -74,7 +74,7 @@ class Calls:
     def close(self) -> None:
         """Give all that have no result one: readers take a call without for one that they are to answer."""
         for own_id, number in self._waiting.items():
-            self._told(self._shown(own_id, number), _NO_RESULT, {"cut_off": True}, {})
+            self._cut_off(own_id, number)
         self._waiting.clear()
 
     def _forget_one(self) -> None:
@@ -83,8 +83,11 @@ class Calls:
         else:
             own_id = next(iter(self._waiting))
             number = self._waiting.pop(own_id)
-            self._told(self._shown(own_id, number), _NO_RESULT, {"cut_off": True}, {})
+            self._cut_off(own_id, number)
         self._number = max(self._number, number + 1)
+
+    def _cut_off(self, own_id: str, number: int) -> None:
+        self._told(self._shown(own_id, number), _NO_RESULT, {"cut_off": True}, {})
 
     def _shown(self, own_id: str, number: int) -> str:
         return f"{self._run_id}:{own_id}" + (f"~{number}" if number else "")
